@@ -1,0 +1,1 @@
+"""Numbers and pictures from decoder layers; this module imports no torch."""

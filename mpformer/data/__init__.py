@@ -1,0 +1,1 @@
+"""Datasets: generation, conversion, registration, mappers and loading."""

@@ -1,0 +1,1 @@
+"""Model: backbone, pixel decoder, decoder, mask piloting, matcher and criterion."""

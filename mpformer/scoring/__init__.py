@@ -1,0 +1,1 @@
+"""Scores: COCO AP, panoptic quality and mIoU, as recorded and during training."""

@@ -1,0 +1,1 @@
+"""Tables, figures and pages from the run store alone; never torch."""
