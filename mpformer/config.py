@@ -49,7 +49,7 @@ class ShapesConfig(Section):
 
 
 class AugmentationConfig(Section):
-    """What happens to a training image. ``fixed``: flip only; ``lsj``: large-scale jitter; ``crop``: resize, crop, colour."""
+    """What happens to a training image: ``fixed`` (flip), ``lsj`` (large-scale jitter) or ``crop`` (resize, crop)."""
 
     kind: Literal["fixed", "lsj", "crop"] = "fixed"
     flip: bool = True
@@ -118,10 +118,14 @@ class ModelConfig(Section):
     encoder_layers: int = Field(6, ge=0)
     encoder_ffn: int = Field(1024, ge=1)
     encoder_points: int = Field(4, ge=1)
-    decoder_layers: int = Field(9, ge=1, description="L; predictions come from L + 1 heads, layer 0 being the bare queries")
+    decoder_layers: int = Field(
+        9, ge=1, description="L; predictions come from L + 1 heads, layer 0 being the bare queries"
+    )
     decoder_ffn: int = Field(2048, ge=1)
     queries: int = Field(100, ge=1)
-    attention_strides: tuple[int, ...] = Field((32, 16, 8), description="coarse first; decoder layer i attends at entry i mod n")
+    attention_strides: tuple[int, ...] = Field(
+        (32, 16, 8), description="coarse first; decoder layer i attends at entry i mod n"
+    )
     mask_stride: Literal[4] = 4
     size_divisibility: int = Field(32, ge=1)
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -133,7 +137,9 @@ class ModelConfig(Section):
     train_points: int = Field(12544, ge=1)
     oversample_ratio: float = Field(3.0, ge=1)
     importance_sample_ratio: float = Field(0.75, ge=0, le=1)
-    init_weights: str = Field("", description="file of initial weights; its path is not part of the run id, its checksum is")
+    init_weights: str = Field(
+        "", description="file of initial weights; its path is not part of the run id, its checksum is"
+    )
     init_checksum: str = Field("", description="sha256 of the initial weights; empty: random initialisation")
 
     @field_validator("attention_strides")
@@ -151,13 +157,23 @@ class Toggles(Section):
     """
 
     mp_queries: bool = Field(False, description="the piloted part exists")
-    guided_layers: str = Field("every", description="first | first-k | every: layers that attend through ground-truth masks")
-    point_noise: float = Field(0.0, ge=0, description="r; a cell flips with probability min(1, r * open cells / all cells)")
+    guided_layers: str = Field(
+        "every", description="first | first-k | every: layers that attend through ground-truth masks"
+    )
+    point_noise: float = Field(
+        0.0, ge=0, description="r; a cell flips with probability min(1, r * open cells / all cells)"
+    )
     mask_noise: Literal["point", "shift", "scale", "shift-scale"] = "point"
-    flip_noise: float = Field(0.0, ge=0, le=1, description="probability that a label is replaced by a uniformly drawn class")
-    mp_groups: int | str = Field(1, description="number of groups, or budget-N: max(1, N // largest object count of the batch)")
+    flip_noise: float = Field(
+        0.0, ge=0, le=1, description="probability that a label is replaced by a uniformly drawn class"
+    )
+    mp_groups: int | str = Field(
+        1, description="number of groups, or budget-N: max(1, N // largest object count of the batch)"
+    )
     class_embedding: Literal["label", "learnt"] = "label"
-    class_embedding_layers: Literal["first", "every"] = Field("first", description="layers that the embedding is fed to")
+    class_embedding_layers: Literal["first", "every"] = Field(
+        "first", description="layers that the embedding is fed to"
+    )
     query_position: bool = Field(True, description="learnable position embedding of the matching part")
     pilot_padding: Literal["masked", "reference"] = "masked"
     redraw: Literal["layer", "once"] = Field("layer", description="mask noise is drawn per layer or once per level")
@@ -214,7 +230,9 @@ class EvaluationConfig(Section):
     overlap_threshold: float = Field(0.8, ge=0, le=1)
     min_size_test: int = Field(0, ge=0, description="0: images are not resized")
     max_size_test: int = Field(0, ge=0)
-    size_areas: tuple[int, int] | None = Field(None, description="COCO's small/medium/large limits in pixels; None: 32^2, 96^2")
+    size_areas: tuple[int, int] | None = Field(
+        None, description="COCO's small/medium/large limits in pixels; None: 32^2, 96^2"
+    )
     layer_analysis: bool = Field(True, description="write layers.parquet, mIoU-L and Util")
     layer_scores: bool = Field(True, description="AP, PQ and mIoU of every decoder layer")
     layer_mask_images: int = Field(16, ge=0, description="images whose masks of every layer are kept")
@@ -274,7 +292,7 @@ def valid_keys(prefix: str = "", model: type[BaseModel] = Config) -> list[str]:
     """Every dotted key of the configuration, for error messages."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
-        nested = [m for m in _models(field.annotation)]
+        nested = _models(field.annotation)
         for inner in nested:
             keys += valid_keys(f"{prefix}{name}.", inner)
         if not nested:
@@ -317,4 +335,5 @@ def _first_line(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return str(_unknown(where))
-    return f"invalid value for {where or 'the configuration'}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r:.80})"
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"invalid value for {where or 'the configuration'}: {reason} (got {first['input']!r:.80})"
