@@ -1,0 +1,187 @@
+"""What a report is made of: tables, columns and cells, independent of any output format.
+
+A :class:`Cell` is one number with the runs behind it, or the reason why there is none. Nothing here reads
+files (:mod:`reports.collect`) or knows of an output format (:mod:`reports.render`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What a cell holds; no cell is ever blank."""
+
+    VALUE = "value"  # every planned seed is done
+    PARTIAL = "partial"  # seeds are missing, or the number is a probe of a run that still trains
+    STALE = "stale"  # made with an older evaluation setting or identity scheme
+    VOID = "void"  # withdrawn by a person, with a reason
+    MISSING = "missing"  # no number: never launched, queued, failed, or the metric does not apply
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric: ``direction`` is +1 where higher is better, -1 where lower is, 0 where neither is."""
+
+    key: str
+    label: str
+    group: str
+    definition: str
+    unit: str = "%"
+    decimals: int = 1
+    direction: int = 1
+
+
+@dataclass(frozen=True)
+class SeedValue:
+    """One run's number, in the unit of its column."""
+
+    seed: int
+    run_id: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A row minus the table's baseline, paired by seed; ``n`` counts the pairs.
+
+    ``low`` and ``high`` are the 95 % interval of the paired difference, ``p`` its two-sided paired t test and
+    ``p_holm`` the same after Holm over the table's family; each is None where n does not allow it.
+    """
+
+    mean: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table with everything that is needed to judge it."""
+
+    kind: Kind
+    mean: float | None = None
+    std: float | None = None  # sample standard deviation (ddof 1); None where n < 3
+    n: int = 0
+    planned: int = 0
+    reason: str = ""  # why it is not a plain value; empty for VALUE
+    short: str = ""  # the reason in one or two words, for narrow formats
+    values: tuple[SeedValue, ...] = ()
+    delta: Delta | None = None
+    best: bool = False
+    flags: tuple[str, ...] = ()  # "mixed commits", ...
+
+    @property
+    def has_number(self) -> bool:
+        """Whether there is a number to print, trusted or not."""
+        return self.mean is not None
+
+
+@dataclass(frozen=True)
+class TickColumn:
+    """One component of a component table, such as point noise."""
+
+    key: str
+    label: str
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One setting of the toggles; ``ticks`` has one entry per tick column, ``cells`` one per column."""
+
+    name: str
+    label: str
+    cells: tuple[Cell, ...]
+    ticks: tuple[str, ...] = ()  # "yes", "no", or the setting as text
+    baseline: bool = False
+    preset: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Footnote:
+    """A remark below the table; ``mark`` is empty for a general one."""
+
+    text: str
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published number beside ours; ``verdict`` is one of analysis.statistics' words, or a direction."""
+
+    row: str
+    metric: str
+    kind: str
+    published: str
+    ours: str
+    difference: str
+    verdict: str
+    why: str
+    where: str
+    source: str
+    how_sure: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the paper at one scale on one dataset."""
+
+    suite: str
+    scale: str
+    dataset: str
+    title: str
+    paper_table: str
+    primary: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[TableRow, ...]
+    tick_columns: tuple[TickColumn, ...] = ()
+    footnotes: tuple[Footnote, ...] = ()
+    commits: tuple[str, ...] = ()
+    published: tuple[Published, ...] = ()
+    published_note: str = ""
+    progress: tuple[tuple[str, int], ...] = ()  # (state, number of runs), in order of the life of a run
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """``suite@scale`` with ``+dataset`` where it is not the scale's own, as in the record's file name."""
+        return table_name(self.suite, self.scale, self.dataset)
+
+    @property
+    def groups(self) -> tuple[tuple[str, int], ...]:
+        """Headers over the columns: (label, number of columns), in order."""
+        return grouped([column.group for column in self.columns])
+
+    @property
+    def runs(self) -> int:
+        """How many runs the table needs."""
+        return sum(count for _, count in self.progress)
+
+    @property
+    def done(self) -> int:
+        """How many of them are done."""
+        return dict(self.progress).get("DONE", 0)
+
+
+DEFAULT_DATASET = {"mini": "shapes"}
+
+
+def table_name(suite: str, scale: str, dataset: str | None) -> str:
+    """Name of a suite's record and report folder; the scale's own dataset is left out."""
+    own = dataset is None or dataset == "" or DEFAULT_DATASET.get(scale) == dataset
+    return f"{suite}@{scale}" if own else f"{suite}@{scale}+{dataset}"
+
+
+def grouped(labels: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """Runs of equal labels: ``["a", "a", "b"]`` gives ``(("a", 2), ("b", 1))``."""
+    spans: list[tuple[str, int]] = []
+    for label in labels:
+        if spans and spans[-1][0] == label:
+            spans[-1] = (label, spans[-1][1] + 1)
+        else:
+            spans.append((label, 1))
+    return tuple(spans)
