@@ -1,1 +1,10 @@
-"""Numbers and pictures from decoder layers; this module imports no torch."""
+"""Numbers and pictures from decoder layers, of any DETR-like segmentation model.
+
+This module imports no torch. The tensor modules do: :mod:`~analysis.matching`, :mod:`~analysis.layers`,
+:mod:`~analysis.recorder`, :mod:`~analysis.masks`, :mod:`~analysis.gradients` and :mod:`~analysis.quality`.
+:mod:`~analysis.tables`, :mod:`~analysis.scores`, :mod:`~analysis.statistics` and :mod:`~analysis.figures` work on
+files, without it.
+
+Letters in every docstring: A = L + 1 prediction layers (0: the bare learnable queries, L: the last), Q queries, C
+classes, D mask embedding width, h × w cells of the mask features, n ground-truth objects of the image.
+"""
