@@ -1,0 +1,412 @@
+"""One execution of a run's stages: claim, train, evaluate, and leave files that say how it ended.
+
+:func:`run_attempt` is the one entry point of every executor. What it writes last is what counts: ``trained.json`` after
+the final weights, ``result.json`` after everything else of an evaluation.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from experiments import claims, provenance
+from experiments.identity import eval_id as evaluation_id
+from experiments.states import last_evaluation
+from experiments.store import RunDir, Store, append_json, read_json, valid_result, write_json
+from mpformer.config import Config
+from mpformer.errors import RunFailure, UserError
+from mpformer.hooks import Interrupted, TrainHooks
+
+Stage = Literal["all", "train", "evaluate"]
+
+_log = logging.getLogger(__name__)
+
+RESERVE_BYTES = 65536
+"""Kept aside in an attempt so that a full disk still lets it say so."""
+
+
+class Runner(Protocol):
+    """What trains and scores a model; tests put a small one in place of :class:`Model`."""
+
+    def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
+        """See :func:`mpformer.training.train`."""
+
+    def evaluate(
+        self, config: Config, weights: Path, out: Path, data_root: Path, progress: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        """See :func:`mpformer.evaluation.evaluate`."""
+
+
+class Model:
+    """The real thing; torch is imported here and nowhere else in this package."""
+
+    def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
+        """Train ``config`` in ``directory``."""
+        from mpformer.training import train
+
+        return train(config, directory, data_root, hooks)
+
+    def evaluate(
+        self, config: Config, weights: Path, out: Path, data_root: Path, progress: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        """Score ``weights`` and write everything but ``result.json`` into ``out``."""
+        from mpformer.evaluation import evaluate
+
+        return evaluate(config, weights, out, data_root, progress=progress)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an attempt is executed; nothing here can change a result but for threads, which are recorded."""
+
+    data_root: Path
+    launch: str = ""
+    threads: int | None = None
+    stop_file: Path | None = None
+    """A file whose appearance asks the attempt to checkpoint and stop; its content is the reason."""
+    capture: bool = True
+    """Send stdout and stderr to the attempt's log; off for a debugger."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended: ``done``, ``trained``, ``failed``, ``interrupted``, ``cancelled``, ``skipped`` ..."""
+
+    name: str
+    failure_class: str = ""
+    detail: str = ""
+    attempt: int = 0
+
+
+def run_attempt(root: Path, run_id: str, stage: Stage, options: Options, runner: Runner | None = None) -> Outcome:
+    """Execute what is missing of a run's ``stage``; returns how it ended and never raises for a run's failure.
+
+    Returns ``skipped`` if another process holds the run or nothing is left to do.
+    """
+    run = Store(root).run(run_id)
+    run.record()  # UserError before anything is claimed
+    claim = claims.acquire(run.path / "claims", job_id=provenance.job_id())
+    if claim is None:
+        return Outcome("skipped", detail="another process holds the run")
+    try:
+        _bury_predecessors(run, claim.number)
+        if _complete(run, stage):
+            return Outcome("skipped", detail="nothing is left to do")
+        return _Attempt(run, claim, stage, options, runner or Model()).execute()
+    finally:
+        claim.release()
+
+
+def _complete(run: RunDir, stage: Stage) -> bool:
+    if run.void_file.exists():
+        return False
+    if stage == "train":
+        return run.trained() is not None
+    return run.result(evaluation_id(run.config())) is not None
+
+
+def _bury_predecessors(run: RunDir, number: int) -> None:
+    """Say in the records of attempts that died without a word that they were lost."""
+    for earlier in run.attempts():
+        path = run.attempt(earlier) / "stage.json"
+        stage = read_json(path)
+        if earlier < number and isinstance(stage, dict) and stage.get("outcome") is None:
+            lost = {"outcome": "lost", "failure_class": "killed", "detail": "the process ended without a word"}
+            write_json(path, {**stage, **lost, "ended": time.time()})
+
+
+class _Attempt:
+    """One attempt under a claim."""
+
+    def __init__(self, run: RunDir, claim: claims.Claim, stage: Stage, options: Options, runner: Runner) -> None:
+        self.run, self.claim, self.stage, self.options, self.runner = run, claim, stage, options, runner
+        self.directory = run.attempt(claim.number)
+        self.signals: list[str] = []
+        self.heartbeat = claims.Heartbeat(claim)
+        self.config = self._config()
+        self._progress_at = 0.0
+        self._stop_at = 0.0
+        self._record: dict[str, Any] = {}
+
+    def _config(self) -> Config:
+        config = self.run.config()
+        if self.options.threads is None:
+            return config
+        return config.replace({"runtime.threads": self.options.threads})
+
+    def execute(self) -> Outcome:
+        """Run the stages and record how it ended."""
+        with _disk_becomes_outcome() as failed:
+            self._begin()
+            with self.heartbeat, _captured(self.directory / "log.txt", self.options.capture), self._signals():
+                outcome = self._judged()
+            self._end(outcome)
+            return outcome
+        _print_error(f"{self.run.run_id}: {failed[0]}")
+        return Outcome("failed", "disk", failed[0], self.claim.number)
+
+    def _begin(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / ".reserve").write_bytes(os.urandom(RESERVE_BYTES))
+        self._record = {"stage": self.stage, "started": time.time(), "ended": None, "outcome": None}
+        self._record["launch"] = self.options.launch
+        write_json(self.directory / "stage.json", self._record)
+        write_json(self.directory / "provenance.json", provenance.collect(self.config.runtime.threads))
+        self._event("RUNNING", f"attempt {self.claim.number}, stage {self.stage}")
+        self._warn_of_other_threads()
+
+    def _end(self, outcome: Outcome) -> None:
+        (self.directory / ".reserve").unlink(missing_ok=True)
+        ended = {"outcome": outcome.name, "failure_class": outcome.failure_class, "detail": outcome.detail}
+        write_json(self.directory / "stage.json", {**self._record, "ended": time.time(), **ended})
+        self._event(_EVENTS.get(outcome.name, outcome.name.upper()), outcome.detail)
+
+    def _event(self, state: str, detail: str) -> None:
+        with contextlib.suppress(OSError):
+            append_json(self.directory / "events.jsonl", {"time": time.time(), "state": state, "detail": detail})
+
+    def _judged(self) -> Outcome:
+        """Run the stages; every way to end becomes an outcome."""
+        try:
+            return self._stages()
+        except Interrupted as stop:
+            kind = stop.reason.split(":", 1)[0]
+            name = kind if kind in ("cancelled", "timeout", "requeued") else "interrupted"
+            return Outcome(name, "", f"{stop}; launch again to continue", self.claim.number)
+        except BaseException as error:
+            outcome = failure(error, self.claim.number)
+            if outcome.failure_class not in ("nan", "claim-lost"):
+                traceback.print_exc()
+            _print_error(f"{self.run.run_id}: {outcome.failure_class}: {outcome.detail}")
+            return outcome
+
+    def _stages(self) -> Outcome:
+        if self.run.void_file.exists():
+            _set_aside(self.run)
+        if self.stage != "evaluate":
+            self._train()
+        if self.stage == "train":
+            return Outcome("trained", attempt=self.claim.number)
+        self._evaluate()
+        return Outcome("done", attempt=self.claim.number)
+
+    def _train(self) -> None:
+        if self._weights() is not None:
+            return
+        hooks = TrainHooks(log=self._log_line, confirm=self._confirm, stop=self._stop, progress=self._progress)
+        trained = self.runner.train(self.config, self.run.path, self.options.data_root, hooks)
+        self._confirm()
+        write_json(self.run.path / "trained.json", trained)
+        self._event("TRAINED", f"{trained.get('iterations')} iterations")
+
+    def _weights(self) -> Path | None:
+        """The final weights, if they are there and match their checksum; otherwise the training is taken up again."""
+        trained = self.run.trained()
+        if trained is None:
+            return None
+        path = self.run.path / trained["weights"]
+        if path.exists() and sha256(path) == trained["weights_sha256"]:
+            return path
+        _print_error(f"{path.name} is missing or damaged: training again from the last sound checkpoint")
+        (self.run.path / "trained.json").replace(self.directory / "trained.damaged.json")
+        return None
+
+    def _evaluate(self) -> None:
+        weights = self._weights()
+        if weights is None:
+            raise RunFailure("data", "there are no trained weights to evaluate; run the train stage first")
+        setting = evaluation_id(self.config)
+        out = self.run.evaluation(setting)
+        out.mkdir(parents=True, exist_ok=True)
+        self._event("EVALUATING", setting)
+        result = self.runner.evaluate(self.config, weights, out, self.options.data_root, self._evaluation_progress)
+        result = {**result, "schema": 1, "run_id": self.run.run_id, "eval_id": setting}
+        if not valid_result(result, self.run.run_id, setting):
+            raise RunFailure("nan", "the evaluation's result is incomplete or not finite; see the attempt's log")
+        self._confirm()
+        self._log_final(result)
+        write_json(out / "result.json", result)
+        self._drop_checkpoints(weights)
+
+    def _drop_checkpoints(self, weights: Path) -> None:
+        """Keep the weights alone of a run that is done."""
+        for path in (self.run.path / "checkpoints").glob("iteration_*"):
+            if path != weights:
+                path.unlink(missing_ok=True)
+
+    def _log_final(self, result: Mapping[str, Any]) -> None:
+        """The final scores are a line of metrics.jsonl too, for MLflow's curves."""
+        iteration = result.get("iteration", self.config.schedule.max_iter)
+        last = last_evaluation(self.run.metrics)
+        if last.get("final") and last.get("eval_id") == result["eval_id"]:
+            return
+        line = {"kind": "evaluation", "iteration": iteration, "metrics": result["metrics"], "time": time.time()}
+        self._log_line({**line, "final": True, "eval_id": result["eval_id"]})
+
+    # what the trainer calls back
+
+    def _log_line(self, line: Mapping[str, Any]) -> None:
+        append_json(self.run.metrics, line)
+
+    def _confirm(self) -> None:
+        self.claim.confirm()
+
+    def _stop(self) -> str | None:
+        """The reason to stop, if there is one; the files are looked at twice a second at most."""
+        if self.heartbeat.lost:
+            self.claim.confirm()
+        if self.signals:
+            return self.signals[0]
+        now = time.monotonic()
+        if now - self._stop_at < 0.5:
+            return None
+        self._stop_at = now
+        return self._asked_to_stop()
+
+    def _asked_to_stop(self) -> str | None:
+        if self.run.cancel_file.exists():
+            return "cancelled: by the user"
+        stop = self.options.stop_file
+        if stop is not None and stop.exists():
+            return str((read_json(stop) or {}).get("reason", "interrupted"))
+        return None
+
+    def _progress(self, values: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self._progress_at < 1.0 and values.get("iteration") != values.get("max_iter"):
+            return
+        self._progress_at = now
+        self._write_progress({"stage": "train", **values})
+
+    def _evaluation_progress(self, values: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if self.signals or now - self._progress_at >= 1.0:
+            reason = self._stop()
+            if reason:
+                raise Interrupted(reason, self.config.schedule.max_iter)
+        if now - self._progress_at >= 1.0:
+            self._progress_at = now
+            self._write_progress({"stage": "evaluate", **values})
+
+    def _write_progress(self, values: Mapping[str, Any]) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a picture of progress is not worth a run
+            write_json(self.directory / "progress.json", {**values, "time": time.time()})
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM asks for a checkpoint and an end; so does Ctrl-C in the foreground (the trainer sees to that one)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, _: object) -> None:
+            self.signals.append(f"interrupted: {signal.Signals(number).name}")
+
+        before = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _warn_of_other_threads(self) -> None:
+        now = self.config.runtime.threads
+        earlier = {(read_json(self.run.attempt(n) / "provenance.json") or {}).get("threads") for n in self.run.attempts()}
+        if earlier - {now, None}:
+            self._event("WARNING", f"earlier attempts ran with {earlier - {now, None}} threads, this one with {now}")
+
+
+_EVENTS = {"done": "DONE", "trained": "TRAINED", "failed": "FAILED", "interrupted": "CANCELLED"}
+
+
+def failure(error: BaseException, attempt: int = 0) -> Outcome:
+    """Return the outcome that an exception means: its failure class and one line."""
+    line = " ".join(str(error).split())[:500] or type(error).__name__
+    if isinstance(error, RunFailure):
+        return Outcome("failed", error.failure_class, line, attempt)
+    return Outcome("failed", _failure_class(error), f"{type(error).__name__}: {line}", attempt)
+
+
+def _failure_class(error: BaseException) -> str:
+    for kind, name in _CLASSES:
+        if isinstance(error, kind):
+            return name
+    if type(error).__name__ == "OutOfMemoryError":
+        return "oom"
+    return "error"
+
+
+_CLASSES: tuple[tuple[type[BaseException], str], ...] = (
+    (UserError, "config"),
+    (ImportError, "import"),
+    (MemoryError, "oom"),
+    (FloatingPointError, "nan"),
+    (FileNotFoundError, "data"),
+    (OSError, "disk"),
+    (KeyboardInterrupt, "killed"),
+    (SystemExit, "killed"),
+)
+
+
+def sha256(path: Path) -> str:
+    """Return the checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _set_aside(run: RunDir) -> None:
+    """Move what a void run left into ``voided/<n>``, so that it can be done again; nothing is deleted."""
+    number = 1 + sum(1 for _ in (run.path / "voided").glob("*"))
+    aside = run.path / "voided" / str(number)
+    aside.mkdir(parents=True)
+    for name in ("trained.json", "checkpoints", "metrics.jsonl", "probes.parquet", "evals", "void.json"):
+        if (run.path / name).exists():
+            shutil.move(run.path / name, aside / name)
+
+
+@contextlib.contextmanager
+def _captured(log: Path, capture: bool) -> Iterator[None]:
+    """Send this process's stdout and stderr, and those of libraries below Python, to the attempt's log."""
+    if not capture:
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        for descriptor, number in zip(kept, (1, 2), strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _disk_becomes_outcome() -> Iterator[list[str]]:
+    """Swallow an OSError of the attempt's own record-keeping; the list then holds its one line."""
+    lines: list[str] = []
+    try:
+        yield lines
+    except OSError as error:
+        lines.append(f"cannot write the attempt's records: {error}")
+
+
+def _print_error(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

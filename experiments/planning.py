@@ -1,0 +1,270 @@
+"""From a suite's name to its runs: each row and seed resolved to one full, validated configuration and its ids."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments import datasets, registry, scales
+from experiments.identity import canonical, eval_id, plain, run_id
+from experiments.registry import Row, Suite
+from experiments.states import RunState, derive
+from experiments.store import Store, read_json, write_json
+from mpformer.config import Config
+from mpformer.errors import UserError, choices
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for: a suite, and what to change or leave out."""
+
+    suite: str
+    scale: str = "mini"
+    dataset: str | None = None
+    rows: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan."""
+
+    row: Row
+    seed: int
+    config: Config
+    run_id: str
+    eval_id: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs that a request resolves to; ``missing`` lists data and weights that are not in place."""
+
+    request: Request
+    suite: Suite
+    scale: str
+    dataset: str
+    rows: tuple[Row, ...]
+    runs: tuple[PlannedRun, ...]
+    data: datasets.DataState
+    row_configs: Mapping[str, Config]
+    """Every row of the suite, chosen or not, with its configuration at seed 0."""
+    missing: tuple[str, ...] = ()
+
+    @property
+    def unique(self) -> tuple[PlannedRun, ...]:
+        """The runs, each id once: two rows that mean the same run train it once."""
+        return tuple({run.run_id: run for run in self.runs}.values())
+
+    @property
+    def base(self) -> Config:
+        """A configuration of the plan, for its dataset."""
+        return self.runs[0].config
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected seconds of one run on one worker, and where the figure comes from (``measured`` or ``declared``)."""
+
+    seconds: float
+    source: str
+
+
+def make(request: Request, data_root: Path) -> Plan:
+    """Resolve a request; raises UserError that lists valid suites, scales, datasets, rows, keys or values."""
+    suite = registry.find(request.suite)
+    scale, dataset = scales.check(request.scale, request.dataset)
+    if dataset in suite.not_applicable:
+        raise UserError(f"suite {suite.name!r} does not apply on {dataset}: {suite.not_applicable[dataset]}")
+    every = suite.rows(scale, dataset)
+    rows = _chosen_rows(suite, every, request.rows)
+    base, data = _base(scale, dataset, request.overrides, data_root)
+    configs = {row.name: _row_config(row, base, dict(request.overrides)) for row in every}
+    runs = tuple(run for row in rows if not row.not_applicable for run in _row_runs(row, configs[row.name], suite, request))
+    if not runs:
+        raise UserError(f"nothing to run: {rows[0].not_applicable}")
+    _refuse_merged_rows(runs, request)
+    return Plan(request, suite, scale, dataset, every, runs, data, configs, _missing(runs, data))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Parse ``KEY=VALUE``; the value is JSON where it parses as such (numbers, true, lists, null), text otherwise."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"cannot read --set {text!r}; write KEY=VALUE, such as schedule.max_iter=300")
+    try:
+        return key.strip(), json.loads(value)
+    except ValueError:
+        return key.strip(), value
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Parse ``0,1,2`` or ``0-4``; raises UserError for anything else."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"cannot read seeds {text!r}; write 0,1,2 or 0-4")
+        seeds += range(int(first), int(last or first) + 1)
+    if not seeds:
+        raise UserError(f"seeds {text!r} are an empty range; write 0,1,2 or 0-4")
+    return tuple(dict.fromkeys(seeds))
+
+
+def states(plan: Plan, store: Store, queued: frozenset[str] = frozenset()) -> dict[str, RunState]:
+    """Return the state of each of the plan's runs."""
+    return {run.run_id: derive(store.run(run.run_id), run.eval_id, queued) for run in plan.unique}
+
+
+def estimates(plan: Plan, store: Store) -> dict[str, Estimate]:
+    """Return the expected seconds of each run: from finished runs of the same model and data, else a declared figure."""
+    measured = _measured(store)
+    declared = scales.DECLARED_SECONDS.get((plan.scale, plan.dataset), 1.0)
+    return {run.run_id: _estimate(run.config, measured, declared) for run in plan.unique}
+
+
+def write_record(plan: Plan, store: Store, command: str) -> Path:
+    """Write the suite's record: which runs it resolved to.
+
+    Launching other seeds or rows of the same setting adds to the record; launching another setting (``--set``, or a
+    changed suite) replaces it, and the earlier record is kept under ``suites/earlier``.
+    """
+    default = plan.dataset == scales.datasets(plan.scale)[0]
+    path = store.suite_path(plan.suite.name, plan.scale, None if default else plan.dataset)
+    record = _record(plan, command)
+    before = read_json(path)
+    if isinstance(before, dict):
+        if before.get("setting") == record["setting"]:
+            record = {**record, "rows": _merged(before.get("rows") or [], record["rows"])}
+        else:
+            stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(before.get("created") or 0))
+            write_json(path.parent / "earlier" / f"{path.stem}-{stamp}.json", before)
+    write_json(path, record)
+    return path
+
+
+def _chosen_rows(suite: Suite, every: Sequence[Row], names: Iterable[str]) -> tuple[Row, ...]:
+    rows = {row.name: row for row in every}
+    for name in names:
+        if name not in rows:
+            raise choices(f"row of suite {suite.name!r}", name, rows)
+    wanted = set(names) or set(rows)
+    return tuple(row for row in rows.values() if row.name in wanted)
+
+
+def _base(
+    scale: str, dataset: str, overrides: Sequence[tuple[str, Any]], data_root: Path
+) -> tuple[Config, datasets.DataState]:
+    """The configuration that rows change, with the overrides that say which data it is about already in it."""
+    base = scales.base(scale, dataset)
+    about_data = {key: value for key, value in overrides if key.startswith("dataset.")}
+    return datasets.resolve(base.replace(about_data), data_root)
+
+
+def _row_runs(row: Row, config: Config, suite: Suite, request: Request) -> list[PlannedRun]:
+    seeds = request.seeds or row.seeds or suite.seeds.get(request.scale, (0,))
+    return [_planned(row, config.replace({"seed": seed}) if seed != config.seed else config) for seed in seeds]
+
+
+def _row_config(row: Row, base: Config, overrides: dict[str, Any]) -> Config:
+    before = base.replace(dict(row.changes))
+    config = before.replace({key: value for key, value in overrides.items() if not key.startswith("dataset.")})
+    if "schedule.max_iter" in overrides and "schedule.steps" not in overrides:
+        config = scales.scale_steps(config, before.schedule.max_iter)
+    return config
+
+
+def _planned(row: Row, config: Config) -> PlannedRun:
+    return PlannedRun(row, config.seed, config, run_id(config), eval_id(config))
+
+
+def _refuse_merged_rows(runs: Sequence[PlannedRun], request: Request) -> None:
+    """An override of what the rows differ in would compare a row with itself."""
+    owners: dict[str, str] = {}
+    for run in runs:
+        other = owners.setdefault(run.run_id, run.row.name)
+        if other != run.row.name and request.overrides:
+            keys = ", ".join(key for key, _ in request.overrides)
+            raise UserError(f"with --set {keys} the rows {other!r} and {run.row.name!r} are one and the same run")
+
+
+def _missing(runs: Sequence[PlannedRun], data: datasets.DataState) -> tuple[str, ...]:
+    weights = dict.fromkeys(run.config.model.init_weights for run in runs if run.config.model.init_weights)
+    absent = [f"initial weights {name} are not there" for name in weights if not Path(name).exists()]
+    return tuple(([data.missing] if data.missing else []) + absent)
+
+
+def _estimate(config: Config, measured: dict[str, float], declared: float) -> Estimate:
+    per_iteration = measured.get(_cost_key(config))
+    iterations = config.schedule.max_iter
+    if per_iteration is None:
+        return Estimate(iterations * declared, "declared")
+    return Estimate(iterations * per_iteration, "measured")
+
+
+def _cost_key(config: Config) -> str:
+    """What seconds per iteration depend on: everything but the seed, the length and the learning rates."""
+    tree = {"model": plain(config.model), "dataset": plain(config.dataset), "toggles": plain(config.toggles)}
+    return canonical({**tree, "batch": config.schedule.batch_size, "threads": config.runtime.threads})
+
+
+def _measured(store: Store) -> dict[str, float]:
+    """Mean seconds per iteration of the trained runs, by what they depend on."""
+    found: dict[str, list[float]] = {}
+    for run in store.runs():
+        trained = run.trained()
+        if not trained or not trained.get("iterations") or not trained.get("seconds"):
+            continue
+        try:
+            key = _cost_key(run.config())
+        except UserError:
+            continue  # a damaged run costs an estimate, not the plan
+        found.setdefault(key, []).append(trained["seconds"] / trained["iterations"])
+    return {key: sum(values) / len(values) for key, values in found.items()}
+
+
+def _record(plan: Plan, command: str) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "suite": plan.suite.name,
+        "scale": plan.scale,
+        "dataset": plan.dataset,
+        "title": plan.suite.title,
+        "paper_table": plan.suite.paper_table,
+        "baseline": plan.suite.baseline,
+        "columns": list(plan.suite.columns),
+        "not_applicable_columns": scales.column_reasons(plan.dataset),
+        "primary": plan.suite.primary,
+        "ticks": plan.suite.ticks,
+        "overrides": dict(plan.request.overrides),
+        "setting": canonical([dict(plan.request.overrides), plan.data.fingerprint]),
+        "rows": [_row_record(row, plan) for row in plan.rows],
+        "created": time.time(),
+        "command": command,
+    }
+
+
+def _row_record(row: Row, plan: Plan) -> dict[str, Any]:
+    runs = [run for run in plan.runs if run.row.name == row.name]
+    return {
+        "name": row.name,
+        "label": row.label,
+        "toggles": plan.row_configs[row.name].toggles.model_dump(mode="json"),
+        "changes": dict(row.changes),
+        "not_applicable": row.not_applicable,
+        "runs": [{"seed": run.seed, "run_id": run.run_id, "eval_id": run.eval_id} for run in runs],
+    }
+
+
+def _merged(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of now, then what only the record before has; for a row and seed in both, the newer run."""
+    old = {row["name"]: row for row in before}
+    rows = []
+    for row in now:
+        runs = {run["seed"]: run for run in old.pop(row["name"], {}).get("runs", [])}
+        runs.update({run["seed"]: run for run in row["runs"]})
+        rows.append({**row, "runs": [runs[seed] for seed in sorted(runs)]})
+    return rows + list(old.values())

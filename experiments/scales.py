@@ -1,0 +1,141 @@
+"""The base configuration of each scale and dataset; a suite's rows are changes to it."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from mpformer.config import (
+    AugmentationConfig,
+    Config,
+    DatasetConfig,
+    EvaluationConfig,
+    ModelConfig,
+    ResNetConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    ShapesConfig,
+)
+from mpformer.errors import UserError, choices
+
+ONE_CLASS: Mapping[str, str] = MappingProxyType({"nuclei": "nuclei has one class"})
+"""Datasets on which rows about classes mean nothing, with the reason."""
+
+NO_STUFF: Mapping[str, str] = MappingProxyType({"nuclei": "nuclei has instances of one class and no stuff"})
+"""Datasets without panoptic and semantic ground truth, with the reason."""
+
+DECLARED_SECONDS: Mapping[tuple[str, str], float] = MappingProxyType({("mini", "shapes"): 0.25, ("mini", "nuclei"): 0.3})
+"""Seconds an iteration takes on one core of a 2020s laptop: an estimate until a run has measured it."""
+
+DECLARED_GIB = 2.5
+"""Peak memory of a mini run in GiB, likewise."""
+
+
+def scales() -> tuple[str, ...]:
+    """Return the scales that there are."""
+    return tuple(dict.fromkeys(scale for scale, _ in _BASES))
+
+
+def datasets(scale: str) -> tuple[str, ...]:
+    """Return the datasets of a scale, the default one first; raises UserError for an unknown scale."""
+    if scale not in scales():
+        raise choices("scale", scale, scales())
+    return tuple(dataset for known, dataset in _BASES if known == scale)
+
+
+def base(scale: str, dataset: str | None = None) -> Config:
+    """Return the configuration that rows at this scale and on this dataset change.
+
+    Raises UserError that lists the valid choices.
+    """
+    known = datasets(scale)
+    if dataset is None:
+        dataset = known[0]
+    if dataset not in known:
+        raise choices(f"dataset at scale {scale!r}", dataset, known)
+    return _BASES[scale, dataset]()
+
+
+def column_reasons(dataset: str) -> dict[str, str]:
+    """Return the columns that do not apply on the dataset, each with its reason."""
+    if dataset not in NO_STUFF:
+        return {}
+    return {column: NO_STUFF[dataset] for column in ("PQ", "mIoU")}
+
+
+def _mini_model(queries: int) -> ModelConfig:
+    """A narrow Mask2Former for 128-pixel images, attending at strides 16, 8, 4 (at 32 two thirds of masks vanish)."""
+    return ModelConfig(
+        backbone=ResNetConfig(depth=18, stem_channels=32, res2_channels=32, norm="GN", freeze_at=0),
+        hidden_dim=64,
+        conv_dim=64,
+        mask_dim=64,
+        heads=4,
+        encoder_layers=2,
+        encoder_ffn=128,
+        decoder_layers=6,
+        decoder_ffn=128,
+        queries=queries,
+        attention_strides=(16, 8, 4),
+        train_points=1024,
+    )
+
+
+def _mini_schedule() -> ScheduleConfig:
+    return ScheduleConfig(
+        max_iter=1200, batch_size=8, base_lr=3e-4, backbone_multiplier=1.0, lr_schedule="poly", warmup_iters=20
+    )
+
+
+def _mini(dataset: DatasetConfig, queries: int, evaluation: EvaluationConfig) -> Config:
+    return Config(
+        dataset=dataset,
+        model=_mini_model(queries),
+        schedule=_mini_schedule(),
+        evaluation=evaluation,
+        runtime=RuntimeConfig(checkpoint_period=100, eval_period=150, probe_images=64),
+    )
+
+
+_MINI_AREAS = (16**2, 32**2)
+"""COCO's limits (32² and 96² of 640 pixels) mean nothing at 128 pixels: mini has its own, and says so."""
+
+
+def _mini_shapes() -> Config:
+    """Panoptic training, so that AP, PQ and mIoU come from one model."""
+    dataset = DatasetConfig(name="shapes", task="panoptic", shapes=ShapesConfig(), augmentation=AugmentationConfig())
+    return _mini(dataset, 30, EvaluationConfig(instance=True, panoptic=True, semantic=True, size_areas=_MINI_AREAS))
+
+
+def _mini_nuclei() -> Config:
+    """Real microscopy, one class, instances only; crops hold up to some 40 nuclei."""
+    dataset = DatasetConfig(name="nuclei", task="instance", crop=128)
+    return _mini(dataset, 40, EvaluationConfig(instance=True, size_areas=_MINI_AREAS))
+
+
+_BASES: dict[tuple[str, str], Callable[[], Config]] = {
+    ("mini", "shapes"): _mini_shapes,
+    ("mini", "nuclei"): _mini_nuclei,
+}
+
+
+def check(scale: str, dataset: str | None) -> tuple[str, str]:
+    """Return scale and dataset, the default filled in; raises UserError with the valid choices."""
+    known = datasets(scale)
+    chosen = known[0] if dataset is None else dataset
+    if chosen not in known:
+        raise choices(f"dataset at scale {scale!r}", chosen, known)
+    return scale, chosen
+
+
+def scale_steps(config: Config, old_iterations: int) -> Config:
+    """Return ``config`` with milestones and evaluation period moved along with a changed number of iterations.
+
+    A run of half the iterations then decays at the same shares of its schedule. Raises UserError if a milestone
+    would fall on iteration 0.
+    """
+    ratio = config.schedule.max_iter / old_iterations
+    steps = tuple(round(step * ratio) for step in config.schedule.steps)
+    if any(step < 1 for step in steps):
+        raise UserError("schedule.max_iter is too small for the row's milestones; give schedule.steps too")
+    period = config.runtime.eval_period
+    changes = {"schedule.steps": steps, "runtime.eval_period": max(1, round(period * ratio)) if period else 0}
+    return config.replace(changes)
