@@ -66,10 +66,9 @@ def summed(losses: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _normalisers(batch: Sequence[dict[str, Any]], config: Config) -> tuple[float, float]:
-    """(objects, summed class weights) of a micro-batch; a matched query weighs 1, an unmatched one `no_object_weight`."""
+    """(objects, summed class weights) of a micro-batch; a matched query weighs 1, another `no_object_weight`."""
     counts = [len(item["instances"]) for item in batch]
     queries = config.model.queries
     matched = sum(min(count, queries) for count in counts)
     free = queries * len(counts) - matched
     return float(sum(counts)), matched + config.model.no_object_weight * free
-

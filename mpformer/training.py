@@ -30,7 +30,7 @@ from mpformer.errors import RunFailure, UserError
 from mpformer.hooks import Interrupted, TrainHooks
 from mpformer.modeling.meta_arch import build_model
 from mpformer.probes import Prober
-from mpformer.weights import load_weights
+from mpformer.weights import load_weights, local_path
 
 __all__ = ["Interrupted", "TrainHooks", "train"]
 
@@ -134,7 +134,9 @@ class Trainer(TrainerBase):
     def restore(self, state: dict[str, Any]) -> None:
         """Set everything from a snapshot."""
         if state.get("schema") != _SCHEMA:
-            raise UserError(f"checkpoint schema {state.get('schema')} is not {_SCHEMA}: void the run and train it again")
+            raise UserError(
+                f"checkpoint schema {state.get('schema')} is not {_SCHEMA}: void the run and train it again"
+            )
         for name in ("optimizer", "scheduler", "scaler", "meter", "prober"):
             getattr(self, name).load_state_dict(state[name])
         self.core.load_state_dict(state["model"])
@@ -328,10 +330,10 @@ def initial_model(config: Config) -> nn.Module:
     """Build the model with its initial weights: random by seed, then ``model.init_weights`` where given."""
     model = build_model(config)
     if config.model.init_weights:
-        path = Path(config.model.init_weights)
+        path = local_path(config.model.init_weights)
         if config.model.init_checksum and checkpoints.sha256(path) != config.model.init_checksum:
             raise UserError(f"initial weights {path.name} differ from model.init_checksum: another file was planned")
-        load_weights(model, path, partial=True)
+        load_weights(model, path, allow_backbone=True)
     return model
 
 

@@ -1,0 +1,259 @@
+"""Released files load with nothing missing and nothing left over; untrusted ones run no code."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mpformer.errors import UserError
+from mpformer.weights import detect_toggles, load_weights, read_weights, sha256
+
+GOLDEN = [Path(__file__).parents[1] / "golden", Path(__file__).parents[3] / "shared" / "golden"]
+PREDICTOR = "sem_seg_head.predictor."
+
+
+def golden(name: str) -> Any:
+    for folder in GOLDEN:
+        if (folder / name).exists():
+            return np.load(folder / name)
+    pytest.skip(f"{name} is in neither tests/golden nor ../shared/golden")
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, np.ndarray]:
+    """State dict of a tiny MP-Former: no query position, with a label embedding."""
+    with golden("weights_tiny.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+class Skeleton(nn.Module):
+    """A module with given parameter names and shapes, so that names are tested without building the network."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            *parents, last = name.split(".")
+            node: nn.Module = self
+            for part in parents:
+                if part not in node._modules:
+                    node.add_module(part, nn.Module())
+                node = node._modules[part]  # type: ignore[assignment]
+            node.register_parameter(last, nn.Parameter(torch.full(shape, -7.0)))
+
+
+def skeleton(arrays: dict[str, Any]) -> Skeleton:
+    return Skeleton({name: tuple(value.shape) for name, value in arrays.items()})
+
+
+def pickled(path: Path, content: Any, protocol: int = 2) -> Path:
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    return path
+
+
+def saved(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+
+
+def assert_loaded(model: nn.Module, arrays: dict[str, np.ndarray]) -> None:
+    for name, value in model.state_dict().items():
+        if name != "criterion.empty_weight":  # computed from the configuration
+            assert np.array_equal(value.numpy(), arrays[name]), name
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_released_pickle(tmp_path: Path, arrays: dict[str, np.ndarray], protocol: int) -> None:
+    path = pickled(tmp_path / "model_final.pkl", {"model": arrays, "__author__": "release"}, protocol)
+    model = skeleton(arrays)
+    found = load_weights(model, path)
+    assert_loaded(model, arrays)
+    assert found["kept"] == []
+
+
+def test_released_checkpoint_with_optimizer_and_wrapper_prefix(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    state = {f"module.{name}": value for name, value in tensors(arrays).items()}
+    content = {"model": state, "optimizer": {"state": {}}, "iteration": 368749}
+    model = skeleton(arrays)
+    load_weights(model, saved(tmp_path / "model_final.pth", content))
+    assert_loaded(model, arrays)
+
+
+def test_bare_state_dict_without_version_metadata_is_not_doubled(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    path = saved(tmp_path / "bare.pth", dict(tensors(arrays)))
+    assert read_weights(path).keys() == arrays.keys()
+
+
+def test_early_names_are_brought_up_to_date(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    old = {
+        name.replace("sem_seg_head.pixel_decoder.", "sem_seg_head.").replace("query_feat.", "static_query."): value
+        for name, value in tensors(arrays).items()
+    }
+    assert old.keys() != arrays.keys()
+    assert read_weights(saved(tmp_path / "early.pth", {"model": old})).keys() == arrays.keys()
+
+
+def test_toggles_are_told_from_the_file(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    mp = saved(tmp_path / "mp.pth", tensors(arrays))
+    assert detect_toggles(mp) == {"toggles.query_position": False, "toggles.mp_queries": True}
+    plain = tensors(arrays)
+    del plain[f"{PREDICTOR}label_enc.weight"]
+    plain[f"{PREDICTOR}query_embed.weight"] = torch.zeros(12, 32)
+    m2f = saved(tmp_path / "m2f.pth", plain)
+    assert detect_toggles(m2f) == {"toggles.query_position": True, "toggles.mp_queries": False}
+
+
+@pytest.mark.parametrize(("drop_from", "hint"), [("file", "missing"), ("model", "unexpected")])
+def test_missing_or_unexpected_names_are_an_error(
+    tmp_path: Path, arrays: dict[str, np.ndarray], drop_from: str, hint: str
+) -> None:
+    fewer = {name: value for name, value in arrays.items() if "label_enc" not in name}
+    in_file, in_model = (fewer, arrays) if drop_from == "file" else (arrays, fewer)
+    path = saved(tmp_path / "w.pth", tensors(in_file))
+    with pytest.raises(UserError, match=rf"1 {hint} \(.*label_enc.weight\); check toggles.mp_queries"):
+        load_weights(skeleton(in_model), path)
+
+
+def test_wrong_shape_is_an_error(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    other = tensors(arrays) | {f"{PREDICTOR}query_feat.weight": torch.zeros(13, 32)}
+    with pytest.raises(UserError, match=r"query_feat.weight \(13, 32\) instead of \(12, 32\)"):
+        load_weights(skeleton(arrays), saved(tmp_path / "w.pth", other))
+
+
+def test_wrong_class_count_needs_the_option(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    other = tensors(arrays) | {
+        f"{PREDICTOR}class_embed.weight": torch.zeros(81, 32),
+        f"{PREDICTOR}class_embed.bias": torch.zeros(81),
+        f"{PREDICTOR}label_enc.weight": torch.zeros(80, 32),
+        "criterion.empty_weight": torch.ones(81),
+    }
+    path, model = saved(tmp_path / "w.pth", other), skeleton(arrays)
+    with pytest.raises(UserError, match=r"80 classes .* the model 5 .*--reinit-class-head"):
+        load_weights(model, path)
+    found = load_weights(model, path, reinit_class_head=True)
+    assert found["kept"] == [f"{PREDICTOR}{n}" for n in ("class_embed.bias", "class_embed.weight", "label_enc.weight")]
+    assert float(model.get_parameter(f"{PREDICTOR}class_embed.bias").detach().mean()) == -7.0
+    assert np.array_equal(
+        model.get_parameter(f"{PREDICTOR}query_feat.weight").detach(), arrays[f"{PREDICTOR}query_feat.weight"]
+    )
+
+
+def backbone_of(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {n.removeprefix("backbone."): v for n, v in arrays.items() if n.startswith("backbone.")}
+
+
+def to_torchvision(name: str) -> str:
+    name = name.replace("stem.conv1.norm", "bn1").replace("stem.", "")
+    for stage in (2, 3, 4, 5):
+        name = name.replace(f"res{stage}.", f"layer{stage - 1}.")
+    for conv in (1, 2, 3):
+        name = name.replace(f"conv{conv}.norm", f"bn{conv}")
+    return name.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
+
+
+@pytest.mark.parametrize("style", ["detectron2 pickle", "torchvision"])
+def test_imagenet_resnet(tmp_path: Path, arrays: dict[str, np.ndarray], style: str) -> None:
+    backbone = backbone_of(arrays)
+    counter = np.array(3)
+    if style == "torchvision":
+        state = {to_torchvision(n): torch.from_numpy(np.array(v)) for n, v in backbone.items()}
+        extra = {"fc.weight": torch.zeros(10, 4), "bn1.num_batches_tracked": torch.tensor(3)}
+        path = saved(tmp_path / "resnet50.pth", state | extra)
+        assert "layer1.0.downsample.1.running_mean" in state
+    else:
+        extra_arrays = {"stem.fc.weight": np.zeros((10, 4)), "stem.conv1.norm.num_batches_tracked": counter}
+        content = {"model": backbone | extra_arrays, "__author__": "torchvision", "matching_heuristics": True}
+        path = pickled(tmp_path / "R-50.pkl", content)
+    model = skeleton(arrays)
+    with pytest.raises(UserError, match="whole model"):
+        load_weights(model, path)
+    found = load_weights(model, path, allow_backbone=True)
+    assert len(found["loaded"]) == len(backbone)
+    for name, value in backbone.items():
+        assert np.array_equal(model.get_parameter(f"backbone.{name}").detach(), value)
+    assert float(model.get_parameter(f"{PREDICTOR}query_feat.weight").detach().mean()) == -7.0
+
+
+def test_imagenet_swin(tmp_path: Path) -> None:
+    block = {
+        "patch_embed.proj.weight": (4, 3, 4, 4),
+        "layers.0.blocks.0.norm1.weight": (4,),
+        "layers.0.blocks.0.attn.relative_position_bias_table": (9, 1),
+        "layers.0.downsample.norm.weight": (16,),
+    }
+    shapes = {f"backbone.{n}": s for n, s in block.items()}
+    shapes |= {"backbone.norm0.weight": (4,), "sem_seg_head.predictor.query_feat.weight": (2, 2)}
+    state = {n: torch.ones(s) for n, s in block.items()}
+    state |= {
+        "layers.0.blocks.0.attn.relative_position_index": torch.zeros(4, 4),
+        "layers.0.blocks.1.attn_mask": torch.zeros(1, 4, 4),
+        "norm.weight": torch.zeros(4),
+        "head.weight": torch.zeros(10, 4),
+    }
+    model = Skeleton(shapes)
+    path = saved(tmp_path / "swin.pth", {"model": state})
+    found = load_weights(model, path, allow_backbone=True)
+    assert found == {"loaded": sorted(f"backbone.{n}" for n in block), "kept": ["backbone.norm0.weight"]}
+
+
+class Evil:
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self._call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self._call
+
+
+def evil_contents(marker: Path) -> list[Any]:
+    import builtins
+    import os
+
+    return [
+        Evil(os.system, f"touch {marker}"),
+        Evil(builtins.eval, f"open({str(marker)!r}, 'w')"),
+        Evil(np.load, str(marker), None, True),
+        Evil(getattr, "text", "upper"),
+        np.array([Evil(os.system, f"touch {marker}")], dtype=object),
+        torch.zeros(3),
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pth"])
+@pytest.mark.parametrize("which", range(6))
+def test_malicious_files_are_refused_and_run_nothing(tmp_path: Path, suffix: str, which: int) -> None:
+    marker = tmp_path / "ran"
+    content = {"model": {"w": evil_contents(marker)[which]}}
+    path = tmp_path / f"evil.{suffix}"
+    if suffix == "pth":
+        if which == 5:
+            pytest.skip("a tensor is what a torch file is for")
+        torch.save(content, path)
+    else:
+        pickled(path, content)
+    with pytest.raises(UserError, match=r"refused|not an array of numbers"):
+        read_weights(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pth"])
+def test_damaged_or_missing_files_are_user_errors(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"w.{suffix}"
+    with pytest.raises(UserError, match="no weights file"):
+        read_weights(path)
+    for data in (b"", b"not a pickle", b"\x80\x04N."):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"damaged|no state dict|refused"):
+            read_weights(path)
+
+
+def test_checksum_is_that_of_the_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "w"
+    path.write_bytes(b"abc")
+    assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
