@@ -25,7 +25,8 @@ class LayerRecorder:
     ``things`` tells for each class whether it is a thing (None: all are). ``weights`` are the matching cost's.
 
     >>> recorder = LayerRecorder()
-    >>> recorder.add(7, torch.randn(3, 5, 8, 8), torch.randn(3, 5, 4), torch.ones(1, 32, 32, dtype=torch.bool), torch.tensor([2]))
+    >>> gt_masks, gt_labels = torch.ones(1, 32, 32, dtype=torch.bool), torch.tensor([2])
+    >>> recorder.add(7, torch.randn(3, 5, 8, 8), torch.randn(3, 5, 4), gt_masks, gt_labels)
     >>> len(recorder.rows()["layer"])
     3
     """
@@ -230,7 +231,7 @@ def _queries_of(assignment: np.ndarray, objects: int) -> np.ndarray:
 def _masks_of(prediction: ImagePrediction, queries: np.ndarray) -> Tensor:
     """Binary masks of some queries in all layers: (A, k, h · w) float32 of 0 and 1."""
     index = torch.from_numpy(queries)
-    parts = [(prediction.logits(a, b)[:, index] > 0).float().flatten(2) for a, b in prediction.chunks()]
+    parts = [(prediction.logits(a, b, index) > 0).float().flatten(2) for a, b in prediction.chunks()]
     return torch.cat(parts[::-1])
 
 

@@ -60,7 +60,7 @@ class LayerTable:
     def grid(self, column: str) -> np.ndarray:
         """A column as (A, pairs): one row per layer, one column per (image, object) matched at the last layer."""
         order = np.lexsort((self["object"], self["image_id"], self["layer"]))
-        return self[column][order].reshape(self.layers, -1)
+        return self[column][order].reshape(self.layers, len(self) // max(1, self.layers))
 
 
 def empty_columns() -> dict[str, np.ndarray]:
