@@ -126,13 +126,14 @@ class Decoder(nn.Module):
         )
         if pilot is not None:
             content = self._pilot_content(pilot)
-            pilot_position = content if self.toggles.class_embedding_layers == "every" else 0 * content
-            queries, position = torch.cat([content, queries]), torch.cat([pilot_position, position])
+            queries, position = torch.cat([content, queries]), torch.cat([0 * content, position])
             hide = self.toggles.pilot_padding == "masked"
             out.self_mask = self_attention_mask(pilot, self.model.queries, hide)
         self._predict(queries, mask_features, out)
         for i in range(self.model.decoder_layers):
             level = i % len(levels)
+            if pilot is not None and i > 0 and self.toggles.class_embedding_layers == "every":
+                queries = torch.cat([queries[: pilot.slots] + content, queries[pilot.slots :]])
             out.blocked.append(self._blocked(i, sizes[level], targets, pilot, pilot_masks, out))
             out.opened.append(_open_full_rows(out.blocked[i]))
             mask = out.opened[i].repeat_interleave(self.model.heads, dim=0)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from direct.decoder import DirectOutput
 from direct.matcher import match_layer, sample
-from direct.piloting import Pilot, Target
+from direct.piloting import Target
 from mpformer.config import ModelConfig, Toggles
 
 Draw = Callable[[int, int], Tensor]  # (masks, points) -> (masks, points, 2) uniform in [0, 1]
@@ -27,6 +27,8 @@ class Points:
     match: dict[int, Tensor] | None = None  # layer -> (B, N, 2)
     matched: dict[int, Tensor] | None = None  # layer -> chosen points (rows, N, 2): image, then matched query
     piloted: dict[int, Tensor] | None = None  # layer -> chosen points (rows, N, 2): image, group, object
+    candidates: Tensor | None = None  # (B, oversampled N, 2): what every mask of an image chooses from
+    uniform: Tensor | None = None  # (B, N - chosen, 2): what every mask of an image takes besides
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,16 @@ class Criterion:
     ) -> dict[str, Tensor]:
         logits, masks = out.logits[layer][:, out.slots :], out.masks[layer][:, out.slots :]
         wanted_class = torch.full(logits.shape[:2], self.classes)
-        predicted, wanted = [], []
+        predicted, wanted, owner = [], [], []
         for image, (query, index) in enumerate(pairs):
             wanted_class[image, query] = targets[image].labels[index]
             predicted += [masks[image, q] for q in query]
             wanted += [targets[image].masks[j] for j in index]
+            owner += [image] * len(query)
         given = points.matched[layer] if points.matched is not None else None
         count = max(1, sum(len(t.labels) for t in targets))
         ce = F.cross_entropy(logits.transpose(1, 2), wanted_class, self.class_weight())
-        return {"loss_ce": ce, **self._masks(predicted, wanted, given, points, count, out.masks[layer])}
+        return {"loss_ce": ce, **self._masks(predicted, wanted, owner, given, points, count, out.masks[layer])}
 
     def _piloted_part(self, out: DirectOutput, targets: list[Target], points: Points, layer: int) -> dict[str, Tensor]:
         if not self.toggles.mp_queries or (layer == 0 and not self.toggles.layer0_supervision):
@@ -102,7 +105,7 @@ class Criterion:
         logits, masks = out.logits[layer][:, : out.slots], out.masks[layer][:, : out.slots]
         padding = self.classes if self.toggles.pilot_padding == "reference" else -100
         wanted_class = torch.full(logits.shape[:2], padding)
-        predicted, wanted = [], []
+        predicted, wanted, owner = [], [], []
         for image, target in enumerate(targets):
             for slot in range(out.slots):
                 j = int(out.pilot.slot_object[image, slot])
@@ -110,15 +113,17 @@ class Criterion:
                     wanted_class[image, slot] = target.labels[j]
                     predicted.append(masks[image, slot])
                     wanted.append(target.masks[j])
+                    owner.append(image)
         given = points.piloted[layer] if points.piloted is not None else None
         count = max(1, sum(len(t.labels) for t in targets)) * out.pilot.groups
         ce = F.cross_entropy(logits.transpose(1, 2), wanted_class, self.class_weight())
-        return {"loss_ce": ce, **self._masks(predicted, wanted, given, points, count, out.masks[layer])}
+        return {"loss_ce": ce, **self._masks(predicted, wanted, owner, given, points, count, out.masks[layer])}
 
     def _masks(
         self,
         predicted: list[Tensor],
         wanted: list[Tensor],
+        owner: list[int],
         given: Tensor | None,
         points: Points,
         count: int,
@@ -128,7 +133,7 @@ class Criterion:
             zero = everything.sum() * 0.0
             return {"loss_mask": zero, "loss_dice": zero}
         logits = torch.stack(predicted)
-        where = self._uncertain(logits.detach(), points.draw) if given is None else given
+        where = self._uncertain(logits.detach(), points, owner) if given is None else given
         truth = sample(torch.stack(wanted).float(), where)
         values = sample(logits, where)
         bce = F.binary_cross_entropy_with_logits(values, truth, reduction="none").mean(1).sum() / count
@@ -136,19 +141,17 @@ class Criterion:
         dice = (1 - (2 * (p * truth).sum(1) + 1) / (p.sum(1) + truth.sum(1) + 1)).sum() / count
         return {"loss_mask": bce, "loss_dice": dice}
 
-    def _uncertain(self, logits: Tensor, draw: Draw) -> Tensor:
+    def _uncertain(self, logits: Tensor, points: Points, owner: list[int]) -> Tensor:
         """PointRend's importance sampling: the most uncertain of many random points, and some random ones."""
         n, total = len(logits), self.model.train_points
-        candidates = draw(n, int(total * self.model.oversample_ratio))
         keep = int(self.model.importance_sample_ratio * total)
+        if points.candidates is not None:
+            candidates = points.candidates[owner]
+        else:
+            candidates = points.draw(n, int(total * self.model.oversample_ratio))
         uncertainty = -sample(logits, candidates).abs()
-        chosen = [candidates[i][uncertainty[i].topk(keep).indices] for i in range(n)]
-        where = torch.stack(chosen)
-        if total > keep:
-            where = torch.cat([where, draw(n, total - keep)], dim=1)
-        return where
-
-
-def pilot_rows(pilot: Pilot) -> int:
-    """How many masks the piloted losses compare."""
-    return int(pilot.slot_is_object.sum())
+        where = torch.stack([candidates[i][uncertainty[i].topk(keep).indices] for i in range(n)])
+        if total == keep:
+            return where
+        rest = points.uniform[owner] if points.uniform is not None else points.draw(n, total - keep)
+        return torch.cat([where, rest], dim=1)

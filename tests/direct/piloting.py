@@ -90,7 +90,7 @@ def self_attention_mask(pilot: Pilot, queries: int, hide_padding: bool) -> Tenso
     """(B, P + Q, P + Q) bool, True where the row must not read the column.
 
     Matching queries read no slot; groups do not read each other; slots read every matching query.
-    With ``hide_padding`` nobody reads a padding slot, except a padding slot itself (its row must stay finite).
+    With ``hide_padding`` nobody reads a padding slot.
     """
     masks = []
     for real in pilot.slot_is_object.tolist():
@@ -99,6 +99,6 @@ def self_attention_mask(pilot: Pilot, queries: int, hide_padding: bool) -> Tenso
         for row in range(slots + queries):
             for column in range(slots):
                 other_part = row >= slots or row // pilot.largest != column // pilot.largest
-                rows[row][column] = other_part or (hide_padding and not real[column] and row != column)
+                rows[row][column] = other_part or (hide_padding and not real[column])
         masks.append(torch.tensor(rows))
     return torch.stack(masks)

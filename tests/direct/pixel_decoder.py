@@ -1,5 +1,7 @@
 """Mask2Former's pixel decoder: a deformable encoder over the coarse levels, then a feature pyramid to stride 4."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,12 +10,17 @@ from direct.attention import DeformableAttention, sine_position
 from mpformer.config import ModelConfig
 
 
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups, or as many as divide the channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
 class NormedConv(nn.Conv2d):
     """A convolution without bias whose group norm is its child ``norm``, as detectron2 names it."""
 
     def __init__(self, inside: int, outside: int, kernel: int) -> None:
         super().__init__(inside, outside, kernel, padding=kernel // 2, bias=False)
-        self.norm = nn.GroupNorm(32, outside)
+        self.norm = group_norm(outside)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(super().forward(x))
@@ -71,28 +78,33 @@ def _centres(height: int, width: int) -> Tensor:
 
 
 class PixelDecoder(nn.Module):
-    """Backbone maps in; mask features at stride 4 and the maps that the decoder attends to out."""
+    """Backbone maps in; mask features at stride 4 and the maps that the decoder attends to out.
+
+    The deformable encoder sees the attention strides; a pyramid step per finer backbone level leads down to stride 4.
+    ``adapter_k`` and ``layer_k`` belong to the k-th finest backbone level.
+    """
 
     def __init__(self, model: ModelConfig, channels: dict[int, int]) -> None:
         super().__init__()
-        self.attention_strides = model.attention_strides
-        # The deformable encoder sees the levels coarser than the mask features; stride 4 comes from the pyramid.
-        self.encoder_strides = sorted((s for s in channels if s > model.mask_stride), reverse=True)
+        width = model.conv_dim
+        self.strides = model.attention_strides
         self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels[s], model.conv_dim, 1), nn.GroupNorm(32, model.conv_dim))
-            for s in self.encoder_strides
+            nn.Sequential(nn.Conv2d(channels[s], width, 1), group_norm(width)) for s in self.strides
         )
-        self.transformer = Encoder(model, len(self.encoder_strides))
-        self.adapter_1 = NormedConv(channels[model.mask_stride], model.conv_dim, 1)
-        self.layer_1 = NormedConv(model.conv_dim, model.conv_dim, 3)
-        self.mask_features = nn.Conv2d(model.conv_dim, model.mask_dim, 1)
+        self.transformer = Encoder(model, len(self.strides))
+        self.pyramid = [(k + 1, s) for k, s in enumerate(sorted(channels)) if s < min(self.strides)]
+        for k, stride in self.pyramid:
+            self.add_module(f"adapter_{k}", NormedConv(channels[stride], width, 1))
+            self.add_module(f"layer_{k}", NormedConv(width, width, 3))
+        self.mask_features = nn.Conv2d(width, model.mask_dim, 1)
 
     def forward(self, features: dict[int, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Stride -> (B, C, h, w) in; mask features (B, D, H/4, W/4) and one (B, C, h, w) per attention stride out."""
-        maps = [p(features[s]) for p, s in zip(self.input_proj, self.encoder_strides, strict=True)]
-        by_stride = dict(zip(self.encoder_strides, self.transformer(maps), strict=True))
-        lateral = self.adapter_1(features[4])
-        above = by_stride[self.encoder_strides[-1]]
-        above = F.interpolate(above, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        by_stride[4] = F.relu(self.layer_1(lateral + above))
-        return self.mask_features(by_stride[4]), [by_stride[s] for s in self.attention_strides]
+        maps = [project(features[s]) for project, s in zip(self.input_proj, self.strides, strict=True)]
+        levels = self.transformer(maps)
+        finest = levels[-1]
+        for k, stride in reversed(self.pyramid):
+            lateral = getattr(self, f"adapter_{k}")(features[stride])
+            above = F.interpolate(finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            finest = F.relu(getattr(self, f"layer_{k}")(lateral + above))
+        return self.mask_features(finest), levels
