@@ -29,9 +29,9 @@ TASKS = ("instance", "panoptic", "semantic")
 
 # The 100 thing classes of ADE20K's instance challenge, as indices into the 150 classes of its scene parsing
 # challenge; the other 50 are stuff.
-_ADE20K_STUFF = frozenset(
-    [*range(7), 9, 11, 13, 16, 17, 21, 25, 26, 28, 29, 34, 40, 46, 48, 51, 52, 54, 59, 60, 61, 63, 68, 77, 79, 84, 91]
-    + [94, 96, 99, 100, 101, 105, 106, 109, 113, 114, 117, 122, 128, 131, 140, 141, 145]
+_ADE20K_STUFF = (
+    "0 1 2 3 4 5 6 9 11 13 16 17 21 25 26 28 29 34 40 46 48 51 52 54 59 60 61 63 68 77 79 84 91 94 96 99 100 101 105 "
+    "106 109 113 114 117 122 128 131 140 141 145"
 )
 
 
@@ -102,7 +102,8 @@ def _full_table(dataset: str) -> ClassTable:
     meta = _builtin_meta()
     if dataset == "ade20k":
         names = tuple(name.strip() for name in meta.ADE20K_SEM_SEG_CATEGORIES)
-        return ClassTable(names, tuple(i not in _ADE20K_STUFF for i in range(len(names))))
+        stuff = {int(index) for index in _ADE20K_STUFF.split()}
+        return ClassTable(names, tuple(i not in stuff for i in range(len(names))))
     rows = meta.COCO_CATEGORIES if dataset == "coco" else meta.CITYSCAPES_CATEGORIES
     return ClassTable(tuple(r["name"] for r in rows), tuple(bool(r["isthing"]) for r in rows))
 

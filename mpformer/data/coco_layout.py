@@ -1,0 +1,247 @@
+"""Writing labelled images as COCO instance JSON, COCO panoptic JSON and PNG, and semantic PNG. No torch.
+
+One prepared dataset is a directory::
+
+    manifest.json                        name, fingerprint, parameters, splits, checksums, share of empty masks
+    {split}/{id}.png                     images
+    annotations/instances_{split}.json   things; void objects are there as crowds, which detections may match freely
+    annotations/panoptic_{split}.json    all segments (datasets with stuff only)
+    panoptic_{split}/{id}.png            segment ids as red + 256 green + 65536 blue; 0 is void
+    semantic_{split}/{id}.png            contiguous classes (things, then stuff); 255 is void
+
+Every file is written beside its place and renamed, so that what is there is whole.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mpformer.classes import ClassTable
+from mpformer.data.shapes import Scene
+
+VOID_CLASS = 255
+STRIDES = (4, 8, 16, 32)
+#: what "empty at a stride" means, for the manifest
+EMPTY_DEFINITION = (
+    "share of ground-truth masks without any cell of stride x stride pixels that the mask covers by at least one half "
+    "(cells beyond the border count as uncovered)"
+)
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the files of one split of a prepared dataset are."""
+
+    root: Path
+    split: str
+
+    @property
+    def images(self) -> Path:
+        return self.root / self.split
+
+    @property
+    def instances_json(self) -> Path:
+        return self.root / "annotations" / f"instances_{self.split}.json"
+
+    @property
+    def panoptic_json(self) -> Path:
+        return self.root / "annotations" / f"panoptic_{self.split}.json"
+
+    @property
+    def panoptic(self) -> Path:
+        return self.root / f"panoptic_{self.split}"
+
+    @property
+    def semantic(self) -> Path:
+        return self.root / f"semantic_{self.split}"
+
+    def make(self, stuff: bool) -> None:
+        """Create the directories."""
+        self.instances_json.parent.mkdir(parents=True, exist_ok=True)
+        for path in (self.images, self.panoptic, self.semantic) if stuff else (self.images,):
+            path.mkdir(parents=True, exist_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> str:
+    """Write a file so that it is either absent or whole; returns its sha256."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    partial.replace(path)
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_json(path: Path, content: Any) -> str:
+    """Write JSON atomically; returns its sha256."""
+    return write_atomically(path, json.dumps(content, separators=(",", ":")).encode())
+
+
+def png(array: NDArray[np.uint8]) -> bytes:
+    """(H, W) or (H, W, 3) uint8 as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """(H, W) bool as COCO's compressed RLE with its counts as a string."""
+    from pycocotools import mask as coco
+
+    rle = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def id_to_rgb(ids: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """(H, W) segment ids as the (H, W, 3) colours of a panoptic PNG."""
+    return np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1).astype(np.uint8)
+
+
+def rgb_to_id(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """The segment ids (H, W) of a panoptic PNG (H, W, 3)."""
+    r, g, b = (rgb[..., k].astype(np.int32) for k in range(3))
+    return r + (g << 8) + (b << 16)
+
+
+def semantic_map(scene: Scene) -> NDArray[np.uint8]:
+    """(H, W) contiguous classes of a scene, 255 where it is void."""
+    lookup = np.full(len(scene.segments) + 1, VOID_CLASS, dtype=np.uint8)
+    for segment in scene.segments:
+        lookup[segment.id] = segment.category
+    return lookup[scene.ids]
+
+
+def empty_at_stride(masks: NDArray[np.bool_], stride: int) -> NDArray[np.bool_]:
+    """Which of the masks (n, H, W) have no cell of stride x stride pixels that they cover by at least one half."""
+    n, h, w = masks.shape
+    rows, columns = -(-h // stride), -(-w // stride)
+    padded = np.zeros((n, rows * stride, columns * stride), dtype=np.uint8)
+    padded[:, :h, :w] = masks
+    cells = padded.reshape(n, rows, stride, columns, stride).sum(axis=(2, 4), dtype=np.int32)
+    return ~(2 * cells >= stride * stride).any(axis=(1, 2))
+
+
+def write_scene(layout: Layout, image_id: int, scene: Scene, stuff: bool) -> Record:
+    """Write one image and its label images; returns what the JSON files and the manifest need of it."""
+    name = f"{image_id:06d}.png"
+    files = {layout.images / name: png(scene.image)}
+    if stuff:
+        files[layout.panoptic / name] = png(id_to_rgb(scene.ids))
+        files[layout.semantic / name] = png(semantic_map(scene))
+    h, w = scene.ids.shape
+    masks = scene.ids == np.array([s.id for s in scene.segments], dtype=np.int32)[:, None, None]
+    return {
+        "image": {"id": image_id, "file_name": name, "height": h, "width": w},
+        "annotations": _annotations(image_id, scene, masks),
+        "segments": [_segment_info(s.id, s.category, m) for s, m in zip(scene.segments, masks, strict=True)],
+        "files": {str(p.relative_to(layout.root)): write_atomically(p, content) for p, content in files.items()},
+        "content": _content(scene),
+        "masks": len(masks),
+        "empty": {str(s): int(empty_at_stride(masks, s).sum()) for s in STRIDES},
+    }
+
+
+def _content(scene: Scene) -> str:
+    """Checksum of the raw arrays and classes: the same on every machine, unlike a PNG's bytes."""
+    digest = hashlib.sha256(scene.image.tobytes() + scene.ids.astype("<i4").tobytes())
+    digest.update(repr([(s.id, s.category, s.thing) for s in scene.segments]).encode())
+    return digest.hexdigest()
+
+
+def _annotations(image_id: int, scene: Scene, masks: NDArray[np.bool_]) -> list[Record]:
+    things = [(s.category, m, 0) for s, m in zip(scene.segments, masks, strict=True) if s.thing]
+    things += [(category, mask, 1) for category, mask in scene.hidden]
+    return [
+        {
+            "id": image_id * 1000 + i + 1,
+            "image_id": image_id,
+            "category_id": category + 1,
+            "iscrowd": crowd,
+            "area": int(mask.sum()),
+            "bbox": _box(mask),
+            "segmentation": encode_mask(mask),
+        }
+        for i, (category, mask, crowd) in enumerate(things)
+    ]
+
+
+def _segment_info(segment_id: int, category: int, mask: NDArray[np.bool_]) -> Record:
+    area = int(mask.sum())
+    return {"id": segment_id, "category_id": category + 1, "iscrowd": 0, "area": area, "bbox": _box(mask)}
+
+
+def _box(mask: NDArray[np.bool_]) -> list[int]:
+    """COCO's (x, y, width, height)."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return [0, 0, 0, 0]
+    return [int(v) for v in (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)]
+
+
+def write_annotations(layout: Layout, records: list[Record], table: ClassTable) -> dict[str, str]:
+    """Write the JSON files of a split; returns their checksums by path."""
+    images = [r["image"] for r in records]
+    categories = [
+        {"id": i + 1, "name": name, "isthing": int(thing)}
+        for i, (name, thing) in enumerate(zip(table.names, table.is_thing, strict=True))
+    ]
+    annotations = [a for r in records for a in r["annotations"]]
+    things = [c for c in categories if c["isthing"]]
+    written = {layout.instances_json: {"images": images, "annotations": annotations, "categories": things}}
+    if table.stuff:
+        segments = [
+            {"image_id": r["image"]["id"], "file_name": r["image"]["file_name"], "segments_info": r["segments"]}
+            for r in records
+        ]
+        written[layout.panoptic_json] = {"images": images, "annotations": segments, "categories": categories}
+    return {str(p.relative_to(layout.root)): write_json(p, content) for p, content in written.items()}
+
+
+def split_summary(records: list[Record]) -> Record:
+    """What the manifest says of a split."""
+    return {
+        "images": len(records),
+        "objects": sum(len(r["annotations"]) for r in records),
+        "masks": sum(r["masks"] for r in records),
+        "content_sha256": hashlib.sha256("".join(r["content"] for r in records).encode()).hexdigest(),
+    }
+
+
+def attention_shares(records: Iterable[Record]) -> Record:
+    """Percent of ground-truth masks that are empty at each attention stride, over all given images."""
+    listed = list(records)
+    total = max(sum(r["masks"] for r in listed), 1)
+    shares = {str(s): round(100 * sum(r["empty"][str(s)] for r in listed) / total, 3) for s in STRIDES}
+    return {"definition": EMPTY_DEFINITION, "empty_percent": shares}
+
+
+def write_manifest(
+    root: Path,
+    name: str,
+    fingerprint: str,
+    parameters: Mapping[str, Any],
+    splits: Mapping[str, list[Record]],
+    files: Mapping[str, str],
+) -> None:
+    """Write manifest.json, the last file of a prepared dataset."""
+    everything = [r for records in splits.values() for r in records]
+    checksums = {path: sha for r in everything for path, sha in r["files"].items()} | dict(files)
+    manifest = {
+        "schema": 1,
+        "name": name,
+        "fingerprint": fingerprint,
+        "parameters": dict(parameters),
+        "splits": {split: split_summary(records) for split, records in splits.items()},
+        "attention": attention_shares(everything),
+        "files": dict(sorted(checksums.items())),
+    }
+    write_json(root / "manifest.json", manifest)
