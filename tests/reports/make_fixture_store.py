@@ -4,7 +4,6 @@ Deterministic; the numbers are invented and only shaped like real ones. Every st
 `headline@mini` is complete, `components@mini` is half-finished and hostile, `headline@mini+nuclei` has one seed.
 """
 
-import hashlib
 import json
 import sys
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from experiments.identity import eval_id, run_id
 from mpformer.config import Config
 
 HERE = Path(__file__).parent
@@ -80,10 +80,6 @@ def config(dataset: str, toggles: dict[str, Any], seed: int) -> Config:
     )  # fmt: skip
 
 
-def digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
 def write(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content, indent=1))
@@ -102,12 +98,11 @@ class Run:
 
     @property
     def run_id(self) -> str:
-        tree = self.config.model_dump(mode="json", exclude={"evaluation", "runtime"})
-        return f"{self.dataset}-{self.spec.name}-s{self.seed}-{digest(tree)}"
+        return run_id(self.config)
 
     @property
     def eval_id(self) -> str:
-        return f"eval-{digest(self.config.evaluation.model_dump(mode='json'))}"
+        return eval_id(self.config)
 
     @property
     def noise(self) -> float:
@@ -187,7 +182,12 @@ def provenance(run: Run) -> dict[str, Any]:
 def attempt(runs: Path, run: Run, number: int, stage: str, outcome: str, events: list[tuple[str, str]]) -> None:
     folder = runs / run.run_id / "attempts" / str(number)
     ended = None if outcome == "" else "2026-11-22T09:04:10+00:00"
-    write(folder / "stage.json", {"stage": stage, "started": CREATED, "ended": ended, "outcome": outcome or None})
+    failed = {"failure_class": "oom", "detail": "out of memory at iteration 321"} if outcome == "failed" else {}
+    write(folder / "stage.json", {"stage": stage, "started": CREATED, "ended": ended, "outcome": outcome or None} | failed)
+    claim = {"host": "far-away", "machine": "another", "pid": 1, "born": "1", "token": "t", "job_id": "4711", "time": 1795338000}
+    write(runs / run.run_id / "claims" / str(number), claim)
+    if outcome:
+        write(runs / run.run_id / "claims" / f"{number}.released", "")
     write(folder / "provenance.json", provenance(run))
     write(folder / "log.txt", f"iteration 40 loss 49.1\n{NASTY}\n\x1b[1miteration 80\x1b[0m loss 44.0\n")
     lines = [{"time": 1795338000 + i, "state": state, "detail": detail} for i, (state, detail) in enumerate(events)]
@@ -210,9 +210,9 @@ def make_run(runs: Path, run: Run) -> None:
     write(folder / "metrics.jsonl", metric_lines(run, until))
     finish = {
         "running": ("", [("RUNNING", "")]),
-        "oom": ("FAILED", [("RUNNING", ""), ("FAILED", "oom: out of memory at iteration 321")]),
+        "oom": ("failed", [("RUNNING", ""), ("FAILED", "oom")]),
         "lost": ("", [("RUNNING", ""), ("LOST", "no heartbeat for 900 s")]),
-    }.get(run.state, ("DONE", [("RUNNING", ""), ("TRAINED", ""), ("DONE", "")]))
+    }.get(run.state, ("done", [("RUNNING", ""), ("TRAINED", ""), ("DONE", "")]))
     attempt(runs, run, 1, "train", *finish)
     if until < 1200:
         return
@@ -221,7 +221,7 @@ def make_run(runs: Path, run: Run) -> None:
         {"iterations": 1200, "seconds": 231.0 + run.seed, "peak_memory_bytes": 1_900_000_000, "weights": "checkpoints/final.pth",
          "weights_sha256": "c" * 64},
     )  # fmt: skip
-    eval_id = "eval-000000000000" if run.state == "stale" else run.eval_id
+    eval_id = "instance-000000000000" if run.state == "stale" else run.eval_id
     write(folder / "evals" / eval_id / "result.json", result(run) | {"eval_id": eval_id})
     if run.state == "void":
         write(folder / "void.json", {"reason": "point noise was drawn once (bug 12)", "time": CREATED, "by": "a person"})
@@ -321,7 +321,8 @@ def make_suite(root: Path, suite: str, dataset: str, title: str, paper_table: st
         root / "suites" / f"{name}.json",
         {"schema": 1, "suite": suite, "scale": "mini", "dataset": dataset, "title": title, "paper_table": paper_table,
          "baseline": "mask2former", "columns": columns, "primary": "AP", "rows": rows, "created": CREATED,
-         "ticks": suite == "components", "command": ["mpformer", "launch", suite, "--scale", "mini"]},
+         "ticks": suite == "components", "command": f"mpformer launch {suite} --scale mini",
+         "not_applicable_columns": dict.fromkeys(("PQ", "mIoU"), "nuclei has one class and no stuff") if dataset == "nuclei" else {}},
     )  # fmt: skip
     return runs
 

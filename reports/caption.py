@@ -1,0 +1,127 @@
+"""The words around a table: the caption that says scale, dataset and hardware, the preset of a row, the footnotes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mpformer.presets import PRESETS
+from reports.definitions import definitions
+from reports.model import Table
+from reports.runs import RunView
+
+_DATASETS = {
+    "shapes": "shapes (procedural)",
+    "nuclei": "nuclei (2018 Data Science Bowl)",
+    "coco": "COCO val2017",
+    "ade20k": "ADE20K val",
+    "cityscapes": "Cityscapes val",
+}
+
+
+def preset(toggles: Mapping[str, Any]) -> str:
+    """Name of the preset that these toggles are, or an empty string; with piloting off its other fields do not count."""
+    for name, known in PRESETS.items():
+        if _effective(known.model_dump(mode="json")) == _effective(toggles):
+            return name
+    return ""
+
+
+def _effective(toggles: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(toggles) if toggles.get("mp_queries") else {"query_position": toggles.get("query_position", True)}
+
+
+def caption(table: Table, views: Sequence[RunView]) -> str:
+    """Title, scale, data, model, schedule, hardware and seeds in a few sentences."""
+    config = next((view.config for view in views if view.config), {})
+    parts = [f"{table.title}.", _scale(table), *_setting(config), _hardware(views), _seeds(table), _presets(table)]
+    return " ".join(part for part in parts if part)
+
+
+def _scale(table: Table) -> str:
+    dataset = _DATASETS.get(table.dataset, table.dataset)
+    if table.scale == "mini":
+        return f"Scale mini on {dataset}: a narrow model trained for minutes, not the paper's setting."
+    return f"Scale {table.scale} on {dataset}."
+
+
+def _setting(config: Mapping[str, Any]) -> list[str]:
+    if not config:
+        return []
+    model, schedule, task = config["model"], config["schedule"], config["dataset"]["task"]
+    return [
+        f"{task.capitalize()} training, {backbone(model['backbone'])}, {model['decoder_layers']} decoder layers, "
+        f"{model['queries']} queries, {schedule['max_iter']:,} iterations at batch {schedule['batch_size']}.",
+    ]
+
+
+def backbone(config: Mapping[str, Any]) -> str:
+    """``R50``, ``Swin-L`` …; a narrowed ResNet says so."""
+    if config.get("kind") == "swin":
+        sizes = {(96, 6): "T", (96, 18): "S", (128, 18): "B", (192, 18): "L"}
+        return "Swin-" + sizes.get((config["embed_dim"], config["depths"][2]), f"{config['embed_dim']}")
+    depth = config.get("depth", 50)
+    full = 64 if depth < 50 else 256
+    return f"R{depth}" if config.get("res2_channels", full) == full else f"R{depth} (narrow)"
+
+
+def _hardware(views: Sequence[RunView]) -> str:
+    named = [hardware(view.provenance) for view in views if view.standing.state == "DONE"]
+    kinds = list(dict.fromkeys(name for name in named if name))
+    return f"Trained on {'; '.join(kinds)}." if kinds else ""
+
+
+def hardware(provenance: Mapping[str, Any]) -> str:
+    """The device that trained a run, in a few words; empty if it is not recorded."""
+    found = provenance.get("hardware") or {}
+    gpus = found.get("gpus") or provenance.get("gpus") or []
+    if gpus:
+        return f"{len(gpus)} x {gpus[0]}"
+    cpu = found.get("cpu") or provenance.get("cpu") or ""
+    threads = provenance.get("threads")
+    return f"{cpu}, {threads} thread{'' if threads == 1 else 's'}" if cpu and threads else str(cpu)
+
+
+def _seeds(table: Table) -> str:
+    planned = max((cell.planned for row in table.rows for cell in row.cells), default=0)
+    if planned == 1:
+        return "n = 1, no significance."
+    if planned == 2:
+        return "Mean over n = 2 seeds: no deviation, no significance."
+    return f"Mean ± sample standard deviation (ddof = 1) over n seeds, {planned} planned; Δ is to the baseline row, paired by seed."
+
+
+def _presets(table: Table) -> str:
+    named = [f"{row.label}: preset {row.preset}" for row in table.rows if row.preset]
+    return "; ".join(named) + "." if named else "No row is one of the presets."
+
+
+def footnotes(table: Table) -> list[str]:
+    """The remarks below the table: definitions always, significance and mixed code where they apply."""
+    notes = definitions(table.columns)
+    notes += _not_applicable(table)
+    notes.append(_significance(table))
+    return [note for note in [*notes, *table.warnings, _commit(table)] if note]
+
+
+def _not_applicable(table: Table) -> list[str]:
+    """Why a whole column has no number, once."""
+    reasons = [{row.cells[k].reason for row in table.rows if row.cells} for k in range(len(table.columns))]
+    whole = zip(table.columns, reasons, strict=True)
+    return [f"{column.label}: {next(iter(why))}." for column, why in whole if len(why) == 1 and "" not in why]
+
+
+def _significance(table: Table) -> str:
+    deltas = [cell.delta for row in table.rows for cell in row.cells if cell.delta is not None]
+    if not deltas:
+        return ""
+    if max(delta.n for delta in deltas) < 3:
+        return "Fewer than three paired seeds: differences are shown, no significance is claimed."
+    return (
+        f"* p < 0.05 after Holm over the rows of this table, paired t test over seeds on {table.primary} alone; other "
+        "columns carry no verdict."
+    )
+
+
+def _commit(table: Table) -> str:
+    return f"Code: {', '.join(table.commits)}." if table.commits else ""
+
+

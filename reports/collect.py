@@ -1,0 +1,332 @@
+"""Run store → :class:`reports.model.Table`. Works at any time, on a half-finished store too; never writes.
+
+A number enters a mean only if its run is done for the suite's own evaluation setting and was not withdrawn; every
+other planned seed is named with its reason. Deltas are paired by seed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from experiments.store import Store
+from mpformer.errors import UserError, choices
+from reports import caption, compare, definitions
+from reports.model import (
+    Cell,
+    Column,
+    Delta,
+    Footnote,
+    Kind,
+    SeedValue,
+    Table,
+    TableRow,
+    TickColumn,
+    table_name,
+)
+from reports.runs import Reader, RunView, Standing
+
+STATES = "DONE TRAINED RUNNING REQUEUED QUEUED PLANNED FAILED TIMEOUT LOST CANCELLED VOID UNKNOWN".split()
+MIXED = "†"
+_TICK_LABELS = {
+    "mp_queries": "MP queries",
+    "guided_layers": "guided layers",
+    "point_noise": "point noise",
+    "flip_noise": "flip noise",
+    "mask_noise": "mask noise",
+    "mp_groups": "groups",
+    "query_position": "query position",
+}
+_EVERYWHERE = ("mp_queries", "query_position")  # the toggles that mean something without piloting too
+
+
+@dataclass(frozen=True)
+class RowRuns:
+    """A row of the suite's record with its runs, one a planned seed."""
+
+    name: str
+    label: str
+    toggles: Mapping[str, Any]
+    changes: Mapping[str, Any]
+    views: tuple[RunView, ...]
+    not_applicable: str = ""
+
+    @property
+    def done(self) -> tuple[RunView, ...]:
+        """The runs whose numbers count."""
+        return tuple(view for view in self.views if trusted(view))
+
+
+@dataclass(frozen=True)
+class SuiteReport:
+    """A table with everything behind it."""
+
+    record: Mapping[str, Any]
+    rows: tuple[RowRuns, ...]
+    table: Table
+
+    @property
+    def views(self) -> list[RunView]:
+        """Every run of the suite, in table order."""
+        return [view for row in self.rows for view in row.views]
+
+    @property
+    def baseline(self) -> RowRuns | None:
+        """The row that the others are compared with."""
+        return next((row for row in self.rows if row.name == self.record.get("baseline")), None)
+
+
+def records(store: Store, suites: Sequence[str], scale: str, dataset: str | None) -> list[dict[str, Any]]:
+    """The launched suites' records asked for; no name means all, at every scale and on every dataset.
+
+    Raises UserError for a suite that was never launched, listing those that were.
+    """
+    known = [record for record in store.suite_records() if "suite" in record and "rows" in record]
+    if not suites:
+        return known
+    names = {table_name(r["suite"], r["scale"], r.get("dataset")): r for r in known}
+    wanted = [table_name(suite, scale, dataset) for suite in suites]
+    if missing := [name for name in wanted if name not in names]:
+        if not names:
+            raise UserError(f"no suite has been launched into {store.root}; start with: mpformer launch {suites[0]}")
+        raise choices("launched suite", missing[0], names)
+    return [names[name] for name in wanted]
+
+
+def collect(
+    record: Mapping[str, Any], reader: Reader, columns: Sequence[str] = (), decimals: int | None = None
+) -> SuiteReport:
+    """Build the table of one suite's record; ``columns`` and ``decimals`` override the suite's."""
+    rows = tuple(_row_runs(row, reader) for row in record["rows"])
+    chosen = definitions.columns(list(columns or record["columns"]), decimals)
+    baseline = next((row for row in rows if row.name == record["baseline"]), None)
+    grid = [[cell(row, column, record) for column in chosen] for row in rows]
+    grid = _with_deltas(rows, grid, baseline, chosen, str(record.get("primary", "")))
+    grid = _with_best(grid, chosen)
+    ticks = tick_columns(rows) if record.get("ticks") else ()
+    table_rows = [_table_row(row, cells, baseline, ticks) for row, cells in zip(rows, grid, strict=True)]
+    return SuiteReport(record, rows, _table(record, rows, table_rows, chosen, ticks))
+
+
+def _row_runs(row: Mapping[str, Any], reader: Reader) -> RowRuns:
+    views = tuple(reader.view(run["seed"], run["run_id"], run["eval_id"]) for run in row.get("runs", ()))
+    reason = str(row.get("not_applicable") or "")
+    return RowRuns(row["name"], row["label"], row.get("toggles", {}), row.get("changes", {}), views, reason)
+
+
+def trusted(view: RunView) -> bool:
+    """Whether the run's numbers count: done for this setting, of this identity scheme, not withdrawn."""
+    return view.standing.state == "DONE" and not view.old_scheme
+
+
+def number(view: RunView, key: str, result: Mapping[str, Any] | None) -> float | None:
+    """A metric of a result (or a cost of the run); None if it does not have it."""
+    if key == "hours":
+        return view.trained["seconds"] / 3600 if "seconds" in view.trained else None
+    if key == "memory":
+        return view.trained["peak_memory_bytes"] / 2**30 if view.trained.get("peak_memory_bytes") else None
+    value = (result or {}).get("metrics", {}).get(key)
+    return None if value is None else float(value)
+
+
+def cell(row: RowRuns, column: Column, record: Mapping[str, Any]) -> Cell:
+    """One cell without its delta: the mean over the runs that count, or what there is instead and why."""
+    planned = len(row.views)
+    if row.not_applicable or not planned:
+        return _missing(row.not_applicable or "no run planned", "n/a", planned)
+    reasons = record.get("not_applicable_columns") or {}
+    if column.key in reasons:
+        return _missing(f"does not apply: {reasons[column.key]}", "n/a", planned)
+    values = tuple(_seed_values(row.done, column.key, lambda view: view.result))
+    if row.done and not values:
+        return _missing(f"{column.label} was not measured on this dataset", "n/a", planned)
+    if not values:
+        return _untrusted(row, column)
+    whole = len(values) == planned
+    flags = (MIXED,) if len({view.commit for view in row.done}) > 1 else ()
+    reason = "" if whole else _why(row.views)
+    short = "" if whole else f"{len(values)} of {planned} seeds"
+    return replace(_value_cell(Kind.VALUE if whole else Kind.PARTIAL, values, planned, reason, short), flags=flags)
+
+
+def _seed_values(views: Sequence[RunView], key: str, result: Any) -> list[SeedValue]:
+    pairs = [(view, number(view, key, result(view))) for view in views]
+    return [SeedValue(view.seed, view.run_id, value) for view, value in pairs if value is not None]
+
+
+def _value_cell(kind: Kind, values: tuple[SeedValue, ...], planned: int, reason: str, short: str) -> Cell:
+    mean, std = compare.mean_std([value.value for value in values])
+    return Cell(kind, mean, std, len(values), planned, reason, short, values)
+
+
+def _missing(reason: str, short: str, planned: int) -> Cell:
+    return Cell(Kind.MISSING, planned=planned, reason=reason, short=short)
+
+
+def _untrusted(row: RowRuns, column: Column) -> Cell:
+    """No run counts: show a stale, void or probe number as such, else say what every seed waits for."""
+    for kind, views, result, word in (
+        (Kind.STALE, [v for v in row.views if _stale(v)], _stale_result, "stale"),
+        (Kind.VOID, [v for v in row.views if v.void is not None], lambda v: v.result, "void"),
+        (Kind.PARTIAL, [v for v in row.views if v.standing.state != "VOID"], _probe, "probe"),
+    ):
+        values = tuple(_seed_values(views, column.key, result))
+        if values:
+            short = next(v.standing.short for v in views if v.seed == values[0].seed) if word == "probe" else word
+            suffix = "; the number is a probe on a few images" if word == "probe" else ""
+            shown = _value_cell(kind, values, len(row.views), _why(row.views) + suffix, short)
+            return replace(shown, n=0, std=None)
+    standings = [_standing(view) for view in row.views]
+    shorts = list(dict.fromkeys(standing.short for standing in standings))
+    return _missing(_why(row.views), "; ".join(shorts), len(row.views))
+
+
+def _stale(view: RunView) -> bool:
+    if view.void is not None:
+        return False
+    return (view.old_scheme and view.result is not None) or (view.result is None and view.other_result is not None)
+
+
+def _stale_result(view: RunView) -> Mapping[str, Any] | None:
+    return view.result or view.other_result
+
+
+def _probe(view: RunView) -> Mapping[str, Any] | None:
+    return view.evaluations[-1] if view.evaluations else None
+
+
+def _standing(view: RunView) -> Standing:
+    if not _stale(view):
+        return view.standing
+    what = "an older identity scheme" if view.old_scheme else "another evaluation setting"
+    return Standing("STALE", f"stale: made with {what}", "stale")
+
+
+def _why(views: Sequence[RunView]) -> str:
+    """``seed 1: queued; seed 2: failed (…)``; seeds of one reason are named together."""
+    seeds: dict[str, list[int]] = {}
+    for view in views:
+        if not trusted(view):
+            seeds.setdefault(_standing(view).reason, []).append(view.seed)
+    named = (("seed " if len(s) == 1 else "seeds ") + ", ".join(map(str, s)) + f": {r}" for r, s in seeds.items())
+    return "; ".join(named)
+
+
+def _with_deltas(
+    rows: Sequence[RowRuns],
+    grid: list[list[Cell]],
+    baseline: RowRuns | None,
+    columns: Sequence[Column],
+    primary: str,
+) -> list[list[Cell]]:
+    """Deltas to the baseline row; Holm over the non-baseline rows of the primary metric."""
+    if baseline is None:
+        return grid
+    base = grid[rows.index(baseline)]
+    deltas = [[_delta(c, b, row is baseline) for c, b in zip(cells, base, strict=True)] for row, cells in zip(rows, grid, strict=True)]
+    for k, column in enumerate(columns):
+        if column.key == primary:
+            _correct(deltas, k)
+    return [[replace(c, delta=d) for c, d in zip(cells, ds, strict=True)] for cells, ds in zip(grid, deltas, strict=True)]
+
+
+def _delta(mine: Cell, base: Cell, is_baseline: bool) -> Delta | None:
+    if is_baseline or mine.n == 0 or base.n == 0:
+        return None
+    theirs = {value.seed: value.value for value in base.values}
+    pairs = [(value.value, theirs[value.seed]) for value in mine.values if value.seed in theirs]
+    return compare.paired_delta(pairs) if pairs else None
+
+
+def _correct(deltas: list[list[Delta | None]], k: int) -> None:
+    tested = [row for row in deltas if (d := row[k]) is not None and d.p is not None]
+    ps = [d.p for row in tested if (d := row[k]) is not None and d.p is not None]
+    for row, corrected in zip(tested, compare.holm(ps), strict=True):
+        delta = row[k]
+        assert delta is not None
+        row[k] = replace(delta, p_holm=corrected)
+
+
+def _with_best(grid: list[list[Cell]], columns: Sequence[Column]) -> list[list[Cell]]:
+    """Mark the best complete number of each column (ties as printed all count); a lone number is not best of anything."""
+    for k, column in enumerate(columns):
+        means = [c.mean for c in (row[k] for row in grid) if c.kind is Kind.VALUE and c.mean is not None]
+        if len(means) < 2 or not column.direction:
+            continue
+        top = round(max(means, key=lambda m: m * column.direction), column.decimals)
+        for row in grid:
+            mine = row[k]
+            if mine.kind is Kind.VALUE and mine.mean is not None and round(mine.mean, column.decimals) == top:
+                row[k] = replace(mine, best=True)
+    return grid
+
+
+def tick_columns(rows: Sequence[RowRuns]) -> tuple[TickColumn, ...]:
+    """The toggles that differ between the rows, piloting's own first."""
+    settings = [effective_toggles(row.toggles) for row in rows if row.toggles]
+    piloted = [toggles for toggles in settings if toggles["mp_queries"]]
+    names = list(dict.fromkeys([*_TICK_LABELS, *(name for toggles in piloted for name in toggles)]))
+    varying = [n for n in names if len({str(t[n]) for t in (settings if n in _EVERYWHERE else piloted)}) > 1]
+    return tuple(TickColumn(name, _TICK_LABELS.get(name, name.replace("_", " "))) for name in varying)
+
+
+def effective_toggles(toggles: Mapping[str, Any]) -> dict[str, Any]:
+    """The toggles that change something: without ``mp_queries`` only the position embedding is left."""
+    if toggles.get("mp_queries"):
+        return dict(toggles)
+    return {"mp_queries": False, "query_position": toggles.get("query_position", True)}
+
+
+def tick(value: Any) -> str:
+    """How a toggle's value is shown: yes, no, or the value itself."""
+    if value is True:
+        return "yes"
+    if value is False or value is None or value == 0:
+        return "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _table_row(row: RowRuns, cells: list[Cell], baseline: RowRuns | None, ticks: Sequence[TickColumn]) -> TableRow:
+    toggles = effective_toggles(row.toggles)
+    shown = tuple(tick(toggles.get(column.key)) for column in ticks)
+    note = row.not_applicable or _why(row.views)
+    return TableRow(row.name, row.label, tuple(cells), shown, row is baseline, caption.preset(row.toggles), note)
+
+
+def _table(
+    record: Mapping[str, Any],
+    rows: Sequence[RowRuns],
+    table_rows: Sequence[TableRow],
+    columns: tuple[Column, ...],
+    ticks: tuple[TickColumn, ...],
+) -> Table:
+    views = [view for row in rows for view in row.views]
+    commits = sorted({view.commit.label for row in rows for view in row.done if view.commit})
+    table = Table(
+        suite=record["suite"],
+        scale=record["scale"],
+        dataset=str(record.get("dataset") or ""),
+        title=record["title"],
+        paper_table=str(record.get("paper_table") or "unknown"),
+        primary=str(record.get("primary") or ""),
+        caption="",
+        columns=columns,
+        rows=tuple(table_rows),
+        tick_columns=ticks,
+        commits=tuple(commits),
+        progress=_progress(views),
+        warnings=_warnings(commits),
+    )
+    notes = tuple(Footnote(text) for text in caption.footnotes(table))
+    return replace(table, caption=caption.caption(table, views), footnotes=notes)
+
+
+def _warnings(commits: Sequence[str]) -> tuple[str, ...]:
+    if len(commits) < 2:
+        return ()
+    return (f"† mixed commits: the numbers come from {len(commits)} versions of the code; † marks cells that average over them.",)
+
+
+def _progress(views: Sequence[RunView]) -> tuple[tuple[str, int], ...]:
+    states = [view.standing.state for view in views]
+    known = [*STATES, *sorted(set(states) - set(STATES))]
+    return tuple((state, states.count(state)) for state in known if state in states)

@@ -1,0 +1,193 @@
+"""Tables → Markdown, LaTeX, CSV, JSON and LaTeX macros. The HTML page is :mod:`reports.site`.
+
+Every ``{{ … }}`` of a template is escaped for its format unless it is a :class:`Safe`: escaping is the default, not
+something a template has to remember. LaTeX templates use ``<< … >>`` and ``<% … %>``, so that braces stay TeX's.
+"""
+
+import csv as csv_module
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from reports import escape, text
+from reports.model import Cell, Column, Kind, Table, TableRow
+
+TEMPLATES = Path(__file__).parent / "templates"
+TABLE_FORMATS = ("md", "tex", "macros", "csv", "json")
+
+
+class Safe(str):
+    """Text that already is markup of the format that it is for."""
+
+
+def environment(escaped: Callable[[object], str], **syntax: str) -> jinja2.Environment:
+    """A strict environment whose every expression is escaped by ``escaped``."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Safe | jinja2.Undefined) else escaped(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **syntax,  # type: ignore[arg-type]
+    )
+
+
+@cache
+def _markdown() -> jinja2.Environment:
+    env = environment(escape.markdown)
+    env.globals.update(cell=_markdown_cell, tick=_markdown_tick, seeds=text.seeds, marks=marks, header=_header)
+    return env
+
+
+@cache
+def _latex() -> jinja2.Environment:
+    env = environment(
+        escape.latex,
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+    env.globals.update(cell=_latex_cell, tick=_latex_tick, seeds=text.seeds, marks=marks, slug=escape.slug, keys=macro_values)
+    env.globals.update(spans=_latex_spans, comment=_latex_comment)
+    return env
+
+
+def render(table: Table, form: str) -> str:
+    """The table in one format out of TABLE_FORMATS."""
+    if form == "md":
+        return _markdown().get_template("table.md.j2").render(table=table)
+    if form in ("tex", "macros"):
+        return _latex().get_template(f"{'table' if form == 'tex' else 'macros'}.tex.j2").render(table=table)
+    return {"csv": to_csv, "json": to_json}[form](table)
+
+
+def to_json(table: Table) -> str:
+    """The whole model as JSON, cells with every seed's number and run."""
+    return json.dumps({"schema": 1, "name": table.name, **asdict(table)}, indent=1, allow_nan=False) + "\n"
+
+
+CSV_FIELDS = (
+    "suite scale dataset row label preset metric unit kind mean std n planned delta delta_low delta_high p p_holm "
+    "best reason flags runs"
+).split()
+
+
+def to_csv(table: Table) -> str:
+    """One line a cell, numbers unrounded."""
+    out = io.StringIO()
+    writer = csv_module.DictWriter(out, CSV_FIELDS, lineterminator="\n")
+    writer.writeheader()
+    for row in table.rows:
+        writer.writerows(_csv_line(table, row, cell, column) for cell, column in zip(row.cells, table.columns, strict=True))
+    return out.getvalue()
+
+
+def _csv_line(table: Table, row: TableRow, cell: Cell, column: Column) -> dict[str, Any]:
+    named = {"suite": table.suite, "scale": table.scale, "dataset": table.dataset, "row": row.name, "label": row.label}
+    words = {"preset": row.preset, "metric": column.key, "unit": column.unit, "kind": cell.kind, "reason": cell.reason}
+    words |= {"flags": "; ".join(cell.flags), "runs": " ".join(value.run_id for value in cell.values)}
+    delta = cell.delta
+    numbers = {"mean": cell.mean, "std": cell.std, "n": cell.n, "planned": cell.planned, "best": int(cell.best)}
+    if delta is not None:
+        numbers |= {"delta": delta.mean, "delta_low": delta.low, "delta_high": delta.high, "p": delta.p, "p_holm": delta.p_holm}
+    return {key: escape.csv(value) for key, value in (named | words).items()} | numbers
+
+
+def marks(table: Table) -> dict[str, str]:
+    """Letters for the rows that need a note below the table, by row name."""
+    noted = [row.name for row in table.rows if row.note]
+    return {name: _letter(index) for index, name in enumerate(noted)}
+
+
+def _letter(index: int) -> str:
+    return chr(ord("a") + index) if index < 26 else _letter(index // 26 - 1) + chr(ord("a") + index % 26)
+
+
+def _markdown_cell(cell: Cell, column: Column) -> Safe:
+    wrap = {Kind.PARTIAL: "_", Kind.STALE: "_", Kind.VOID: "~~"}.get(cell.kind, "")
+    number = escape.markdown(text.mean(cell, column))
+    if cell.has_number:
+        number = f"**{number}**" if cell.best else f"{wrap}{number}{wrap}"
+    number += text.flags(cell)
+    extras = [text.spread(cell, column), _in_brackets(text.delta(cell, column)), _in_brackets(text.remark(cell))]
+    return Safe(" ".join([number, *(escape.markdown(extra) for extra in extras if extra)]))
+
+
+def _in_brackets(inner: str) -> str:
+    return f"({inner})" if inner else ""
+
+
+def _markdown_tick(value: str) -> str:
+    return {"yes": "✓", "no": ""}.get(value, value)
+
+
+def _header(table: Table) -> list[str]:
+    """Column headers with their group, since Markdown has no spanning cells."""
+    return [f"{column.group}: {column.label}" if column.group == "Cost" else column.label for column in table.columns]
+
+
+def _latex_cell(cell: Cell, column: Column) -> Safe:
+    number = escape.latex(text.mean(cell, column))
+    wrap = {Kind.PARTIAL: "mpfpartial", Kind.STALE: "mpfpartial", Kind.VOID: "mpfvoid"}.get(cell.kind)
+    wrap = "mpfbest" if cell.best else wrap
+    if cell.has_number and wrap:
+        number = rf"\{wrap}{{{number}}}"
+    number += escape.latex(text.flags(cell))
+    parts = [number]
+    if spread := text.spread(cell, column):
+        parts.append(rf"\mpfspread{{{escape.latex(spread)}}}")
+    if delta := text.delta(cell, column):
+        parts.append(rf"\mpf{text.change(cell, column)}{{{escape.latex(delta)}}}")
+    if remark := text.remark(cell):
+        parts.append(rf"\mpfremark{{{escape.latex(remark)}}}")
+    return Safe("\\,".join(parts))
+
+
+def _latex_tick(value: str) -> Safe | str:
+    return {"yes": Safe(r"$\surd$"), "no": ""}.get(value, value)
+
+
+def _latex_spans(table: Table) -> list[tuple[int, int, int, str]]:
+    """(first column, last column, width, label) of each header group, counted as TeX counts."""
+    first = 2 + len(table.tick_columns)
+    spans = []
+    for label, width in table.groups:
+        spans.append((first, first + width - 1, width, label))
+        first += width
+    return spans
+
+
+def _latex_comment(value: object) -> Safe:
+    """Text for one TeX comment line."""
+    return Safe(" ".join(escape.clean(value).split()))
+
+
+def macro_values(table: Table) -> list[tuple[str, str]]:
+    """(key, text) of every number: ``row.metric``, ``row.metric.std``, ``.n``, ``.delta``."""
+    found: list[tuple[str, str]] = []
+    for row in table.rows:
+        for cell, column in zip(row.cells, table.columns, strict=True):
+            found += [(f"{escape.slug(table.name)}.{escape.slug(row.name)}.{key}", value) for key, value in _values(cell, column)]
+    return found
+
+
+def _values(cell: Cell, column: Column) -> list[tuple[str, str]]:
+    key = column.key
+    if cell.kind is not Kind.VALUE:
+        return [(key, "[not available]"), (f"{key}.n", str(cell.n))]
+    values = [(key, text.mean(cell, column)), (f"{key}.n", str(cell.n))]
+    if cell.std is not None:
+        values.append((f"{key}.std", text.number(cell.std, column.decimals)))
+    if cell.delta is not None:
+        values.append((f"{key}.delta", text.signed(cell.delta.mean, column.decimals)))
+    return values

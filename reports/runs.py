@@ -1,0 +1,264 @@
+"""One run as a report sees it: its state, its numbers and its provenance, read from plain files that may be half-written."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from experiments.identity import SCHEME
+from experiments.states import RunState, State, derive
+from experiments.store import RunDir, Store, read_json
+
+FAILURES = {
+    "oom": "out of memory",
+    "nan": "non-finite loss",
+    "data": "bad data",
+    "disk": "disk full",
+    "timeout": "time limit",
+    "killed": "killed",
+    "config": "bad configuration",
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What became of a run: its state's name, and one clause saying why there is no number yet (empty when DONE)."""
+
+    state: str
+    reason: str = ""
+    short: str = ""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The code that made a number; ``dirty`` names the uncommitted change by a digest."""
+
+    sha: str
+    dirty: str = ""
+
+    @property
+    def label(self) -> str:
+        """``abcdef12`` or ``abcdef12 + changes 9a8b7c6d``."""
+        return self.sha[:8] + (f" + changes {self.dirty}" if self.dirty else "")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One execution of a stage of a run."""
+
+    number: int
+    path: Path
+    stage: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    events: tuple[Mapping[str, Any], ...]
+
+    def log_tail(self, lines: int = 30, size: int = 6000) -> str:
+        """The last lines of the log, at most ``size`` bytes; empty if there is none."""
+        try:
+            with (self.path / "log.txt").open("rb") as file:
+                file.seek(max(0, file.seek(0, 2) - size))
+                return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """Everything a report needs of one run at one evaluation setting. Properties read their file once, when asked."""
+
+    seed: int
+    eval_id: str
+    directory: RunDir
+    standing: Standing = field(default_factory=lambda: Standing("PLANNED"))
+
+    @property
+    def run_id(self) -> str:
+        """The run's name."""
+        return self.directory.run_id
+
+    @cached_property
+    def record(self) -> Mapping[str, Any]:
+        """``run.json``, or an empty mapping if the run was never launched."""
+        return _mapping(read_json(self.directory.path / "run.json"))
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The full configuration as plain data."""
+        return _mapping(self.record.get("config"))
+
+    @cached_property
+    def trained(self) -> Mapping[str, Any]:
+        """``trained.json``, or an empty mapping."""
+        return _mapping(read_json(self.directory.path / "trained.json"))
+
+    @cached_property
+    def void(self) -> Mapping[str, Any] | None:
+        """``void.json``, or None."""
+        content = read_json(self.directory.void_file)
+        return content if isinstance(content, dict) else None
+
+    @cached_property
+    def result(self) -> Mapping[str, Any] | None:
+        """The result of this evaluation setting, if it is complete and finite."""
+        return self.directory.result(self.eval_id)
+
+    @cached_property
+    def other_result(self) -> Mapping[str, Any] | None:
+        """The newest complete result of another evaluation setting: a stale number."""
+        folder = self.directory.path / "evals"
+        names = [path.name for path in _newest_first(folder) if path.name != self.eval_id]
+        results = (self.directory.result(name) for name in names)
+        return next((found for found in results if found is not None), None)
+
+    @property
+    def old_scheme(self) -> bool:
+        """Whether the run was named by an older identity scheme."""
+        return bool(self.record) and self.record.get("scheme", SCHEME) != SCHEME
+
+    @cached_property
+    def lines(self) -> tuple[Mapping[str, Any], ...]:
+        """``metrics.jsonl``; a line cut short by a crash is left out."""
+        return json_lines(self.directory.metrics)
+
+    @property
+    def evaluations(self) -> list[Mapping[str, Any]]:
+        """The evaluations logged during training."""
+        return [line for line in self.lines if line.get("kind") == "evaluation"]
+
+    @property
+    def iteration(self) -> int:
+        """The last iteration that was logged; 0 before the first."""
+        return max((int(line.get("iteration", 0)) for line in self.lines), default=0)
+
+    @property
+    def max_iter(self) -> int:
+        """The iterations of the schedule; 0 if it is unknown."""
+        return int(_mapping(self.config.get("schedule")).get("max_iter", 0))
+
+    @cached_property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The attempts, in order."""
+        return tuple(_attempt(self.directory, number) for number in self.directory.attempts())
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Provenance of the attempt that made the weights: the last one of the train stage that has any."""
+        known = [a for a in self.attempts if a.provenance]
+        training = [a for a in known if a.stage.get("stage", "train") == "train"]
+        return (training or known)[-1].provenance if known else {}
+
+    @property
+    def commit(self) -> Commit | None:
+        """The code that trained the run, or None if it is not recorded."""
+        return commit_of(self.provenance)
+
+
+def commit_of(provenance: Mapping[str, Any]) -> Commit | None:
+    """The commit of a provenance record."""
+    git = _mapping(provenance.get("git")) or provenance
+    sha = git.get("sha") or git.get("git_sha") or git.get("commit")
+    if not sha:
+        return None
+    return Commit(str(sha), _dirty(git))
+
+
+def dirty_diff(provenance: Mapping[str, Any]) -> str:
+    """The uncommitted change of a provenance record; empty if there was none."""
+    git = _mapping(provenance.get("git")) or provenance
+    return str(git.get("diff") or git.get("dirty_diff") or "")
+
+
+def _dirty(git: Mapping[str, Any]) -> str:
+    import hashlib
+
+    diff = git.get("diff") or git.get("dirty_diff")
+    if diff:
+        return hashlib.sha256(str(diff).encode()).hexdigest()[:8]
+    return "unknown" if git.get("dirty") else ""
+
+
+def json_lines(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """The objects of a file with one JSON object a line; damaged lines are left out, an absent file is empty."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return ()
+    return tuple(line for line in map(_json_or_none, text.splitlines()) if isinstance(line, dict))
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    except OSError:
+        return []
+
+
+def _attempt(directory: RunDir, number: int) -> Attempt:
+    path = directory.attempt(number)
+    stage, provenance = (_mapping(read_json(path / name)) for name in ("stage.json", "provenance.json"))
+    return Attempt(number, path, stage, provenance, json_lines(path / "events.jsonl"))
+
+
+class Reader:
+    """Reads runs of one store, each at most once, however many suites share it."""
+
+    def __init__(self, store: Store, queued: frozenset[str] = frozenset()) -> None:
+        self.store = store
+        self.queued = queued
+        self._views: dict[tuple[str, str], RunView] = {}
+
+    def view(self, seed: int, run_id: str, eval_id: str) -> RunView:
+        """The run at this evaluation setting, with its standing."""
+        key = (run_id, eval_id)
+        if key not in self._views:
+            bare = RunView(seed, eval_id, self.store.run(run_id))
+            self._views[key] = RunView(seed, eval_id, bare.directory, standing(bare, self.queued))
+        return self._views[key]
+
+
+def standing(view: RunView, queued: frozenset[str] = frozenset()) -> Standing:
+    """A run's state (:func:`experiments.states.derive`) as a clause that says why there is no number yet."""
+    found = derive(view.directory, view.eval_id, queued)
+    if found.state is State.PLANNED:
+        return Standing("PLANNED", "never launched" if not view.record else "not started", "not started")
+    return describe(found, view.iteration if found.state in _WITH_ITERATION else 0, view.max_iter)
+
+
+_WITH_ITERATION = (State.RUNNING, State.FAILED, State.LOST, State.CANCELLED, State.TIMEOUT)
+_SHORT = {
+    State.VOID: "void",
+    State.TRAINED: "not evaluated",
+    State.QUEUED: "queued",
+    State.REQUEUED: "requeued",
+    State.CANCELLED: "cancelled",
+    State.TIMEOUT: "time limit",
+    State.LOST: "lost",
+    State.UNKNOWN: "unknown",
+}
+
+
+def describe(found: RunState, iteration: int, max_iter: int) -> Standing:
+    """The clause of a state; a failure is named by its class."""
+    state = found.state
+    if state is State.DONE:
+        return Standing(state)
+    at = f"iteration {iteration} of {max_iter}" if max_iter else f"iteration {iteration}"
+    if state is State.RUNNING:
+        return Standing(state, at, f"{iteration}/{max_iter}")
+    short = FAILURES.get(found.failure_class, found.failure_class) if state is State.FAILED else _SHORT[state]
+    word = f"failed ({short})" if state is State.FAILED else short
+    where = f" at {at}" if iteration else ""
+    return Standing(state, f"{word}{where}" + (f": {found.detail}" if found.detail else ""), short or "failed")
