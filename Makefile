@@ -1,0 +1,73 @@
+# make setup | demo | test | lint | test-gpu | clean          (docs/setup.md)
+#
+# PYTHON=python3.12         the interpreter that .venv is made from (3.11 to 3.13)
+# DETECTRON2=git            upstream's git at a pinned commit instead of the registry's redistribution
+# ROOT=store DATA=datasets  where `make demo` writes
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+DETECTRON2 ?= registry
+DETECTRON2_COMMIT ?= 9604f5995cc628619f0e4fd913453b4d7d61db3f
+ROOT ?= store
+DATA ?= datasets
+PYTEST_WORKERS ?= 2
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --quiet --no-build-isolation --require-hashes
+LOCKS := $(sort $(wildcard locks/*.lock))
+# One stamp for each content of the locks, so that neither a checkout nor a touched file installs again.
+STAMP := .venv/.setup-$(DETECTRON2)-$(shell cat $(LOCKS) | sha256sum | cut -c1-12)
+
+.PHONY: help setup demo test lint test-gpu clean clean-all
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## create .venv from the hash-pinned locks (nothing happens if it is up to date)
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "setup: Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make setup PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv \
+	  || { echo "setup: could not create .venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "setup 1/5: build tools";                          $(PIP) install --quiet --require-hashes -r locks/build.lock
+	@echo "setup 2/5: packages (torch is large)";            $(INSTALL) -r locks/requirements.lock
+	@echo "setup 3/5: panopticapi and mpformer";             $(INSTALL) --no-deps -r locks/no-deps.lock
+	@$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	@echo "setup 4/5: detectron2 ($(DETECTRON2))";           bash locks/install-detectron2 $(BIN)/python $(DETECTRON2) $(DETECTRON2_COMMIT)
+	@echo "setup 5/5: kernel of deformable attention (compiles, about a minute)"
+	@$(INSTALL) --no-deps -r locks/kernel.lock > .venv/kernel-build.log 2>&1 \
+	  || echo "setup: the kernel did not build (see .venv/kernel-build.log; it needs a C++ compiler): going on with grid_sample, same numbers, slower"
+	@rm -f .venv/.setup-*
+	@touch $@
+	@echo "setup: done; next: $(BIN)/mpformer doctor"
+
+demo: setup ## the main job: headline@mini trained, evaluated, analysed, rendered (no download)
+	$(BIN)/mpformer data prepare shapes --data-root $(DATA)
+	$(BIN)/mpformer launch headline --root $(ROOT) --data-root $(DATA)
+	$(BIN)/mpformer report headline --root $(ROOT)
+	@echo "The report: $(ROOT)/reports/headline@mini/index.html"
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint ## lint and every test that is neither slow nor needs Slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not slow and not slurm" $(PYTEST_ARGS)
+
+test-gpu: setup ## for a machine with GPUs: the tests marked gpu (NCCL, AMP, the CUDA attention kernel)
+	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' \
+	  || { echo "test-gpu: torch sees no GPU here; run it on a GPU node (srun --gpus=2 make test-gpu)"; exit 1; }
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+clean: ## caches and build products; the run store, datasets and .venv stay
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+clean-all: clean ## .venv too
+	rm -rf .venv
