@@ -30,11 +30,11 @@ from mpformer.data.shapes import Scene
 
 VOID_CLASS = 255
 STRIDES = (4, 8, 16, 32)
-#: what "empty at a stride" means, for the manifest
-EMPTY_DEFINITION = (
-    "share of ground-truth masks without any cell of stride x stride pixels that the mask covers by at least one half "
-    "(cells beyond the border count as uncovered)"
-)
+#: the two meanings of "empty at a stride", for the manifest
+EMPTY_DEFINITIONS = {
+    "area": "no cell of stride x stride pixels is covered by one half or more (beyond the border nothing is covered)",
+    "bilinear": "no cell centre's bilinear sample (the mean of the four pixels around it) reaches one half",
+}
 
 Record = dict[str, Any]
 
@@ -120,14 +120,21 @@ def semantic_map(scene: Scene) -> NDArray[np.uint8]:
     return lookup[scene.ids]
 
 
-def empty_at_stride(masks: NDArray[np.bool_], stride: int) -> NDArray[np.bool_]:
-    """Which of the masks (n, H, W) have no cell of stride x stride pixels that they cover by at least one half."""
+def empty_at_stride(masks: NDArray[np.bool_], stride: int, kind: str = "area") -> NDArray[np.bool_]:
+    """Which of the masks (n, H, W) vanish at an attention stride (a power of two); kind: see EMPTY_DEFINITIONS."""
     n, h, w = masks.shape
-    rows, columns = -(-h // stride), -(-w // stride)
-    padded = np.zeros((n, rows * stride, columns * stride), dtype=np.uint8)
-    padded[:, :h, :w] = masks
-    cells = padded.reshape(n, rows, stride, columns, stride).sum(axis=(2, 4), dtype=np.int32)
-    return ~(2 * cells >= stride * stride).any(axis=(1, 2))
+    cells = np.zeros((n, -(-h // stride) * stride, -(-w // stride) * stride), dtype=np.int16 if stride < 128 else int)
+    cells[:, :h, :w] = masks
+    half = stride // 2
+    if kind == "bilinear":
+        rows = cells[:, half - 1 :: stride] + cells[:, half::stride]
+        cells, full = rows[:, :, half - 1 :: stride] + rows[:, :, half::stride], 4
+    else:
+        full = stride * stride
+        while stride > 1:
+            rows = cells[:, ::2] + cells[:, 1::2]
+            cells, stride = rows[:, :, ::2] + rows[:, :, 1::2], stride // 2
+    return ~(2 * cells >= full).any(axis=(1, 2))
 
 
 def write_scene(layout: Layout, image_id: int, scene: Scene, stuff: bool) -> Record:
@@ -146,7 +153,7 @@ def write_scene(layout: Layout, image_id: int, scene: Scene, stuff: bool) -> Rec
         "files": {str(p.relative_to(layout.root)): write_atomically(p, content) for p, content in files.items()},
         "content": _content(scene),
         "masks": len(masks),
-        "empty": {str(s): int(empty_at_stride(masks, s).sum()) for s in STRIDES},
+        "empty": {k: {str(s): int(empty_at_stride(masks, s, k).sum()) for s in STRIDES} for k in EMPTY_DEFINITIONS},
     }
 
 
@@ -220,8 +227,11 @@ def attention_shares(records: Iterable[Record]) -> Record:
     """Percent of ground-truth masks that are empty at each attention stride, over all given images."""
     listed = list(records)
     total = max(sum(r["masks"] for r in listed), 1)
-    shares = {str(s): round(100 * sum(r["empty"][str(s)] for r in listed) / total, 3) for s in STRIDES}
-    return {"definition": EMPTY_DEFINITION, "empty_percent": shares}
+    shares = {
+        kind: {str(s): round(100 * sum(r["empty"][kind][str(s)] for r in listed) / total, 3) for s in STRIDES}
+        for kind in EMPTY_DEFINITIONS
+    }
+    return {"definitions": EMPTY_DEFINITIONS, "empty_percent": shares}
 
 
 def write_manifest(
