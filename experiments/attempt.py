@@ -320,7 +320,9 @@ class _Attempt:
 
     def _warn_of_other_threads(self) -> None:
         now = self.config.runtime.threads
-        earlier = {(read_json(self.run.attempt(n) / "provenance.json") or {}).get("threads") for n in self.run.attempts()}
+        earlier = {
+            (read_json(self.run.attempt(n) / "provenance.json") or {}).get("threads") for n in self.run.attempts()
+        }
         if earlier - {now, None}:
             self._event("WARNING", f"earlier attempts ran with {earlier - {now, None}} threads, this one with {now}")
 

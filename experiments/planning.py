@@ -83,7 +83,9 @@ def make(request: Request, data_root: Path) -> Plan:
     rows = _chosen_rows(suite, every, request.rows)
     base, data = _base(scale, dataset, request.overrides, data_root)
     configs = {row.name: _row_config(row, base, dict(request.overrides)) for row in every}
-    runs = tuple(run for row in rows if not row.not_applicable for run in _row_runs(row, configs[row.name], suite, request))
+    runs = tuple(
+        run for row in rows if not row.not_applicable for run in _row_runs(row, configs[row.name], suite, request)
+    )
     if not runs:
         raise UserError(f"nothing to run: {rows[0].not_applicable}")
     _refuse_merged_rows(runs, request)

@@ -90,7 +90,12 @@ def processor() -> str:
 def _git(root: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True, errors="replace"
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+            errors="replace",
         )
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -22,7 +22,9 @@ ONE_CLASS: Mapping[str, str] = MappingProxyType({"nuclei": "nuclei has one class
 NO_STUFF: Mapping[str, str] = MappingProxyType({"nuclei": "nuclei has instances of one class and no stuff"})
 """Datasets without panoptic and semantic ground truth, with the reason."""
 
-DECLARED_SECONDS: Mapping[tuple[str, str], float] = MappingProxyType({("mini", "shapes"): 0.25, ("mini", "nuclei"): 0.3})
+DECLARED_SECONDS: Mapping[tuple[str, str], float] = MappingProxyType(
+    {("mini", "shapes"): 0.25, ("mini", "nuclei"): 0.3}
+)
 """Seconds an iteration takes on one core of a 2020s laptop: an estimate until a run has measured it."""
 
 DECLARED_GIB = 2.5
@@ -58,7 +60,7 @@ def column_reasons(dataset: str) -> dict[str, str]:
     """Return the columns that do not apply on the dataset, each with its reason."""
     if dataset not in NO_STUFF:
         return {}
-    return {column: NO_STUFF[dataset] for column in ("PQ", "mIoU")}
+    return dict.fromkeys(("PQ", "mIoU"), NO_STUFF[dataset])
 
 
 def _mini_model(queries: int) -> ModelConfig:

@@ -1,0 +1,593 @@
+"""The ``mpformer`` command. Everything heavy is imported inside the command that needs it."""
+
+import contextlib
+import errno
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mpformer.errors import RunFailure, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.planning import Plan, Request
+    from experiments.states import RunState
+    from experiments.store import Store
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+Command = Callable[..., Any]
+
+
+def main() -> None:
+    """Entry point: exit code 0 fine, 1 runs failed, 2 the user can mend it, 130 Ctrl-C; never a traceback for the two."""
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except (UserError, RunFailure) as error:
+        _exit(str(error), error.exit_code)
+    except click.exceptions.Abort:
+        _exit("interrupted", 130)
+    except KeyboardInterrupt:
+        _exit("interrupted", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `mpformer … | head`
+        sys.exit(0)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        _exit(f"cannot write {error.filename or ''}: {error.strerror}; free some space or choose another --root", 2)
+
+
+def _exit(message: str, code: int) -> None:
+    click.echo(f"mpformer: {message}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="mpformer")
+def cli() -> None:
+    """Reproduce, ablate and explain MP-Former: launch a named suite, read its tables.
+
+    \b
+    mpformer suites                  what there is
+    mpformer launch headline         train, evaluate, analyse what is missing
+    mpformer report headline         tables and figures beside the paper's numbers
+    """
+
+
+def _root_options(command: Command) -> Command:
+    store = click.option(
+        "--root", envvar="MPFORMER_ROOT", default="store", show_default=True, type=click.Path(path_type=Path),
+        help="Run store.  [env: MPFORMER_ROOT]",
+    )  # fmt: skip
+    data = click.option(
+        "--data-root", envvar="DETECTRON2_DATASETS", default="datasets", show_default=True,
+        type=click.Path(path_type=Path), help="Datasets.  [env: DETECTRON2_DATASETS]",
+    )  # fmt: skip
+    return store(data(command))
+
+
+def _scale_options(command: Command) -> Command:
+    scale = click.option("--scale", default="mini", show_default=True, help="mini or paper.")
+    dataset = click.option("--dataset", default=None, help="Dataset, where a scale has several (mini: shapes, nuclei).")
+    return scale(dataset(command))
+
+
+def _plan_options(command: Command) -> Command:
+    for option in (
+        click.option("--seed", "one_seed", type=int, default=None, help="One seed."),
+        click.option("--seeds", default=None, help="Seeds, such as 0,1,2 or 0-4; default: the suite's."),
+        click.option("--row", "rows", multiple=True, help="Only this row; may be given several times."),
+        click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+            help="Change a configuration key of every row, such as schedule.max_iter=300 (milestones move along). "
+            "This changes the runs' identity.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return _scale_options(command)
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+
+
+@cli.command()
+@_scale_options
+@_json_option
+def suites(scale: str, dataset: str | None, as_json: bool) -> None:
+    """List the suites with their rows and default seeds."""
+    from experiments import registry, scales
+
+    scale, chosen = scales.check(scale, dataset)
+    listed = [_suite_record(suite, scale, chosen) for suite in registry.all_suites().values()]
+    if as_json:
+        return _print_json(listed)
+    for record in listed:
+        click.echo(f"{record['suite']}: {record['title']} ({len(record['rows'])} rows x {len(record['seeds'])} seeds)")
+        if record["description"]:
+            click.echo(f"    {record['description']}")
+        for row in record["rows"]:
+            reason = f"  (not applicable: {row['not_applicable']})" if row["not_applicable"] else ""
+            click.echo(f"    {row['name']:<28} {row['label']}{reason}")
+    return None
+
+
+def _suite_record(suite: Any, scale: str, dataset: str) -> dict[str, Any]:
+    rows = suite.rows(scale, dataset)
+    return {
+        "suite": suite.name,
+        "title": suite.title,
+        "description": suite.description,
+        "paper_table": suite.paper_table,
+        "scale": scale,
+        "dataset": dataset,
+        "baseline": suite.baseline,
+        "primary": suite.primary,
+        "seeds": list(suite.seeds.get(scale, ())),
+        "not_applicable": suite.not_applicable.get(dataset, ""),
+        "rows": [{**asdict(row), "changes": dict(row.changes), "seeds": list(row.seeds)} for row in rows],
+    }
+
+
+@cli.command()
+@click.argument("suite")
+@_plan_options
+@_root_options
+@_json_option
+def plan(suite: str, as_json: bool, root: Path, data_root: Path, **asked: Any) -> None:
+    """Show the runs of SUITE: their state, ids and expected time."""
+    from experiments import planning
+    from experiments.store import Store
+    from experiments.worker import queued_runs
+
+    resolved = planning.make(_request(suite, **asked), data_root)
+    store = Store(root)
+    states = planning.states(resolved, store, queued_runs(store))
+    expected = planning.estimates(resolved, store)
+    runs = [
+        {
+            "row": run.row.name,
+            "seed": run.seed,
+            "run_id": run.run_id,
+            "eval_id": run.eval_id,
+            "state": states[run.run_id].label,
+            "seconds": round(expected[run.run_id].seconds, 1),
+            "seconds_source": expected[run.run_id].source,
+        }
+        for run in resolved.runs
+    ]
+    if as_json:
+        return _print_json({**_plan_head(resolved), "runs": runs})
+    return _print_plan(resolved, runs)
+
+
+def _plan_head(resolved: "Plan") -> dict[str, Any]:
+    skipped = {row.name: row.not_applicable for row in resolved.rows if row.not_applicable}
+    return {
+        "suite": resolved.suite.name,
+        "scale": resolved.scale,
+        "dataset": resolved.dataset,
+        "missing": list(resolved.missing),
+        "not_applicable": skipped,
+    }
+
+
+def _print_plan(resolved: "Plan", runs: Sequence[dict[str, Any]]) -> None:
+    from experiments.watching import duration
+
+    click.echo(f"{resolved.suite.name}@{resolved.scale} on {resolved.dataset}: {resolved.suite.title}")
+    wide = max(len(run["row"]) for run in runs)
+    for run in runs:
+        seconds = f"{duration(run['seconds']):>7} {run['seconds_source']}"
+        click.echo(f"  {run['row']:<{wide}}  seed {run['seed']}  {run['state']:<12} {seconds}  {run['run_id']}")
+    for name, reason in _plan_head(resolved)["not_applicable"].items():
+        click.echo(f"  {name:<{wide}}  not applicable: {reason}")
+    left = {run["run_id"]: run for run in runs if run["state"] != "DONE"}
+    total = sum(run["seconds"] for run in left.values())
+    click.echo(f"{len(left)} runs to do, about {duration(total)} of one worker ({_sources(left.values())})")
+    for line in resolved.missing:
+        click.echo(f"missing: {line}")
+    if not resolved.data.fingerprint:
+        click.echo("the run ids are provisional: they contain the dataset's fingerprint")
+
+
+def _sources(runs: Any) -> str:
+    kinds = sorted({run["seconds_source"] for run in runs})
+    return " and ".join(kinds) or "nothing"
+
+
+def _request(
+    suite: str,
+    scale: str,
+    dataset: str | None,
+    rows: Sequence[str],
+    seeds: str | None,
+    one_seed: int | None,
+    overrides: Sequence[str],
+) -> "Request":
+    from experiments import planning
+
+    if seeds is not None and one_seed is not None:
+        raise UserError("give --seed or --seeds, not both")
+    chosen = (one_seed,) if one_seed is not None else planning.parse_seeds(seeds) if seeds is not None else ()
+    changed = tuple(planning.parse_override(text) for text in overrides)
+    for key, _ in changed:
+        if key == "seed":
+            raise UserError("the seed is not an override; use --seed or --seeds")
+    return planning.Request(suite, scale, dataset, tuple(rows), chosen, changed)
+
+
+@cli.command()
+@click.argument("suite")
+@_plan_options
+@_root_options
+@click.option("--workers", type=click.IntRange(1), default=None, help="Worker processes; default: by cores and memory.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads a worker.")
+@click.option("--detach", is_flag=True, help="Return at once; the workers go on.")
+@click.option(
+    "--inline", "inline_", is_flag=True, help="Execute one run (--row, --seed) in this process, for a debugger."
+)
+def launch(
+    suite: str,
+    root: Path,
+    data_root: Path,
+    workers: int | None,
+    threads: int,
+    detach: bool,
+    inline_: bool,
+    **asked: Any,
+) -> int:
+    """Train, evaluate and analyse what is missing of SUITE; what is done or running is left alone."""
+    from experiments import launching, planning
+    from experiments.store import Store
+
+    console = _console()
+    store = Store(root)
+    resolved = _with_data(planning.make(_request(suite, **asked), data_root), data_root, console)
+    if inline_:
+        return _inline(resolved, store, data_root)
+    width = launching.Width(workers or launching.fit(None, len(resolved.unique)).workers, threads)
+    started = launching.launch(resolved, store, data_root, command=_command(), width=width)
+    return _watch_launch(resolved, store, started, width, detach, console)
+
+
+def _inline(resolved: "Plan", store: "Store", data_root: Path) -> int:
+    import logging
+
+    from experiments import launching
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    outcome = launching.inline(resolved, store, data_root, _command())
+    click.echo(f"{resolved.unique[0].run_id}: {outcome.name} {outcome.failure_class} {outcome.detail}".rstrip())
+    return {"failed": 1, "interrupted": 130}.get(outcome.name, 0)
+
+
+def _with_data(resolved: "Plan", data_root: Path, console: "Console") -> "Plan":
+    """Prepare drawn images that are not there yet."""
+    from experiments import launching
+
+    if not resolved.data.preparable:
+        return resolved
+    with _progress(console, f"preparing {resolved.dataset}") as progress:
+        return launching.prepare_data(resolved, data_root, progress)
+
+
+def _watch_launch(resolved: "Plan", store: "Store", started: Any, width: Any, detach: bool, console: "Console") -> int:
+    from experiments import launching, watching
+    from experiments.states import State
+
+    for run_id, reason in started.left_alone.items():
+        console.print(f"{run_id} failed ({reason}) and would again: `mpformer retry` starts it anyway", soft_wrap=True)
+    count = len(started.started)
+    if count:
+        workers = min(width.workers, count)
+        console.print(
+            f"launched {count} runs on {workers} workers of {width.threads} threads: {started.directory}",
+            soft_wrap=True,
+        )
+    else:
+        console.print("nothing to start: every run is done, running, or failed")
+    if detach:
+        return 0
+    states = watching.follow(resolved, store, started, console)
+    launching.mark_ended(started)
+    return _summary(states, State.DONE, console)
+
+
+def _summary(states: "Sequence[RunState]", done: Any, console: "Console") -> int:
+    rest = [state for state in states if state.state is not done]
+    console.print(f"{len(states) - len(rest)} of {len(states)} runs done")
+    for state in rest:
+        console.print(f"{state.run_id}: {state.label} {state.detail}", soft_wrap=True, highlight=False, markup=False)
+    return 1 if rest else 0
+
+
+@cli.command()
+@click.argument("suite", required=False)
+@_scale_options
+@_root_options
+@click.option("--watch", is_flag=True, help="A live table; Ctrl-C ends it.")
+@_json_option
+def status(
+    suite: str | None, scale: str, dataset: str | None, root: Path, data_root: Path, watch: bool, as_json: bool
+) -> None:
+    """Show where the runs of SUITE stand (default: of every launched suite); reads files only."""
+    from experiments import overview
+
+    console = _console()
+    while True:
+        records = overview.chosen(root, suite, scale, dataset)
+        views = [overview.view(root, record) for record in records]
+        if as_json:
+            return _print_json(views)
+        if watch:
+            console.clear()
+        for view in views:
+            console.print(overview.table(view))
+        if not watch:
+            return None
+        time.sleep(2)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("-f", "--follow", is_flag=True, help="Go on printing until the attempt ends.")
+@click.option("--attempt", type=int, default=None, help="An earlier attempt; default: the last.")
+@_root_options
+def logs(run: str, follow: bool, attempt: int | None, root: Path, data_root: Path) -> None:
+    """Print the log of RUN (its id, or the id's beginning or end)."""
+    from experiments import overview
+    from experiments.store import Store
+
+    for text in overview.log(Store(root).find(run), attempt, follow):
+        click.echo(text, nl=False)
+
+
+@cli.command()
+@click.argument("suites", nargs=-1, required=True)
+@_scale_options
+@_root_options
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory; default: <root>/reports/…")
+@_json_option
+def report(
+    suites: tuple[str, ...],
+    scale: str,
+    dataset: str | None,
+    root: Path,
+    data_root: Path,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Write tables (Markdown, LaTeX) and a self-contained page for SUITES from the run store."""
+    from reports.build import build_report
+
+    from experiments import registry, scales
+
+    scale, chosen = scales.check(scale, dataset)
+    for name in suites:
+        registry.find(name)
+    paths = build_report(list(suites), root, scale, chosen, out)
+    if as_json:
+        return _print_json([str(path) for path in paths])
+    for path in paths:
+        click.echo(path)
+    return None
+
+
+@cli.group()
+def data() -> None:
+    """Prepare and check datasets."""
+
+
+@data.command("prepare")
+@click.argument("name")
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.option("--crop", type=click.IntRange(32), default=128, show_default=True, help="Side of the crops of nuclei.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="dataset.shapes.… for shapes.")
+@_root_options
+def data_prepare(
+    name: str, source: Path | None, crop: int, overrides: Sequence[str], root: Path, data_root: Path
+) -> None:
+    """Write dataset NAME (shapes; nuclei from SOURCE) under the data root; what is there is left alone."""
+    from experiments import planning, scales
+    from mpformer.data import prepare
+
+    with _progress(_console(), f"preparing {name}") as progress:
+        if name == "shapes":
+            config = scales.base("mini", "shapes").replace(dict(planning.parse_override(text) for text in overrides))
+            assert config.dataset.shapes is not None
+            path = prepare.prepare_shapes(config.dataset.shapes, data_root, progress)
+        elif name == "nuclei":
+            if source is None:
+                raise UserError("nuclei needs its source: mpformer data prepare nuclei SRC (directory or archive)")
+            path = prepare.prepare_nuclei(source, data_root, crop, progress)
+        else:
+            prepare.check_name(name)
+            raise UserError(f"{name} is not prepared by this version; valid: {', '.join(prepare.PREPARED)}")
+    click.echo(path)
+
+
+@data.command("check")
+@click.argument("name")
+@_root_options
+@_json_option
+def data_check(name: str, root: Path, data_root: Path, as_json: bool) -> int:
+    """Say what of dataset NAME is under the data root, and compare its files with their checksums."""
+    from experiments import overview
+    from mpformer.data import prepare
+
+    prepare.check_name(name)
+    found = overview.check_data(data_root, name)
+    if as_json:
+        _print_json(found)
+    else:
+        for line in overview.data_lines(found, name, data_root):
+            click.echo(line)
+    return 0 if found and not any(item["problems"] for item in found) else 2
+
+
+@cli.group()
+def mlflow() -> None:
+    """Mirror runs to MLflow."""
+
+
+@mlflow.command("sync")
+@_root_options
+@click.option("--uri", default=None, help="Tracking server; default: a SQLite file in the run store.")
+def mlflow_sync(root: Path, data_root: Path, uri: str | None) -> None:
+    """Bring MLflow up to the run store; can be repeated, and never disturbs training."""
+    from experiments import tracking
+    from experiments.store import Store
+
+    click.echo(tracking.sync(Store(root), uri))
+
+
+@cli.command()
+@_root_options
+@_json_option
+def doctor(root: Path, data_root: Path, as_json: bool) -> int:
+    """Say what is installed and in use, train two iterations, and what to do about what is missing."""
+    from experiments import doctor as checks
+
+    return int(checks.run(root=root, data_root=data_root, as_json=as_json) or 0)
+
+
+@cli.command()
+@click.argument("suite")
+@_plan_options
+@_root_options
+@click.option("--failed", is_flag=True, required=True, help="Retry the failed runs (the only kind there is to retry).")
+@click.option("--class", "classes", multiple=True, help="Only this failure class, such as oom; may be repeated.")
+@click.option("--workers", type=click.IntRange(1), default=None)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--detach", is_flag=True)
+def retry(
+    suite: str,
+    root: Path,
+    data_root: Path,
+    failed: bool,
+    classes: tuple[str, ...],
+    workers: int | None,
+    threads: int,
+    detach: bool,
+    **asked: Any,
+) -> int:
+    """Start the failed runs of SUITE again, those too that would fail again; earlier attempts are kept."""
+    from experiments import launching, planning
+    from experiments.store import Store
+
+    store = Store(root)
+    resolved = launching.only_failed(planning.make(_request(suite, **asked), data_root), store, classes)
+    kinds = launching.failure_classes(resolved, store)
+    width = launching.Width(workers or launching.fit(None, len(resolved.unique)).workers, threads)
+    started = launching.launch(resolved, store, data_root, command=_command(), width=width, retry=kinds)
+    return _watch_launch(resolved, store, started, width, detach, _console())
+
+
+@cli.command()
+@click.argument("suite")
+@_plan_options
+@_root_options
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def cancel(suite: str, root: Path, data_root: Path, yes: bool, **asked: Any) -> None:
+    """Ask the running and waiting runs of SUITE to checkpoint and end; launching again continues them."""
+    from experiments import launching, planning
+    from experiments.store import Store, write_json
+
+    store = Store(root)
+    resolved = planning.make(_request(suite, **asked), data_root)
+    active = [state for state in launching.snapshot(resolved, store) if state.active]
+    if not active:
+        click.echo("nothing of it is running or waiting")
+        return
+    if not yes:
+        click.confirm(f"cancel {len(active)} runs?", abort=True)
+    for state in active:
+        write_json(store.run(state.run_id).cancel_file, {"time": time.time()})
+    click.echo(f"asked {len(active)} runs to end")
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--reason", required=True, help="Why the results must not be used.")
+@_root_options
+def void(run: str, reason: str, root: Path, data_root: Path) -> None:
+    """Mark the results of RUN as void, visibly; the next launch does it again and keeps what was there aside."""
+    from experiments.store import Store, write_json
+
+    found = Store(root).find(run)
+    write_json(found.void_file, {"reason": reason, "time": time.time()})
+    click.echo(f"{found.run_id} is void: {reason}")
+
+
+@cli.command()
+@click.argument("first")
+@click.argument("second")
+@_root_options
+@_json_option
+def diff(first: str, second: str, root: Path, data_root: Path, as_json: bool) -> None:
+    """Show how two runs differ: configuration, code, packages, threads."""
+    from experiments import overview
+    from experiments.store import Store
+
+    store = Store(root)
+    found = overview.difference(store.find(first), store.find(second))
+    if as_json:
+        return _print_json(found)
+    if not found:
+        click.echo("no difference")
+    for key, (one, other) in found.items():
+        click.echo(f"{key}: {one!s} -> {other!s}")
+    return None
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_json(content: Any) -> None:
+    click.echo(json.dumps(content, indent=1))
+
+
+@contextlib.contextmanager
+def _progress(console: "Console", title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, a few lines elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not console.is_terminal:
+        yield _printed_progress(title)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _printed_progress(title: str) -> Callable[[int, int], None]:
+    shown = [-1]
+
+    def show(done: int, total: int) -> None:
+        quarter = 4 * done // max(total, 1)
+        if quarter != shown[0]:
+            shown[0] = quarter
+            click.echo(f"{title}: {done}/{total}")
+
+    return show

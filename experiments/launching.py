@@ -1,0 +1,302 @@
+"""Launching: write the suite's record, hand the missing runs to workers, and show how they get on.
+
+The executor is a seam: anything that starts :func:`experiments.worker.work` (or, on a cluster,
+:func:`experiments.attempt.run_attempt`) somewhere and says whether it still runs.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments import planning, scales
+from experiments.attempt import Options, Outcome, Runner, run_attempt
+from experiments.planning import Plan, PlannedRun
+from experiments.states import RunState, State, should_start
+from experiments.store import Store, read_json, write_json
+from experiments.worker import WorkerJob, live_workers, queued_runs, work
+from mpformer.errors import UserError
+
+
+class Executor(Protocol):
+    """Starts worker jobs."""
+
+    def submit(self, jobs: Sequence[WorkerJob], folder: Path) -> list[str]:
+        """Start the jobs and return their ids."""
+
+    def running(self) -> bool:
+        """Whether one of the submitted jobs still runs."""
+
+
+class LocalExecutor:
+    """submitit's local executor: every worker is a process of this machine that outlives this one."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self._jobs: list[Any] = []
+
+    def submit(self, jobs: Sequence[WorkerJob], folder: Path) -> list[str]:
+        """Start one process a job."""
+        import submitit
+
+        executor = submitit.LocalExecutor(
+            folder
+        )  # never AutoExecutor's guess: it takes Slurm where srun is on the path
+        gpus = visible_gpus()
+        for index, job in enumerate(jobs):
+            executor.update_parameters(timeout_min=_FOREVER_MINUTES, stderr_to_stdout=True, **_gpu(gpus, index))
+            with _environment(self._threads), _signals_ignored(), _code_importable():
+                self._jobs.append(executor.submit(work, job))
+        return [str(job.job_id) for job in self._jobs]
+
+    def running(self) -> bool:
+        """Whether a controller process is left."""
+        return any(not job.done() for job in self._jobs)
+
+
+_FOREVER_MINUTES = 60 * 24 * 365
+
+
+@dataclass(frozen=True)
+class Width:
+    """How many workers, and threads each."""
+
+    workers: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launch started; ``started`` is empty if every run was done or in other hands."""
+
+    id: str
+    directory: Path
+    store: Store
+    started: tuple[PlannedRun, ...]
+    executor: Executor | None
+    left_alone: dict[str, str]
+    """Failed runs that would fail again, with their failure class."""
+
+    def stop(self, reason: str) -> None:
+        """Ask the workers to checkpoint their runs and end."""
+        write_json(self.directory / "stop.json", {"reason": reason, "time": time.time()})
+
+    def working(self) -> bool:
+        """Whether one of this launch's jobs still runs."""
+        return self.executor is not None and self.executor.running()
+
+    def kill(self) -> None:
+        """End the workers now; their runs continue from the last checkpoint at the next launch."""
+        for pid in live_workers(self.directory):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def launch(
+    plan: Plan,
+    store: Store,
+    data_root: Path,
+    *,
+    command: str = "",
+    width: Width | None = None,
+    retry: tuple[str, ...] = (),
+    executor: Executor | None = None,
+    runner: Runner | None = None,
+) -> Launch:
+    """Start what is missing of a plan and return at once.
+
+    Raises UserError if data or weights are missing, or if the store cannot be written.
+    """
+    if plan.missing:
+        raise UserError("; ".join(plan.missing))
+    record(plan, store, command)
+    missing, left_alone = to_start(plan, store, retry)
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    directory = store.launches / name
+    if not missing:
+        return Launch(name, directory, store, (), None, left_alone)
+    width = fit(width, len(missing))
+    options = Options(data_root.resolve(), name, width.threads, directory.resolve() / "stop.json")
+    pairs = tuple((run.run_id, run.eval_id) for run in missing)
+    job = WorkerJob(store.root.resolve(), name, pairs, options, retry=retry, runner=runner)
+    executor = executor or LocalExecutor(width.threads)
+    about = {"schema": 1, "suite": plan.suite.name, "scale": plan.scale, "dataset": plan.dataset, "command": command}
+    about |= {"runs": [run.run_id for run in missing], "created": time.time(), "workers": width.workers}
+    write_json(directory / "launch.json", about)
+    jobs = executor.submit([job] * width.workers, directory / "jobs")
+    write_json(directory / "launch.json", {**about, "job_ids": jobs})
+    return Launch(name, directory, store, tuple(missing), executor, left_alone)
+
+
+def record(plan: Plan, store: Store, command: str) -> None:
+    """Write the suite's record and the runs' immutable files; raises UserError if the store cannot be written."""
+    try:
+        for run in plan.unique:
+            store.run(run.run_id).create(run.config, run.row.name)
+        planning.write_record(plan, store, command)
+    except OSError as error:
+        raise UserError(f"cannot write to {store.root}: {error.strerror or error}; choose another --root") from None
+
+
+def to_start(plan: Plan, store: Store, retry: tuple[str, ...] = ()) -> tuple[list[PlannedRun], dict[str, str]]:
+    """Return the runs that a launch has to start, and the failed ones that it leaves alone with their class."""
+    states = planning.states(plan, store, queued_runs(store))
+    missing = [run for run in plan.unique if should_start(states[run.run_id], retry)]
+    for run in missing:
+        store.run(run.run_id).cancel_file.unlink(missing_ok=True)
+    rest = [state for state in states.values() if state.state is State.FAILED and not should_start(state, retry)]
+    return missing, {state.run_id: state.failure_class for state in rest}
+
+
+def inline(plan: Plan, store: Store, data_root: Path, command: str = "", runner: Runner | None = None) -> Outcome:
+    """Execute the plan's only run in this process, for a debugger; raises UserError if there are several."""
+    if len(plan.unique) != 1:
+        raise UserError(f"--inline executes one run, this is {len(plan.unique)}; name one with --row and --seed")
+    if plan.missing:
+        raise UserError("; ".join(plan.missing))
+    record(plan, store, command)
+    run = plan.unique[0]
+    store.run(run.run_id).cancel_file.unlink(missing_ok=True)
+    options = Options(data_root.resolve(), "inline", capture=False)
+    return run_attempt(store.root.resolve(), run.run_id, "all", options, runner)
+
+
+def prepare_data(plan: Plan, data_root: Path, progress: Callable[[int, int], None] | None = None) -> Plan:
+    """Prepare what can be prepared without the user's help (drawn images), and return the plan with it in place."""
+    if not plan.data.preparable:
+        return plan
+    from mpformer.data.prepare import prepare_shapes
+
+    assert plan.base.dataset.shapes is not None
+    prepare_shapes(plan.base.dataset.shapes, data_root, progress)
+    return planning.make(plan.request, data_root)
+
+
+def fit(width: Width | None, runs: int) -> Width:
+    """Return the width that fits the machine: a worker a core (or GPU) with one thread, as many as memory allows."""
+    if width is not None:
+        return replace(width, workers=max(1, min(width.workers, runs)))
+    gpus = len(visible_gpus())
+    by_memory = max(1, int(available_gib() // scales.DECLARED_GIB))
+    return Width(max(1, min(gpus or cores(), by_memory, runs)), 1)
+
+
+def cores() -> int:
+    """Return the number of processors that this process may use, by affinity and by control group."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, max(1, int(int(quota) / int(period))))
+    return count
+
+
+def available_gib() -> float:
+    """Return the memory that is free to use, in GiB, by the kernel and by control group; infinite if unknown."""
+    free = float("inf")
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        free = min(free, (limit - used) / 2**30)
+    return free
+
+
+def visible_gpus() -> list[int]:
+    """Return the GPUs of this machine by number, without asking CUDA."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return [int(part) for part in listed.split(",") if part.strip().isdigit()]
+    return sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit())
+
+
+def _gpu(gpus: Sequence[int], index: int) -> dict[str, Any]:
+    if not gpus:
+        return {}
+    return {"gpus_per_node": 1, "visible_gpus": [gpus[index % len(gpus)]]}
+
+
+@contextlib.contextmanager
+def _environment(threads: int) -> Iterator[None]:
+    """Give children the number of threads before their libraries are loaded, and unbuffered, plain output."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Children inherit ignored signals: Ctrl-C and a closed terminal reach the launcher alone, which asks properly."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _code_importable() -> Iterator[None]:
+    """Let children import this very code, wherever they are started."""
+    root = str(Path(__file__).resolve().parent.parent)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = root + (os.pathsep + before if before else "")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("PYTHONPATH")
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def snapshot(plan: Plan, store: Store) -> list[RunState]:
+    """Return the states of the plan's runs now, in the plan's order."""
+    return list(planning.states(plan, store, queued_runs(store)).values())
+
+
+def only_failed(plan: Plan, store: Store, classes: Sequence[str] = ()) -> Plan:
+    """Return the plan's failed runs (of these classes); raises UserError with the classes that there are."""
+    failed = {state.run_id: state.failure_class for state in snapshot(plan, store) if state.state in _RETRIED}
+    chosen = {run_id for run_id, kind in failed.items() if not classes or kind in classes}
+    if not chosen:
+        there = ", ".join(sorted(set(failed.values()))) or "none"
+        raise UserError(
+            f"no failed run to retry{' of class ' + ', '.join(classes) if classes else ''}; failed: {there}"
+        )
+    return replace(plan, runs=tuple(run for run in plan.runs if run.run_id in chosen))
+
+
+_RETRIED = (State.FAILED, State.TIMEOUT, State.LOST)
+
+
+def failure_classes(plan: Plan, store: Store) -> tuple[str, ...]:
+    """Return the failure classes of the plan's runs."""
+    return tuple({state.failure_class for state in snapshot(plan, store) if state.failure_class})
+
+
+def mark_ended(launch_: Launch) -> None:
+    """Note that the launch has nothing running any more."""
+    path = launch_.directory / "launch.json"
+    content = read_json(path)
+    if isinstance(content, dict):
+        with contextlib.suppress(OSError):
+            write_json(path, {**content, "ended": time.time()})

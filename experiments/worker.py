@@ -1,0 +1,188 @@
+"""A worker job: claims the next missing run, executes it in a process of its own, and goes on until none is left."""
+
+import contextlib
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments import claims
+from experiments.attempt import Options, Runner, Stage, run_attempt
+from experiments.states import derive, should_start
+from experiments.store import RunDir, Store, read_json, write_json
+from mpformer.errors import UserError
+
+MAX_LOST = 3
+"""Attempts of one launch that may die without progress before the launch leaves a run alone."""
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What a worker needs to know; pickled into a job."""
+
+    root: Path
+    launch: str
+    runs: tuple[tuple[str, str], ...]
+    """(run id, evaluation id), in the order in which to try them."""
+    options: Options
+    stage: Stage = "all"
+    retry: tuple[str, ...] = ()
+    runner: Runner | None = None
+
+    @property
+    def directory(self) -> Path:
+        """The launch's directory."""
+        return self.root / "launches" / self.launch
+
+
+def work(job: WorkerJob) -> dict[str, str]:
+    """Execute the missing runs one after the other; returns how each attempt of this worker ended."""
+    ended: dict[str, str] = {}
+    with _registered(job):
+        while (run_id := _next(job)) is not None and not _stopped(job):
+            ended[run_id] = _in_process(job, run_id)
+            print(f"{run_id}: {ended[run_id]}", flush=True)
+    return ended
+
+
+def _next(job: WorkerJob) -> str | None:
+    store = Store(job.root)
+    for run_id, eval_id in job.runs:
+        run = store.run(run_id)
+        if should_start(derive(run, eval_id), job.retry) and not _exhausted(run, job.launch):
+            return run_id
+    return None
+
+
+def _exhausted(run: RunDir, launch: str) -> bool:
+    """Whether this launch has already tried the run in vain: one failure, or several deaths."""
+    stages = [read_json(run.attempt(number) / "stage.json") or {} for number in run.attempts()]
+    mine = [stage for stage in stages if stage.get("launch") == launch]
+    ended = [stage for stage in mine if stage.get("outcome") not in (None, "lost")]
+    return bool(ended) or len(mine) >= MAX_LOST
+
+
+def _stopped(job: WorkerJob) -> bool:
+    return job.options.stop_file is not None and job.options.stop_file.exists()
+
+
+def _in_process(job: WorkerJob, run_id: str) -> str:
+    """Run one attempt in a child: what kills it (memory, a crash) leaves the worker alive to go on."""
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(job, run_id), name=run_id)
+    process.start()
+    with _passed_on(process):
+        while process.is_alive():
+            process.join(5)
+            with contextlib.suppress(OSError):
+                os.utime(job.directory / "launch.json")
+    code = process.exitcode or 0
+    if code < 0:
+        _mark_killed(Store(job.root).run(run_id), -code)
+        return f"killed by {signal.Signals(-code).name}"
+    return "ended" if code == 0 else f"failed (exit code {code})"
+
+
+def _child(job: WorkerJob, run_id: str) -> None:
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the launching terminal arrives as a stop file
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        outcome = run_attempt(job.root, run_id, job.stage, job.options, job.runner)
+    except UserError as error:
+        print(f"{run_id}: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+    sys.stdout.flush()
+    os._exit(1 if outcome.name == "failed" else 0)
+
+
+def _mark_killed(run: RunDir, number: int) -> None:
+    """Record the death of the attempt that has just died, unless another one has begun meanwhile."""
+    attempt = max(run.attempts(), default=0)
+    path = run.attempt(attempt) / "stage.json"
+    stage = read_json(path)
+    if claims.holder(run.path / "claims") is None and isinstance(stage, dict) and stage.get("outcome") is None:
+        detail = f"killed by {signal.Signals(number).name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+        lost = {"outcome": "lost", "failure_class": "killed", "detail": detail, "ended": time.time()}
+        with contextlib.suppress(OSError):
+            write_json(path, {**stage, **lost})
+
+
+@contextlib.contextmanager
+def _passed_on(process: multiprocessing.process.BaseProcess) -> Iterator[None]:
+    """Hand SIGTERM on to the child, which checkpoints and ends."""
+
+    def hand_on(number: int, _: object) -> None:
+        if process.pid is not None:
+            os.kill(process.pid, number)
+
+    before = signal.signal(signal.SIGTERM, hand_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _registered(job: WorkerJob) -> Iterator[None]:
+    """Show while it works that the launch has a live worker: its waiting runs are QUEUED."""
+    owner = claims.Owner()
+    path = job.directory / "workers" / f"{owner.pid}.json"
+    write_json(path, {"host": owner.host, "machine": owner.machine, "pid": owner.pid, "born": owner.born})
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the worker dies: the child then checkpoints instead of running on unwatched."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def live_workers(directory: Path) -> list[int]:
+    """Return the pids of a launch's workers that are alive on this machine, or were heard of lately on another."""
+    alive = []
+    for path in (directory / "workers").glob("*.json"):
+        content = read_json(path)
+        if isinstance(content, dict) and _alive(content, directory):
+            alive.append(int(content["pid"]))
+    return alive
+
+
+def _alive(content: dict[str, str | int], directory: Path) -> bool:
+    owner = claims.Owner(str(content["host"]), str(content["machine"]), int(content["pid"]), str(content["born"]))
+    dead = owner.dead()
+    if dead is not None:
+        return not dead
+    try:
+        return time.time() - (directory / "launch.json").stat().st_mtime < claims.HEARTBEAT_TIMEOUT
+    except OSError:
+        return False
+
+
+def queued_runs(store: Store) -> frozenset[str]:
+    """Return the runs that live launches are going to start."""
+    names: set[str] = set()
+    for path in store.launches.glob("*/launch.json"):
+        content = read_json(path)
+        if isinstance(content, dict) and (_starting(content) or live_workers(path.parent)):
+            if not (path.parent / "stop.json").exists():
+                names.update(content.get("runs", ()))
+    return frozenset(names)
+
+
+def _starting(content: dict[str, float]) -> bool:
+    """A launch just written whose workers have not registered yet, and which has not ended."""
+    return not content.get("ended") and time.time() - content.get("created", 0) < 20
+
+
+def run_names(runs: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the run ids of a worker's list."""
+    return [run_id for run_id, _ in runs]
