@@ -1,0 +1,258 @@
+"""Transformer decoder with masked attention (Mask2Former, section 3.2).
+
+Layer i attends to level i mod n, coarse first: masked cross-attention, self-attention, feed-forward. All layers
+share the prediction heads, and layer 0 of the output is the heads on the bare queries. The piloted part comes
+as one optional :class:`~mpformer.modeling.mask_piloting.PilotBatch`; the decoder knows nothing else of it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mpformer.modeling.mask_piloting import PilotBatch
+from mpformer.modeling.outputs import DecoderOutput
+from mpformer.modeling.pixel_decoder import PixelFeatures
+from mpformer.modeling.position import sine_position
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """Shape of the decoder."""
+
+    classes: int
+    input_channels: int = 256
+    hidden: int = 256
+    mask_channels: int = 256
+    heads: int = 8
+    layers: int = 9
+    feedforward: int = 2048
+    queries: int = 100
+    levels: int = 3
+    query_position: bool = True
+    pilot_embeddings: int = 0
+    """Rows of the piloted part's content table: the classes, 1 for one learnt vector, 0 without piloting."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One attention level, prepared once for all layers that attend to it."""
+
+    memory: Tensor
+    """(B, h*w, hidden) values."""
+    keyed: Tensor
+    """(B, h*w, hidden) the same plus the position embedding: keys."""
+    mask_features: Tensor
+    """(B, D, h*w) mask features at this size, without gradient."""
+    size: tuple[int, int]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with ``nn.MultiheadAttention``'s parameters, through the fused kernel."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.out_proj = nn.Linear(channels, channels)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None) -> Tensor:
+        """Attend from query (B, N, D) to key, value (B, S, D).
+
+        ``blocked`` (B or 1, N, S) or (N, S) is True where attention is forbidden; no row may be all True.
+        """
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+        )
+        allowed = None if blocked is None else ~(blocked if blocked.dim() == 2 else blocked[:, None])
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class SelfAttentionLayer(nn.Module):
+    """Attention among the queries, residual, normalised after."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(channels, heads)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, queries: Tensor, position: Tensor | None, blocked: Tensor | None) -> Tensor:
+        """Refine queries (B, N, D); position (N, D) is added to queries and keys only."""
+        keyed = _positioned(queries, position)
+        return self.norm(queries + self.self_attn(keyed, keyed, queries, blocked))
+
+
+class CrossAttentionLayer(nn.Module):
+    """Masked attention from the queries to one level, residual, normalised after."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.multihead_attn = Attention(channels, heads)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, queries: Tensor, position: Tensor | None, level: Level, blocked: Tensor) -> Tensor:
+        """Refine queries (B, N, D); blocked (B, N, h*w) has no row that is all True."""
+        attended = self.multihead_attn(_positioned(queries, position), level.keyed, level.memory, blocked)
+        return self.norm(queries + attended)
+
+
+class FeedForwardLayer(nn.Module):
+    """Two linear layers with ReLU, residual, normalised after."""
+
+    def __init__(self, channels: int, feedforward: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(channels, feedforward)
+        self.linear2 = nn.Linear(feedforward, channels)
+        self.norm = nn.LayerNorm(channels)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """Refine queries (B, N, D)."""
+        return self.norm(queries + self.linear2(F.relu(self.linear1(queries))))
+
+
+class MaskHead(nn.Module):
+    """Three linear layers from a query to its mask embedding."""
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [nn.Linear(channels, channels), nn.Linear(channels, channels), nn.Linear(channels, outputs)]
+        )
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """Map (..., channels) to (..., outputs)."""
+        first, second, last = self.layers
+        return last(F.relu(second(F.relu(first(queries)))))
+
+
+class MaskedAttentionDecoder(nn.Module):
+    """Mask2Former's decoder with released parameter names; ``label_enc`` is MP-Former's."""
+
+    def __init__(self, settings: DecoderSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        hidden, heads, count = settings.hidden, settings.heads, settings.layers
+        self.transformer_self_attention_layers = nn.ModuleList(SelfAttentionLayer(hidden, heads) for _ in range(count))
+        self.transformer_cross_attention_layers = nn.ModuleList(
+            CrossAttentionLayer(hidden, heads) for _ in range(count)
+        )
+        self.transformer_ffn_layers = nn.ModuleList(
+            FeedForwardLayer(hidden, settings.feedforward) for _ in range(count)
+        )
+        self.decoder_norm = nn.LayerNorm(hidden)
+        self.query_feat = nn.Embedding(settings.queries, hidden)
+        self.level_embed = nn.Embedding(settings.levels, hidden)
+        self.input_proj = nn.ModuleList(_input_projection(settings) for _ in range(settings.levels))
+        self.class_embed = nn.Linear(hidden, settings.classes + 1)
+        self.mask_embed = MaskHead(hidden, settings.mask_channels)
+        # What a toggle adds comes last, so that it does not shift the random numbers of what is before it.
+        self.query_embed = nn.Embedding(settings.queries, hidden) if settings.query_position else None
+        self.label_enc = nn.Embedding(settings.pilot_embeddings, hidden) if settings.pilot_embeddings else None
+
+    def forward(self, pixels: PixelFeatures, pilot: PilotBatch | None = None) -> DecoderOutput:
+        """Decode; with ``pilot`` its slots stand before the learnable queries in every layer."""
+        levels = [self._level(i, maps, pixels.mask_features) for i, maps in enumerate(pixels.levels)]
+        slots = 0 if pilot is None else pilot.slots
+        queries = self._first_queries(len(pixels.mask_features), pilot)
+        position = self._position(slots)
+        heads = [self._predict(queries)]
+        empty = []
+        for i in range(self.settings.layers):
+            level = levels[i % len(levels)]
+            blocked, was_empty = open_blocked_rows(self._blocked(i, heads[-1][1], level, pilot))
+            queries = self._layer(i, queries, position, level, blocked, pilot)
+            heads.append(self._predict(queries))
+            empty.append(was_empty[:, slots:])
+        logits, embeds = (torch.stack(part) for part in zip(*heads, strict=True))
+        return _split(logits, embeds, pixels.mask_features, torch.stack(empty), slots)
+
+    def _first_queries(self, batch: int, pilot: PilotBatch | None) -> Tensor:
+        learnable = self.query_feat.weight.expand(batch, -1, -1)
+        return learnable if pilot is None else torch.cat([pilot.content.to(learnable.dtype), learnable], dim=1)
+
+    def _position(self, slots: int) -> Tensor | None:
+        """Position embedding (P+Q, hidden): zero for piloted slots; None when the toggle is off."""
+        if self.query_embed is None:
+            return None
+        return F.pad(self.query_embed.weight, (0, 0, slots, 0))
+
+    def _level(self, index: int, maps: Tensor, mask_features: Tensor) -> Level:
+        size = (maps.shape[-2], maps.shape[-1])
+        memory = self.input_proj[index](maps).flatten(2).transpose(1, 2) + self.level_embed.weight[index]
+        keyed = memory + sine_position(size, self.settings.hidden, maps.device)
+        # Resizing is linear: resized features x embedding = resized (features x embedding).
+        resized = _resize(mask_features.detach(), size).flatten(2)
+        return Level(memory, keyed, resized, size)
+
+    def _predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits (B, N, C+1) and mask embeddings (B, N, D) of queries (B, N, hidden)."""
+        normed = self.decoder_norm(queries)
+        return self.class_embed(normed), self.mask_embed(normed)
+
+    @torch.no_grad()
+    def _blocked(self, layer: int, embed: Tensor, level: Level, pilot: PilotBatch | None) -> Tensor:
+        """Attention mask (B, P+Q, h*w), True = blocked: ground truth where guided, else predicted background."""
+        guided = None if pilot is None else pilot.attention(layer, level.size)
+        if pilot is not None and guided is not None:
+            embed = embed[:, pilot.slots :]
+        predicted = torch.bmm(embed, level.mask_features) < 0
+        return predicted if guided is None else torch.cat([guided, predicted], dim=1)
+
+    def _layer(
+        self,
+        index: int,
+        queries: Tensor,
+        position: Tensor | None,
+        level: Level,
+        blocked: Tensor,
+        pilot: PilotBatch | None,
+    ) -> Tensor:
+        if pilot is not None:
+            queries = pilot.feed(index, queries)
+        queries = self.transformer_cross_attention_layers[index](queries, position, level, blocked)
+        hidden = None if pilot is None else pilot.self_attention
+        queries = self.transformer_self_attention_layers[index](queries, position, hidden)
+        return self.transformer_ffn_layers[index](queries)
+
+
+def open_blocked_rows(blocked: Tensor) -> tuple[Tensor, Tensor]:
+    """Open rows (..., cells) that are blocked everywhere; returns (mask, which rows those were)."""
+    empty = blocked.all(dim=-1)
+    return blocked & ~empty[..., None], empty
+
+
+def _positioned(queries: Tensor, position: Tensor | None) -> Tensor:
+    return queries if position is None else queries + position
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def _input_projection(settings: DecoderSettings) -> nn.Module:
+    if settings.input_channels == settings.hidden:
+        return nn.Sequential()
+    conv = nn.Conv2d(settings.input_channels, settings.hidden, 1)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _split(logits: Tensor, embeds: Tensor, features: Tensor, empty: Tensor, slots: int) -> DecoderOutput:
+    """Separate the piloted slots (L+1, B, P, ...) from the learnable queries behind them."""
+    pilot_logits = logits[:, :, :slots] if slots else None
+    pilot_embeds = embeds[:, :, :slots] if slots else None
+    return DecoderOutput(logits[:, :, slots:], embeds[:, :, slots:], features, pilot_logits, pilot_embeds, empty)

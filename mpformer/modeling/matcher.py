@@ -1,0 +1,113 @@
+"""Hungarian matching of all layers and images of a batch in one go (Mask2Former, section 3.3)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from mpformer.modeling.outputs import DecoderOutput, Targets
+from mpformer.modeling.points import cell_centres, sample
+
+_CHUNK = 1 << 21
+"""Logits worked on at a time: enough to keep the cores busy, little enough to stay in the cache."""
+_HUGE = 1e6
+"""Stands for a non-finite cost, so that a diverged run reaches the loss, where it is reported."""
+
+
+@dataclass(frozen=True)
+class CostWeights:
+    """Weights of the matching cost, which are those of the loss."""
+
+    classes: float = 2.0
+    mask: float = 5.0
+    dice: float = 5.0
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Matched pairs; m = min(Q, n) of each image, ascending in the object index."""
+
+    queries: tuple[Tensor, ...]
+    """Per image (L+1, m) int64."""
+    objects: tuple[Tensor, ...]
+    """Per image (L+1, m) int64."""
+
+    def pairs(self, layer: int, image: int) -> tuple[Tensor, Tensor]:
+        """Matched (queries, objects) of one image at one layer."""
+        return self.queries[image][layer], self.objects[image][layer]
+
+
+@torch.no_grad()
+def match(output: DecoderOutput, targets: Targets, points: Tensor | None, weights: CostWeights) -> Matching:
+    """Match every layer's predictions to the objects of every image.
+
+    ``points`` (1 or L+1, B, K, 2) are where masks are compared; None: at the centre of every cell.
+    """
+    costs = [image_costs(output, targets, points, weights, image) for image in range(len(targets.labels))]
+    # One transfer to the host for the whole batch.
+    flat = torch.cat([cost.flatten() for cost in costs]).nan_to_num(_HUGE, _HUGE, -_HUGE).cpu().numpy()
+    ends = np.cumsum([cost.numel() for cost in costs])[:-1]
+    pairs = [_assign(part.reshape(cost.shape)) for part, cost in zip(np.split(flat, ends), costs, strict=True)]
+    device = output.logits.device
+    queries = tuple(torch.from_numpy(pair[0]).to(device) for pair in pairs)
+    return Matching(queries, tuple(torch.from_numpy(pair[1]).to(device) for pair in pairs))
+
+
+def image_costs(
+    output: DecoderOutput, targets: Targets, points: Tensor | None, weights: CostWeights, image: int
+) -> Tensor:
+    """Cost (L+1, Q, n) of giving each query of each layer each object of one image, in float32."""
+    with torch.autocast(output.logits.device.type, enabled=False):
+        labels, masks = targets.labels[image], targets.masks[image].float()
+        probability = output.logits[:, image].float().softmax(-1)
+        classes = -probability[..., labels]
+        features = output.mask_features[image].float()
+        embed = output.mask_embed[:, image].float()
+        if points is None:
+            centres = cell_centres((features.shape[1], features.shape[2]), features.device)
+            mask, dice = _mask_costs(embed, features.flatten(1), sample(masks[None], centres[None])[0])
+        elif len(points) == 1:
+            mask, dice = _mask_costs(embed, *_sampled(features, masks, points[0, image]))
+        else:
+            each = [_mask_costs(e, *_sampled(features, masks, p[image])) for e, p in zip(embed, points, strict=True)]
+            mask, dice = (torch.stack(part) for part in zip(*each, strict=True))
+        return weights.classes * classes + weights.mask * mask + weights.dice * dice
+
+
+def _sampled(features: Tensor, masks: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (D, K) and masks (n, K) at points (K, 2): sampling is linear, so logits need not exist first."""
+    return sample(features[None], points[None])[0], sample(masks[None], points[None])[0]
+
+
+def _mask_costs(embed: Tensor, features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean binary cross-entropy and dice cost (..., n) of embed (..., D) x features (D, K) against masks (n, K).
+
+    BCE(x, t) = softplus(x) - x t: the first term is a sum per query, the second is linear in x, so that
+    the masks can be summed over the points before they meet the queries.
+    """
+    rows = embed.flatten(0, -2)
+    linear = rows @ (features @ masks.T)
+    step = max(1, _CHUNK // features.shape[1])
+    parts = [_row_sums(part @ features, masks) for part in rows.split(step)]
+    softplus, overlap, area = (torch.cat(part) for part in zip(*parts, strict=True))
+    mask = (softplus[:, None] - linear) / features.shape[1]
+    dice = 1 - (2 * overlap + 1) / (area[:, None] + masks.sum(1) + 1)
+    shape = (*embed.shape[:-1], len(masks))
+    return mask.view(shape), dice.view(shape)
+
+
+def _row_sums(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits (R, K): the sum of softplus (R,), the overlap with masks (R, n), and the area (R,)."""
+    softplus = F.softplus(logits).sum(1)
+    probability = logits.sigmoid_()
+    return softplus, probability @ masks.T, probability.sum(1)
+
+
+def _assign(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Solve each layer of costs (L+1, Q, n); returns queries and objects (L+1, m), ascending in the object."""
+    pairs = [linear_sum_assignment(cost.T) for cost in costs]
+    objects, queries = (np.stack(part).astype(np.int64) for part in zip(*pairs, strict=True))
+    return queries, objects
