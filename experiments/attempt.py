@@ -320,11 +320,10 @@ class _Attempt:
 
     def _warn_of_other_threads(self) -> None:
         now = self.config.runtime.threads
-        earlier = {
-            (read_json(self.run.attempt(n) / "provenance.json") or {}).get("threads") for n in self.run.attempts()
-        }
-        if earlier - {now, None}:
-            self._event("WARNING", f"earlier attempts ran with {earlier - {now, None}} threads, this one with {now}")
+        records = [read_json(self.run.attempt(number) / "provenance.json") for number in self.run.attempts()]
+        others = {record.get("threads") for record in records if isinstance(record, dict)} - {now, None}
+        if others:
+            self._event("WARNING", f"earlier attempts ran with {others} threads, this one with {now}")
 
 
 _EVENTS = {"done": "DONE", "trained": "TRAINED", "failed": "FAILED", "interrupted": "CANCELLED"}

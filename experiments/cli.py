@@ -29,7 +29,7 @@ Command = Callable[..., Any]
 
 
 def main() -> None:
-    """Entry point: exit code 0 fine, 1 runs failed, 2 the user can mend it, 130 Ctrl-C; never a traceback for the two."""
+    """Entry point: exit code 0 fine, 1 runs failed, 2 a mistake the user can mend (one line), 130 Ctrl-C."""
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except (UserError, RunFailure) as error:

@@ -151,7 +151,7 @@ def _digest(text: str | None) -> str:
 
 def check_data(data_root: Path, name: str) -> list[dict[str, Any]]:
     """Return the prepared versions of a dataset, each with what is wrong with its files."""
-    found = []
+    found: list[dict[str, Any]] = []
     for path in sorted((data_root / name).glob("*/manifest.json")):
         manifest = read_json(path)
         if not isinstance(manifest, dict):
@@ -159,8 +159,8 @@ def check_data(data_root: Path, name: str) -> list[dict[str, Any]]:
             continue
         problems = list(_file_problems(path.parent, manifest.get("files") or {}))
         splits = {split: about.get("images") for split, about in (manifest.get("splits") or {}).items()}
-        about = {"directory": str(path.parent), "fingerprint": manifest.get("fingerprint"), "splits": splits}
-        found.append({**about, "files": len(manifest.get("files") or {}), "problems": problems})
+        about = {"directory": str(path.parent), "fingerprint": manifest.get("fingerprint"), "problems": problems}
+        found.append({**about, "files": len(manifest.get("files") or {}), "splits": splits})
     return found
 
 

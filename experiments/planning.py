@@ -122,7 +122,7 @@ def states(plan: Plan, store: Store, queued: frozenset[str] = frozenset()) -> di
 
 
 def estimates(plan: Plan, store: Store) -> dict[str, Estimate]:
-    """Return the expected seconds of each run: from finished runs of the same model and data, else a declared figure."""
+    """Return the expected seconds of each run: from finished runs like it, else a declared figure."""
     measured = _measured(store)
     declared = scales.DECLARED_SECONDS.get((plan.scale, plan.dataset), 1.0)
     return {run.run_id: _estimate(run.config, measured, declared) for run in plan.unique}

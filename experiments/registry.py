@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Suite:
-    """A table or figure to reproduce. ``primary`` is the metric that verdicts are about; ``ticks``: a component table."""
+    """A table or figure to reproduce. ``primary`` is the metric of the verdicts; ``ticks``: a component table."""
 
     name: str
     title: str

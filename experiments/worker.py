@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments import claims
 from experiments.attempt import Options, Runner, Stage, run_attempt
@@ -172,17 +173,18 @@ def queued_runs(store: Store) -> frozenset[str]:
     names: set[str] = set()
     for path in store.launches.glob("*/launch.json"):
         content = read_json(path)
-        if isinstance(content, dict) and (_starting(content) or live_workers(path.parent)):
-            if not (path.parent / "stop.json").exists():
-                names.update(content.get("runs", ()))
+        if isinstance(content, dict) and _open(path.parent, content):
+            names.update(content.get("runs", ()))
     return frozenset(names)
 
 
-def _starting(content: dict[str, float]) -> bool:
-    """A launch just written whose workers have not registered yet, and which has not ended."""
-    return not content.get("ended") and time.time() - content.get("created", 0) < 20
+def _open(directory: Path, content: dict[str, Any]) -> bool:
+    """Whether a launch is going to start more runs."""
+    if content.get("ended") or (directory / "stop.json").exists():
+        return False
+    return _starting(content) or bool(live_workers(directory))
 
 
-def run_names(runs: Sequence[tuple[str, str]]) -> list[str]:
-    """Return the run ids of a worker's list."""
-    return [run_id for run_id, _ in runs]
+def _starting(content: dict[str, Any]) -> bool:
+    """A launch just written whose workers have not registered yet."""
+    return time.time() - content.get("created", 0) < 20
