@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone import Backbone, BasicStem, ResNet

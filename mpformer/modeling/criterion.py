@@ -5,7 +5,7 @@ points are sampled from these logits. Everything here is float32, whatever autoc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -34,9 +34,9 @@ class LossSettings:
     """Weights and normalisers of the losses."""
 
     classes: int
-    weights: CostWeights = CostWeights()
+    weights: CostWeights = field(default_factory=CostWeights)
     no_object_weight: float = 0.1
-    points: PointSettings = PointSettings()
+    points: PointSettings = field(default_factory=PointSettings)
     class_mean: Literal["global", "per-rank"] = "global"
     """Whether the class loss is a weighted mean over all devices' queries, or over each device's own."""
 
