@@ -1,0 +1,162 @@
+"""The statistics: exact against scipy, honest at small n, and calibrated on simulated null data."""
+
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from analysis import statistics
+from analysis.statistics import Summary, holm, paired_bootstrap, paired_t, summarise, verdict
+
+
+def test_summary_prints_n_and_hides_small_spreads() -> None:
+    assert summarise([1.0, 2.0, 4.0]) == Summary(pytest.approx(7 / 3), pytest.approx(np.std([1, 2, 4], ddof=1)), 3)
+    assert summarise([1.0, 2.0]).std is None
+    assert str(summarise([43.21, 43.5, 42.9])) == "43.2 ± 0.3 (n = 3)"
+    assert summarise([43.21]).text(2) == "43.21 (n = 1)"
+    for bad in ([], [float("nan"), 1.0]):
+        with pytest.raises(ValueError):
+            summarise(bad)
+
+
+def test_paired_t_is_scipys() -> None:
+    first = {0: 40.1, 1: 41.0, 2: 39.5, 3: 40.2}
+    second = {1: 41.8, 2: 40.9, 3: 40.4, 0: 41.2, 9: 99.0}
+    got = paired_t(first, second)
+    a, b = [first[s] for s in range(4)], [second[s] for s in range(4)]
+    wanted = stats.ttest_rel(b, a)
+    interval = wanted.confidence_interval(0.95)
+    assert got.n == 4
+    assert got.p == pytest.approx(wanted.pvalue)
+    assert (got.low, got.high) == pytest.approx((interval.low, interval.high))
+    assert got.effect == pytest.approx(np.mean(np.subtract(b, a)))
+    assert got.standardised == pytest.approx(got.effect / np.std(np.subtract(b, a), ddof=1))
+
+
+def test_paired_t_below_three_seeds_says_why() -> None:
+    got = paired_t({0: 1.0, 1: 2.0}, {0: 2.0, 1: 2.5})
+    assert (got.effect, got.n, got.p, got.low) == (0.75, 2, None, None)
+    assert "n = 2, no significance" in got.reason
+    with pytest.raises(ValueError, match="share no seed"):
+        paired_t({0: 1.0}, {1: 1.0})
+
+
+def test_paired_t_without_variance() -> None:
+    row = {0: 1.0, 1: 2.0, 2: 3.0}
+    assert paired_t(row, row).p == 1
+    assert paired_t(row, {s: v + 1 for s, v in row.items()}).p == 0
+
+
+def test_holm_by_hand() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": None}) == {
+        "a": pytest.approx(0.03),
+        "b": pytest.approx(0.06),
+        "c": pytest.approx(0.06),
+        "d": None,
+    }
+    assert holm({"a": 0.6, "b": 0.9}) == {"a": 1.0, "b": 1.0}
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_never_lowers_p_and_keeps_the_order(values: list[float]) -> None:
+    adjusted = holm({str(i): p for i, p in enumerate(values)})
+    for i, p in enumerate(values):
+        assert p <= adjusted[str(i)] <= 1
+        assert all(adjusted[str(i)] <= adjusted[str(j)] for j, q in enumerate(values) if p < q)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([43.0, 43.1, 42.9], "within"),
+        ([40.0, 40.1, 39.9], "outside"),
+        ([43.0, 45.0, 41.0], "underpowered"),
+        ([43.0, 43.0], "underpowered"),
+    ],
+)
+def test_verdicts(values: list[float], kind: str) -> None:
+    got = verdict(values, published=43.0, tolerance=0.5)
+    assert got.kind == kind
+    assert got.reason
+
+
+def test_verdict_is_refused_where_settings_differ() -> None:
+    got = verdict([43.0] * 5, 43.0, 0.5, not_comparable="scale mini")
+    assert (got.kind, got.reason) == ("not comparable", "scale mini")
+    assert verdict([43.0] * 5, None, 0.5).kind == "not comparable"
+    assert verdict([43.0] * 5, 43.0, None).kind == "not comparable"
+
+
+def ratio_of(values: np.ndarray):
+    """A metric that is linear in the image weights: a weighted mean."""
+    return lambda weights: {"m": float(np.average(values, weights=weights))}
+
+
+def test_bootstrap_resamples_the_same_images_for_both() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(50, 20, 200)
+    got = paired_bootstrap(ratio_of(values), ratio_of(values + 1), 200, "m", resamples=200)
+    assert got.effect == pytest.approx(1)
+    assert (got.low, got.high) == pytest.approx((1, 1))
+    assert got.p == pytest.approx(2 / 201)
+    assert "not two methods" in got.about
+    again = paired_bootstrap(ratio_of(values), ratio_of(values + 1), 200, "m", resamples=200)
+    assert again == got
+
+
+def test_bootstrap_weights_draw_every_image_as_often() -> None:
+    rows = list(statistics.bootstrap_weights(50, 400, seed=3))
+    assert all(row.sum() == 50 for row in rows)
+    assert np.mean(rows) == 1
+    assert np.var(rows) == pytest.approx(1, abs=0.05)
+
+
+def test_bootstrap_of_a_metric_that_does_not_exist() -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        paired_bootstrap(lambda w: {"m": float("nan")}, lambda w: {"m": 1.0}, 5, "m", resamples=3)
+
+
+# ------------------------------------------------------------ calibration: 5 % ± 1.5 % rejections of a true null
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_paired_t_is_calibrated(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    rejected = 0
+    for _ in range(3000):
+        shared = rng.normal(0, 3, seeds)  # what a seed does to both rows
+        first, second = shared + rng.normal(40, 0.5, seeds), shared + rng.normal(40, 0.5, seeds)
+        rejected += (paired_t(dict(enumerate(first)), dict(enumerate(second))).p or 0) < 0.05
+    assert rejected / 3000 == pytest.approx(0.05, abs=0.015)
+
+
+def test_paired_bootstrap_is_calibrated() -> None:
+    rng = np.random.default_rng(1)
+    rejected = 0
+    for trial in range(2000):
+        first, second = rng.normal(50, 20, (2, 80)) + rng.normal(0, 20, 80)
+        # One linear metric, so that all resamples are one matrix product: the very p of paired_bootstrap, quicker.
+        weights = np.stack(list(statistics.bootstrap_weights(80, 199, seed=trial)))
+        p = statistics._sign_p(weights @ (second - first) / 80)
+        rejected += p < 0.05
+        if trial == 0:
+            assert paired_bootstrap(ratio_of(first), ratio_of(second), 80, "m", resamples=199, seed=0).p == p
+    assert rejected / 2000 == pytest.approx(0.05, abs=0.015)
+
+
+def test_holm_keeps_the_family_wise_error() -> None:
+    rng = np.random.default_rng(2)
+    p = rng.random((2000, 6))
+    wrong = sum(min(holm({str(i): v for i, v in enumerate(row)}).values()) < 0.05 for row in p)
+    assert wrong / 2000 == pytest.approx(0.05, abs=0.015)
+
+
+def test_no_torch() -> None:
+    import subprocess
+
+    code = "import sys, analysis.statistics, analysis.figures, analysis.scores, analysis.tables; "
+    code += "sys.exit('torch' in sys.modules or 'pandas' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
