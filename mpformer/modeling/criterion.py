@@ -170,7 +170,7 @@ def mask_loss_sums(
             total.append(rows.sum(2))
     if not any(targets.counts):
         # Keeps every parameter in the graph, which distributed training relies on.
-        sums[0].append((parts[0].embed.float().sum() + features.sum()) * 0)
+        sums[0].append(sums[0][0] + (parts[0].embed.float().sum() + features.sum()) * 0)
     totals = [torch.stack(terms).sum(0) for terms in sums]
     return [(mask, dice) for mask, dice in totals]
 

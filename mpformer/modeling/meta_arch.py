@@ -137,9 +137,9 @@ class MPFormer(nn.Module):
     def _absent_pilot_losses(self, pilot: PilotBatch | None) -> dict[str, Tensor]:
         """Zeros under the names of the piloted losses for a batch without objects; keeps ``label_enc`` in the graph."""
         predictor = self.sem_seg_head.predictor
-        if self.piloting is None or pilot is not None:
+        if self.piloting is None or predictor.label_enc is None or pilot is not None:
             return {}
-        zeros = predictor.label_enc.weight.sum().float() * self.pixel_mean.new_zeros(predictor.settings.layers + 1)
+        zeros = predictor.label_enc.weight.float().sum() * self.pixel_mean.new_zeros(predictor.settings.layers + 1)
         first = 0 if self.piloting.layer0_supervision else 1
         return named_losses({"ce": zeros, "mask": zeros, "dice": zeros}, "_pilot", first)
 
