@@ -79,6 +79,20 @@ def class_table(dataset: str, task: str) -> ClassTable:
     return full
 
 
+def category_ids(dataset: str, task: str) -> tuple[int, ...]:
+    """The category id in the dataset's files of each class of :func:`class_table`, for the files of that task.
+
+    ADE20K and Cityscapes follow the files that Mask2Former's preparation scripts and Cityscapes' own write.
+    """
+    size = num_classes(dataset, task)
+    if dataset == "coco":
+        return tuple(row["id"] for row in _builtin_meta().COCO_CATEGORIES)[:size]
+    if dataset == "cityscapes" and task != "instance":
+        return tuple(row["id"] for row in _builtin_meta().CITYSCAPES_CATEGORIES)
+    first = 0 if dataset == "ade20k" and task != "instance" else 1
+    return tuple(range(first, first + size))
+
+
 def tasks_of(dataset: str) -> tuple[str, ...]:
     """The tasks that a dataset has: one without stuff has instances only."""
     if dataset not in COUNTS:

@@ -27,6 +27,7 @@ from PIL import Image
 
 from mpformer.classes import ClassTable
 from mpformer.data.shapes import Scene
+from mpformer.errors import UserError
 
 VOID_CLASS = 255
 STRIDES = (4, 8, 16, 32)
@@ -134,7 +135,7 @@ def empty_at_stride(masks: NDArray[np.bool_], stride: int, kind: str = "area") -
         while stride > 1:
             rows = cells[:, ::2] + cells[:, 1::2]
             cells, stride = rows[:, :, ::2] + rows[:, :, 1::2], stride // 2
-    return ~(2 * cells >= full).any(axis=(1, 2))
+    return np.asarray(~(2 * cells >= full).any(axis=(1, 2)))
 
 
 def write_scene(layout: Layout, image_id: int, scene: Scene, stuff: bool) -> Record:
@@ -255,3 +256,13 @@ def write_manifest(
         "files": dict(sorted(checksums.items())),
     }
     write_json(root / "manifest.json", manifest)
+
+
+def read_json(path: Path, advice: str) -> Any:
+    """Read a JSON file; raises UserError with the advice if it is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); {advice}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, not JSON ({error}); {advice}") from None

@@ -1,0 +1,59 @@
+"""Cityscapes through detectron2's own loaders, with integer image ids and clear errors."""
+
+from pathlib import Path
+from typing import Any
+
+from mpformer.classes import category_ids, class_table
+from mpformer.errors import UserError
+
+ADVICE = "see: mpformer data check cityscapes"
+
+
+def read_split(root: Path, split: str, tasks: frozenset[str]) -> list[dict[str, Any]]:
+    """Read a split of the official layout below ``root``; see :mod:`mpformer.data.catalog` for the records.
+
+    Raises UserError if the layout is incomplete.
+    """
+    from mpformer.data.catalog import check_files
+
+    try:
+        parts = [_READERS[task](root, split) for task in sorted(tasks)]
+    except (AssertionError, FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"cityscapes is incomplete below {root}: {error}; {ADVICE}") from None
+    merged: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for record in part:
+            merged.setdefault(record["file_name"], {}).update(record)
+    records = [{**merged[name], "image_id": i + 1} for i, name in enumerate(sorted(merged))]
+    check_files(records, "cityscapes", ADVICE)
+    return records
+
+
+def _instances(root: Path, split: str) -> list[dict[str, Any]]:
+    """Polygons from the JSON files, exteriors only, painted in order (as Cityscapes' and Mask2Former's training)."""
+    from detectron2.data.datasets.cityscapes import load_cityscapes_instances
+
+    return load_cityscapes_instances(str(root / "leftImg8bit" / split), str(root / "gtFine" / split))
+
+
+def _semantic(root: Path, split: str) -> list[dict[str, Any]]:
+    from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
+
+    return load_cityscapes_semantic(str(root / "leftImg8bit" / split), str(root / "gtFine" / split))
+
+
+def _panoptic(root: Path, split: str) -> list[dict[str, Any]]:
+    from detectron2.data.datasets.cityscapes_panoptic import load_cityscapes_panoptic
+
+    table, ids = class_table("cityscapes", "panoptic"), category_ids("cityscapes", "panoptic")
+    maps: dict[bool, dict[int, int]] = {True: {}, False: {}}
+    for contiguous, (category, thing) in enumerate(zip(ids, table.is_thing, strict=True)):
+        maps[thing][category] = contiguous
+    meta = {"thing_dataset_id_to_contiguous_id": maps[True], "stuff_dataset_id_to_contiguous_id": maps[False]}
+    fine = root / "gtFine"
+    folder = fine / f"cityscapes_panoptic_{split}"
+    records = load_cityscapes_panoptic(str(root / "leftImg8bit" / split), str(folder), f"{folder}.json", meta)
+    return [{**r, "segments_info": [{"iscrowd": 0, **s} for s in r["segments_info"]]} for r in records]
+
+
+_READERS = {"instance": _instances, "semantic": _semantic, "panoptic": _panoptic}
