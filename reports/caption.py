@@ -71,13 +71,11 @@ def _hardware(views: Sequence[RunView]) -> str:
 
 def hardware(provenance: Mapping[str, Any]) -> str:
     """The device that trained a run, in a few words; empty if it is not recorded."""
-    found = provenance.get("hardware") or {}
-    gpus = found.get("gpus") or provenance.get("gpus") or []
+    gpus = provenance.get("gpus") or []
     if gpus:
-        return f"{len(gpus)} x {gpus[0]}"
-    cpu = found.get("cpu") or provenance.get("cpu") or ""
-    threads = provenance.get("threads")
-    return f"{cpu}, {threads} thread{'' if threads == 1 else 's'}" if cpu and threads else str(cpu)
+        return f"{len(gpus)} × {gpus[0]}"
+    processor, threads = provenance.get("processor") or "", provenance.get("threads")
+    return f"{processor}, {threads} thread{'' if threads == 1 else 's'} a run" if processor and threads else str(processor)
 
 
 def _seeds(table: Table) -> str:
@@ -90,8 +88,8 @@ def _seeds(table: Table) -> str:
 
 
 def _presets(table: Table) -> str:
-    named = [f"{row.label}: preset {row.preset}" for row in table.rows if row.preset]
-    return "; ".join(named) + "." if named else "No row is one of the presets."
+    named = [f"{row.name} is {row.preset}" for row in table.rows if row.preset]
+    return f"Presets: {', '.join(named)}." if named else "No row is one of the presets."
 
 
 def footnotes(table: Table) -> list[str]:

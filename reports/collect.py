@@ -14,7 +14,6 @@ from reports import caption, compare, definitions
 from reports.model import (
     Cell,
     Column,
-    Delta,
     Footnote,
     Kind,
     SeedValue,
@@ -142,7 +141,7 @@ def cell(row: RowRuns, column: Column, record: Mapping[str, Any]) -> Cell:
     if not values:
         return _untrusted(row, column)
     whole = len(values) == planned
-    flags = (MIXED,) if len({view.commit for view in row.done}) > 1 else ()
+    flags = (MIXED,) if len({commit for view in row.done for commit in view.commits}) > 1 else ()
     reason = "" if whole else _why(row.views)
     short = "" if whole else f"{len(values)} of {planned} seeds"
     return replace(_value_cell(Kind.VALUE if whole else Kind.PARTIAL, values, planned, reason, short), flags=flags)
@@ -222,28 +221,25 @@ def _with_deltas(
     if baseline is None:
         return grid
     base = grid[rows.index(baseline)]
-    deltas = [[_delta(c, b, row is baseline) for c, b in zip(cells, base, strict=True)] for row, cells in zip(rows, grid, strict=True)]
-    for k, column in enumerate(columns):
-        if column.key == primary:
-            _correct(deltas, k)
-    return [[replace(c, delta=d) for c, d in zip(cells, ds, strict=True)] for cells, ds in zip(grid, deltas, strict=True)]
+    others = [index for index, row in enumerate(rows) if row is not baseline]
+    for index in others:
+        grid[index] = [_with_delta(mine, theirs) for mine, theirs in zip(grid[index], base, strict=True)]
+    tested = [k for k, column in enumerate(columns) if column.key == primary]
+    for k in tested:
+        corrected = compare.holm({rows[i].name: d.p for i in others if (d := grid[i][k].delta) is not None})
+        for i in others:
+            grid[i][k] = _corrected(grid[i][k], corrected.get(rows[i].name))
+    return grid
 
 
-def _delta(mine: Cell, base: Cell, is_baseline: bool) -> Delta | None:
-    if is_baseline or mine.n == 0 or base.n == 0:
-        return None
-    theirs = {value.seed: value.value for value in base.values}
-    pairs = [(value.value, theirs[value.seed]) for value in mine.values if value.seed in theirs]
-    return compare.paired_delta(pairs) if pairs else None
+def _with_delta(mine: Cell, base: Cell) -> Cell:
+    if mine.n == 0 or base.n == 0:
+        return mine
+    return replace(mine, delta=compare.paired_delta(mine.values, base.values))
 
 
-def _correct(deltas: list[list[Delta | None]], k: int) -> None:
-    tested = [row for row in deltas if (d := row[k]) is not None and d.p is not None]
-    ps = [d.p for row in tested if (d := row[k]) is not None and d.p is not None]
-    for row, corrected in zip(tested, compare.holm(ps), strict=True):
-        delta = row[k]
-        assert delta is not None
-        row[k] = replace(delta, p_holm=corrected)
+def _corrected(cell: Cell, p_holm: float | None) -> Cell:
+    return cell if cell.delta is None else replace(cell, delta=replace(cell.delta, p_holm=p_holm))
 
 
 def _with_best(grid: list[list[Cell]], columns: Sequence[Column]) -> list[list[Cell]]:
@@ -300,7 +296,7 @@ def _table(
     ticks: tuple[TickColumn, ...],
 ) -> Table:
     views = [view for row in rows for view in row.views]
-    commits = sorted({view.commit.label for row in rows for view in row.done if view.commit})
+    commits = sorted({commit.label for row in rows for view in row.done for commit in view.commits})
     table = Table(
         suite=record["suite"],
         scale=record["scale"],

@@ -1,23 +1,31 @@
 """The statistics of a table, by :mod:`analysis.statistics`: this module only fits them to cells."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from reports.model import Delta
+from analysis import statistics
+from reports.model import Delta, SeedValue
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (ddof 1); no deviation where n < 3."""
-    n = len(values)
-    mean = sum(values) / n
-    return mean, (sum((v - mean) ** 2 for v in values) / (n - 1)) ** 0.5 if n >= 3 else None
+    summary = statistics.summarise(values)
+    return summary.mean, summary.std
 
 
-def paired_delta(pairs: Sequence[tuple[float, float]]) -> Delta:
-    """The mean difference of (ours, baseline) pairs with its interval and p where n allows them."""
-    differences = [ours - base for ours, base in pairs]
-    return Delta(sum(differences) / len(differences), len(differences))
+def paired_delta(ours: Sequence[SeedValue], baseline: Sequence[SeedValue]) -> Delta | None:
+    """The mean difference over the seeds that both have, with interval and p where n allows; None without a pair."""
+    mine, theirs = by_seed(ours), by_seed(baseline)
+    if not mine.keys() & theirs.keys():
+        return None
+    test = statistics.paired_t(theirs, mine)
+    return Delta(test.effect, test.n, test.low, test.high, test.p)
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm-corrected p values, in the order given."""
-    return list(ps)
+def by_seed(values: Sequence[SeedValue]) -> dict[int, float]:
+    """The values by seed."""
+    return {value.seed: value.value for value in values}
+
+
+def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Holm over a table's rows; rows without a p keep None."""
+    return statistics.holm(p_values)

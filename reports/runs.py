@@ -1,5 +1,6 @@
 """One run as a report sees it: its state, its numbers and its provenance, read from plain files that may be half-written."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -143,40 +144,33 @@ class RunView:
         return tuple(_attempt(self.directory, number) for number in self.directory.attempts())
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
-        """Provenance of the attempt that made the weights: the last one of the train stage that has any."""
-        known = [a for a in self.attempts if a.provenance]
-        training = [a for a in known if a.stage.get("stage", "train") == "train"]
-        return (training or known)[-1].provenance if known else {}
+    def training(self) -> list[Attempt]:
+        """The attempts that trained and said where they ran, in order."""
+        return [a for a in self.attempts if a.provenance and a.stage.get("stage", "all") in ("all", "train")]
 
     @property
-    def commit(self) -> Commit | None:
-        """The code that trained the run, or None if it is not recorded."""
-        return commit_of(self.provenance)
+    def provenance(self) -> Mapping[str, Any]:
+        """Provenance of the last attempt that trained; empty if none said."""
+        return self.training[-1].provenance if self.training else {}
+
+    @cached_property
+    def commits(self) -> tuple[Commit, ...]:
+        """The versions of the code that trained the run: more than one where it was resumed by another version."""
+        found = (commit_of(attempt.provenance) for attempt in self.training)
+        return tuple(dict.fromkeys(commit for commit in found if commit is not None))
 
 
 def commit_of(provenance: Mapping[str, Any]) -> Commit | None:
-    """The commit of a provenance record."""
-    git = _mapping(provenance.get("git")) or provenance
-    sha = git.get("sha") or git.get("git_sha") or git.get("commit")
-    if not sha:
-        return None
-    return Commit(str(sha), _dirty(git))
-
-
-def dirty_diff(provenance: Mapping[str, Any]) -> str:
-    """The uncommitted change of a provenance record; empty if there was none."""
-    git = _mapping(provenance.get("git")) or provenance
-    return str(git.get("diff") or git.get("dirty_diff") or "")
+    """The commit of a provenance record; None outside a git checkout."""
+    git = _mapping(provenance.get("git"))
+    return Commit(str(git["sha"]), _dirty(git)) if git.get("sha") else None
 
 
 def _dirty(git: Mapping[str, Any]) -> str:
-    import hashlib
-
-    diff = git.get("diff") or git.get("dirty_diff")
-    if diff:
-        return hashlib.sha256(str(diff).encode()).hexdigest()[:8]
-    return "unknown" if git.get("dirty") else ""
+    """A digest of what was not committed, or an empty string."""
+    if not git.get("dirty"):
+        return ""
+    return hashlib.sha256(repr((git.get("diff"), git.get("untracked"))).encode()).hexdigest()[:8]
 
 
 def json_lines(path: Path) -> tuple[Mapping[str, Any], ...]:

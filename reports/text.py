@@ -51,7 +51,7 @@ def change(cell: Cell, column: Column) -> str:
 
 def remark(cell: Cell) -> str:
     """The cell's reason in a word or two; nothing for a plain value."""
-    return "" if cell.kind is Kind.VALUE else cell.short
+    return "" if cell.kind is Kind.VALUE or cell.n else cell.short  # n says so where seeds are missing
 
 
 def flags(cell: Cell) -> str:

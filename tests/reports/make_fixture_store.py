@@ -19,7 +19,7 @@ from mpformer.config import Config
 HERE = Path(__file__).parent
 LAYERS = 6
 SIDE, GRID = 128, 32
-CREATED = "2026-11-22T09:00:00+00:00"
+CREATED = 1795338000.0
 NASTY = "<script>alert(1)</script> \\input{/etc/passwd} ${PATH} | a_b #1 \x1b[31mred\x1b[0m {{ 7*7 }} `x` ](javascript:x)"
 CLASSES = ("disc", "triangle", "square", "star", "worm", "ring", "stripes", "checks", "dots")
 
@@ -169,19 +169,19 @@ def metric_lines(run: Run, until: int) -> str:
 
 def provenance(run: Run) -> dict[str, Any]:
     mixed = run.spec.name == "mp-former" and run.seed == 2 and run.dataset == "shapes"
-    sha = ("b" if mixed else "a") * 40
-    diff = "--- a/mpformer/x.py\n+++ b/mpformer/x.py\n@@ -1 +1 @@\n-a = 1\n+a = 2  # </pre><script>alert(2)</script>\n" if mixed else ""
+    diff = "--- a/mpformer/x.py\n+++ b/mpformer/x.py\n@@ -1 +1 @@\n-a = 1\n+a = 2  # </pre><script>alert(2)</script>\n"
+    git = {"sha": ("b" if mixed else "a") * 40, "dirty": mixed, "untracked": [], "diff": diff if mixed else "", "diff_truncated": False}
     return {
-        "git": {"sha": sha, "dirty": mixed, "diff": diff},
-        "command": ["mpformer", "launch", "headline", "--scale", "mini"], "host": "laptop-7",
-        "platform": "Linux x86_64", "python": "3.11.2", "packages": {"torch": "2.4.1", "detectron2": "0.6"},
-        "hardware": {"cpu": "8-core laptop CPU", "gpus": []}, "threads": 1, "world_size": 1, "job_id": "4711",
+        "schema": 1, "time": 1795338000.0, "git": git, "command": ["mpformer", "launch", "headline", "--scale", "mini"],
+        "host": "laptop-7", "platform": "Linux x86_64", "processor": "8-core laptop CPU", "cores": 8, "python": "3.11.2",
+        "packages": {"torch": "2.4.1", "detectron2": "0.6"}, "threads": 1, "world_size": 1, "job_id": "4711",
+        "environment": {"OMP_NUM_THREADS": "1"},
     }  # fmt: skip
 
 
 def attempt(runs: Path, run: Run, number: int, stage: str, outcome: str, events: list[tuple[str, str]]) -> None:
     folder = runs / run.run_id / "attempts" / str(number)
-    ended = None if outcome == "" else "2026-11-22T09:04:10+00:00"
+    ended = None if outcome == "" else CREATED + 250
     failed = {"failure_class": "oom", "detail": "out of memory at iteration 321"} if outcome == "failed" else {}
     write(folder / "stage.json", {"stage": stage, "started": CREATED, "ended": ended, "outcome": outcome or None} | failed)
     claim = {"host": "far-away", "machine": "another", "pid": 1, "born": "1", "token": "t", "job_id": "4711", "time": 1795338000}
@@ -213,7 +213,7 @@ def make_run(runs: Path, run: Run) -> None:
         "oom": ("failed", [("RUNNING", ""), ("FAILED", "oom")]),
         "lost": ("", [("RUNNING", ""), ("LOST", "no heartbeat for 900 s")]),
     }.get(run.state, ("done", [("RUNNING", ""), ("TRAINED", ""), ("DONE", "")]))
-    attempt(runs, run, 1, "train", *finish)
+    attempt(runs, run, 1, "all", *finish)
     if until < 1200:
         return
     write(

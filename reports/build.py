@@ -1,0 +1,90 @@
+"""``mpformer report``: everything rebuilt from the run store alone, at any time, halfway through a suite too."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.store import Store, write_text
+from experiments.worker import queued_runs
+from mpformer.errors import UserError, choices
+from reports import site
+from reports.collect import SuiteReport, collect, records
+from reports.model import Table
+from reports.render import render
+from reports.runs import Reader
+
+FILES = {"md": "table.md", "tex": "table.tex", "macros": "macros.tex", "csv": "table.csv", "json": "table.json"}
+FORMATS = (*FILES, "html")
+_LABELS = {"md": "Markdown", "tex": "LaTeX", "macros": "LaTeX macros", "csv": "CSV", "json": "JSON"}
+
+
+def build(
+    suites: Sequence[str],
+    root: Path,
+    *,
+    scale: str = "mini",
+    dataset: str | None = None,
+    out: Path | None = None,
+    formats: Sequence[str] = FORMATS,
+    columns: Sequence[str] = (),
+    decimals: int | None = None,
+) -> list[Path]:
+    """Write the reports of ``suites`` (none: of everything that was launched, with an overview) and return the files.
+
+    Goes to ``<root>/reports/<suite>@<scale>/``, or below ``out``. Raises UserError for an unknown suite, format or
+    column, and where the directory cannot be written.
+    """
+    if unknown := [form for form in formats if form not in FORMATS]:
+        raise choices("report format", unknown[0], FORMATS)
+    reports = gather(suites, root, scale, dataset, columns, decimals)
+    base = out if out is not None else root / "reports"
+    try:
+        return _write_all(reports, base, formats, overview=not suites)
+    except OSError as error:
+        raise UserError(f"cannot write the report to {base}: {error.strerror or error}; choose another with --out") from error
+
+
+def gather(
+    suites: Sequence[str],
+    root: Path,
+    scale: str,
+    dataset: str | None,
+    columns: Sequence[str] = (),
+    decimals: int | None = None,
+) -> list[SuiteReport]:
+    """Collect the tables of the suites from the store."""
+    store = Store(root)
+    reader = Reader(store, queued_runs(store))
+    return [collect(record, reader, columns, decimals) for record in records(store, suites, scale, dataset)]
+
+
+def _write_all(reports: Sequence[SuiteReport], base: Path, formats: Sequence[str], overview: bool) -> list[Path]:
+    written = [path for report in reports for path in _write(report, base / report.table.name, formats, overview)]
+    if overview and "html" in formats:
+        links = [(report.table, f"{report.table.name}/index.html") for report in reports]
+        written.append(_save(base / "index.html", site.index_page(links)))
+    return written
+
+
+def _write(report: SuiteReport, folder: Path, formats: Sequence[str], overview: bool) -> list[Path]:
+    written = [_save(folder / FILES[form], render(report.table, form)) for form in formats if form in FILES]
+    if "html" not in formats:
+        return written
+    downloads = [(_LABELS[form], FILES[form]) for form in formats if form in FILES]
+    index = "../index.html" if overview else ""
+    page = site.suite_page(report, (), site.find_gallery(report), downloads=downloads, index_link=index)
+    return [*written, _save(folder / "index.html", page)]
+
+
+def _save(path: Path, content: str) -> Path:
+    write_text(path, content)
+    return path
+
+
+def build_report(suites: Sequence[str], root: Path, scale: str, dataset: str | None, out: Path | None) -> list[Path]:
+    """:func:`build` with positional arguments."""
+    return build(suites, root, scale=scale, dataset=dataset, out=out)
+
+
+def tables(reports: Sequence[SuiteReport]) -> list[Table]:
+    """The tables of collected suites."""
+    return [report.table for report in reports]

@@ -1,0 +1,158 @@
+"""What the page says about one run: what it changed, which code and machine made it, and how to repeat it."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reports import caption, chart
+from reports.collect import RowRuns, SuiteReport
+from reports.escape import slug
+from reports.runs import Attempt, RunView
+
+
+@dataclass(frozen=True)
+class Change:
+    """A configuration key whose value differs from the baseline row's."""
+
+    key: str
+    baseline: str
+    here: str
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested configuration as dotted keys with values as JSON."""
+    found: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = json.dumps(value)
+    return found
+
+
+def changes(here: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[Change]:
+    """The keys that differ, seed apart."""
+    mine, theirs = flat(here), flat(baseline)
+    keys = [key for key in [*mine, *(k for k in theirs if k not in mine)] if key != "seed"]
+    return [Change(k, theirs.get(k, "—"), mine.get(k, "—")) for k in keys if mine.get(k) != theirs.get(k)]
+
+
+def repeat_command(record: Mapping[str, Any], row: RowRuns, view: RunView) -> str:
+    """Shell lines that check out the code and repeat the run; every word quoted."""
+    words = ["mpformer", "launch", record["suite"], "--scale", record["scale"]]
+    if record.get("dataset"):
+        words += ["--dataset", record["dataset"]]
+    words += ["--row", row.name, "--seed", str(view.seed)]
+    for key, value in (record.get("overrides") or {}).items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    command = shlex.join([*words, "--inline"])
+    if not view.commits:
+        return command
+    commit = view.commits[-1]
+    dirty = "  # and apply the uncommitted changes below" if commit.dirty else ""
+    return f"git checkout {shlex.quote(commit.sha)}{dirty}\n{command}"
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """One run, ready for the page."""
+
+    anchor: str
+    view: RunView
+    row: RowRuns
+    repeat: str
+    changes: tuple[Change, ...]
+    curve: str
+    facts: tuple[tuple[str, str], ...]
+    diff: str
+    config: str
+    metrics: tuple[tuple[str, str], ...]
+
+    @property
+    def last_attempt(self) -> Attempt | None:
+        """The attempt whose log is shown."""
+        return self.view.attempts[-1] if self.view.attempts else None
+
+
+def anchor(view: RunView) -> str:
+    """The run's place on the page."""
+    return f"run-{slug(view.run_id)}-{slug(view.eval_id)}"
+
+
+def section(report: SuiteReport, row: RowRuns, view: RunView) -> RunSection:
+    """Everything that the page says about a run."""
+    base = _baseline_config(report, view.seed)
+    return RunSection(
+        anchor(view),
+        view,
+        row,
+        repeat_command(report.record, row, view),
+        tuple(changes(view.config, base)) if base and view.config else (),
+        chart.training_curve(view.lines, view.max_iter),
+        tuple(_facts(view)),
+        _diff(view),
+        json.dumps(view.config, indent=1) if view.config else "",
+        tuple((key, f"{value:.2f}") for key, value in (view.result or {}).get("metrics", {}).items() if value is not None),
+    )
+
+
+def _baseline_config(report: SuiteReport, seed: int) -> Mapping[str, Any]:
+    if report.baseline is None:
+        return {}
+    views = sorted(report.baseline.views, key=lambda view: view.seed != seed)
+    return next((view.config for view in views if view.config), {})
+
+
+def _diff(view: RunView) -> str:
+    git = view.provenance.get("git") or {}
+    text = str(git.get("diff") or "")
+    if git.get("diff_truncated"):
+        text += "\n… (the rest was not kept)"
+    if git.get("untracked"):
+        text += "\nuntracked: " + ", ".join(git["untracked"])
+    return text.strip("\n")
+
+
+def _facts(view: RunView) -> list[tuple[str, str]]:
+    found = view.provenance
+    packages = ", ".join(f"{name} {version}" for name, version in (found.get("packages") or {}).items())
+    facts = {
+        "state": view.standing.state + (f" ({view.standing.reason})" if view.standing.reason else ""),
+        "evaluation setting": view.eval_id,
+        "commit": ", ".join(commit.label for commit in view.commits),
+        "command": _command(found.get("command")),
+        "host": str(found.get("host") or ""),
+        "hardware": caption.hardware(found),
+        "platform": str(found.get("platform") or ""),
+        "Python": str(found.get("python") or ""),
+        "packages": packages,
+        "world size": str(found.get("world_size") or ""),
+        "job": str(found.get("job_id") or ""),
+        "trained in": _duration(view.trained.get("seconds")),
+        "peak memory": _gib(view.trained.get("peak_memory_bytes")),
+        "weights": str(view.trained.get("weights_sha256") or "")[:16],
+        "scored with": _scorers(view),
+    }
+    return [(name, value) for name, value in facts.items() if value]
+
+
+def _scorers(view: RunView) -> str:
+    scorers = (view.result or {}).get("scorers") or {}
+    return ", ".join(f"{name} {version}" for name, version in scorers.items())
+
+
+def _command(words: Any) -> str:
+    return shlex.join(map(str, words)) if isinstance(words, list) else str(words or "")
+
+
+def _duration(seconds: float | None) -> str:
+    if not seconds:
+        return ""
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def _gib(size: float | None) -> str:
+    return f"{size / 2**30:.2f} GiB" if size else ""

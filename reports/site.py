@@ -1,0 +1,179 @@
+"""The HTML pages: one self-contained file a suite, and an overview. No network, no server.
+
+Everything is escaped by default (jinja2's autoescape, after control characters are made visible); a content security
+policy allows the page's own script alone, by its hash, so that even an escaping mistake could run nothing.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from reports import gallery, provenance, text
+from reports.collect import SuiteReport
+from reports.escape import clean, slug
+from reports.figures import Figure
+from reports.gallery import Case, LayerMasks, Step
+from reports.model import Cell, Column, Kind, Table, TableRow
+from reports.render import TEMPLATES, marks
+from reports.runs import RunView
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """A gallery case with its pictures."""
+
+    case: Case
+    definition: Markup
+    steps: tuple[tuple[Step | None, ...], ...]
+    tiles: tuple[tuple[Markup | str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What the page shows of two runs' layer masks."""
+
+    names: tuple[str, ...]
+    seed: int | None
+    cases: tuple[Case, ...]
+    folders: tuple[LayerMasks, ...]
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (TEMPLATES / "page.js").read_text()
+    env.globals.update(css=Markup((TEMPLATES / "style.css").read_text()), script=Markup(script), script_hash=script_hash(script))
+    env.globals.update(text=text, slug=slug, tooltip=tooltip, when=when, took=took, primary=primary)
+    return env
+
+
+def _visible(value: Any) -> Any:
+    """Control characters as pictures; markup made here is left alone."""
+    return value if isinstance(value, Markup | jinja2.Undefined) or not isinstance(value, str) else clean(value)
+
+
+def script_hash(script: str) -> str:
+    """The hash by which a content security policy allows an inline script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def tooltip(cell: Cell, column: Column) -> str:
+    """What a cell says when pointed at: its kind and reason, its seeds, its difference."""
+    parts = [f"{column.label}: {text.mean(cell, column)} {text.spread(cell, column)}".strip(), f"n = {cell.n} of {cell.planned}"]
+    if cell.kind is not Kind.VALUE:
+        parts.append(f"{cell.kind}: {cell.reason}")
+    parts += [f"seed {value.seed}: {text.number(value.value, column.decimals + 1)}" for value in cell.values]
+    if cell.delta is not None:
+        parts.append(f"difference {text.delta(cell, column)}, {text.interval(cell.delta, column.decimals)}")
+    return "\n".join(parts)
+
+
+def when(moment: Any) -> str:
+    """A unix time as UTC minutes; any other text as it is."""
+    if isinstance(moment, int | float):
+        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
+    return str(moment or "")
+
+
+def took(stage: Mapping[str, Any]) -> str:
+    """How long an attempt lasted, empty while it has not ended."""
+    started, ended = stage.get("started"), stage.get("ended")
+    if not isinstance(started, int | float) or not isinstance(ended, int | float):
+        return ""
+    return f"{(ended - started) / 60:.1f} min"
+
+
+def primary(table: Table, row: TableRow) -> tuple[Cell, Column] | None:
+    """The row's cell of the table's primary metric."""
+    pairs = zip(row.cells, table.columns, strict=True)
+    return next(((cell, column) for cell, column in pairs if column.key == table.primary), None)
+
+
+def stamp() -> str:
+    """When the page was made."""
+    return "made " + datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def suite_page(
+    report: SuiteReport,
+    figures: Sequence[Figure],
+    found: Gallery | None,
+    *,
+    downloads: Sequence[tuple[str, str]] = (),
+    index_link: str = "",
+    explorer_link: str = "",
+) -> str:
+    """The page of one suite."""
+    cases = [case_view(case, number) for number, case in enumerate(found.cases)] if found else []
+    layers = max((len(steps) for item in cases for steps in item.steps), default=0)
+    return _environment().get_template("suite.html.j2").render(
+        table=report.table,
+        table_baseline=report.record.get("baseline"),
+        letters=marks(report.table),
+        figures=figures,
+        cases=cases,
+        layers=layers,
+        gallery_rule=gallery.RULE,
+        gallery_names=found.names if found else (),
+        gallery_seed=found.seed if found else None,
+        rows=[(row, [provenance.section(report, row, view) for view in row.views]) for row in report.rows],
+        downloads=downloads,
+        index_link=index_link,
+        explorer_link=explorer_link,
+        stamp=stamp(),
+    )  # fmt: skip
+
+
+def index_page(tables: Sequence[tuple[Table, str]]) -> str:
+    """The overview of all suites: (table, link to its page)."""
+    return _environment().get_template("index.html.j2").render(tables=tables, stamp=stamp())
+
+
+def case_view(case: Case, number: int) -> CaseView:
+    """A case with its image embedded once and a picture per run and layer."""
+    identifier = f"picture-{number}"
+    layers = max((step.layer + 1 for track in case.tracks if track for step in track.steps), default=0)
+    steps = tuple(_by_layer(track.steps if track else (), layers) for track in case.tracks)
+    tiles = tuple(
+        tuple(gallery.tile(step, case.truth, identifier, which) if step else "" for step in row) for which, row in enumerate(steps)
+    )
+    return CaseView(case, gallery.picture_definition(case, identifier), steps, tiles)
+
+
+def _by_layer(steps: Sequence[Step], layers: int) -> tuple[Step | None, ...]:
+    known = {step.layer: step for step in steps}
+    return tuple(known.get(layer) for layer in range(layers))
+
+
+def find_gallery(report: SuiteReport, each: int = 3) -> Gallery | None:
+    """The gallery of the baseline and the last row that has masks at the same seed; None if there is no such pair."""
+    base = report.baseline
+    if base is None:
+        return None
+    others = [row for row in reversed(report.rows) if row is not base]
+    for row in others:
+        for mine in row.done:
+            theirs = next((view for view in base.done if view.seed == mine.seed), None)
+            folders = [_masks(theirs), _masks(mine)] if theirs else []
+            if len(folders) == 2 and all(folder.images for folder in folders):
+                return Gallery((base.label, row.label), mine.seed, tuple(gallery.cases(folders, each)), tuple(folders))
+    return None
+
+
+def _masks(view: RunView) -> LayerMasks:
+    return LayerMasks(view.directory.evaluation(view.eval_id) / "layer_masks")
+
