@@ -95,7 +95,10 @@ def run_attempt(root: Path, run_id: str, stage: Stage, options: Options, runner:
     """
     run = Store(root).run(run_id)
     run.record()  # UserError before anything is claimed
-    claim = claims.acquire(run.path / "claims", job_id=provenance.job_id())
+    try:
+        claim = claims.acquire(run.path / "claims", job_id=provenance.job_id())
+    except OSError as error:
+        return Outcome("failed", "disk", f"cannot claim the run: {error}")
     if claim is None:
         return Outcome("skipped", detail="another process holds the run")
     try:
@@ -137,6 +140,7 @@ class _Attempt:
         self._progress_at = 0.0
         self._stop_at = 0.0
         self._record: dict[str, Any] = {}
+        self._reserve = self.directory / ".reserve"
 
     def _config(self) -> Config:
         config = self.run.config()
@@ -157,7 +161,7 @@ class _Attempt:
 
     def _begin(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / ".reserve").write_bytes(os.urandom(RESERVE_BYTES))
+        self._reserve.write_bytes(os.urandom(RESERVE_BYTES))
         self._record = {"stage": self.stage, "started": time.time(), "ended": None, "outcome": None}
         self._record["launch"] = self.options.launch
         write_json(self.directory / "stage.json", self._record)
@@ -166,7 +170,7 @@ class _Attempt:
         self._warn_of_other_threads()
 
     def _end(self, outcome: Outcome) -> None:
-        (self.directory / ".reserve").unlink(missing_ok=True)
+        self._reserve.unlink(missing_ok=True)
         ended = {"outcome": outcome.name, "failure_class": outcome.failure_class, "detail": outcome.detail}
         write_json(self.directory / "stage.json", {**self._record, "ended": time.time(), **ended})
         self._event(_EVENTS.get(outcome.name, outcome.name.upper()), outcome.detail)
@@ -184,9 +188,11 @@ class _Attempt:
             name = kind if kind in ("cancelled", "timeout", "requeued") else "interrupted"
             return Outcome(name, "", f"{stop}; launch again to continue", self.claim.number)
         except BaseException as error:
+            self._reserve.unlink(missing_ok=True)
             outcome = failure(error, self.claim.number)
             if outcome.failure_class not in ("nan", "claim-lost"):
-                traceback.print_exc()
+                with contextlib.suppress(OSError):
+                    traceback.print_exc()
             _print_error(f"{self.run.run_id}: {outcome.failure_class}: {outcome.detail}")
             return outcome
 
@@ -386,13 +392,13 @@ def _captured(log: Path, capture: bool) -> Iterator[None]:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    os.close(file)
+    text = os.fdopen(file, "w", buffering=1, errors="replace")
     try:
-        yield
+        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+            yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
-                stream.flush()
+        with contextlib.suppress(OSError):
+            text.close()
         for descriptor, number in zip(kept, (1, 2), strict=True):
             os.dup2(descriptor, number)
             os.close(descriptor)

@@ -2,8 +2,8 @@
 
 ``runs/<run_id>/claims/<n>`` is attempt n's claim; the owner of a run is the highest number that was not released.
 Taking over a stale claim n means to create n + 1, which O_EXCL grants to one process alone; an owner that was taken
-over notices, before each checkpoint's rename, that its number is no longer the highest. Nothing is renamed or unlinked,
-nothing is locked: this works on NFS.
+over notices, before each checkpoint's rename, that its number is no longer the highest. No claim is renamed or deleted, nothing is locked:
+this works on NFS.
 
 A claim is stale when its process is dead (same host) or its heartbeat, the file's modification time, is older than
 ``HEARTBEAT_TIMEOUT`` by the file system's own clock (another host).
@@ -208,6 +208,9 @@ def _create(path: Path, text: str) -> bool:
         return False
     try:
         os.write(descriptor, text.encode())
+    except OSError:  # a full disk: an empty claim would keep everyone out until it is stale
+        path.unlink()
+        raise
     finally:
         os.close(descriptor)
     return True
