@@ -5,6 +5,7 @@ Shared by the adapters of the direct implementation (``direct_adapter.py``) and 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,15 +65,19 @@ def model_config(case: Case) -> ModelConfig:
 
 def toggles(case: Case) -> Toggles:
     """The public implementation's keys as our toggles; noise comes from the injected masks and labels."""
-    c = case.meta["config"]
+    c, meta = case.meta["config"], case.meta
     if c["transformer_decoder"] == PLAIN:
         return Toggles()
     _refuse_other(c, {"transformer_decoder": PILOTED, "head_dn": False, "dn_mode": "points"})
-    plots = int(c.get("num_dn", 1))
+    wanted = int(c.get("num_dn", 1))
+    layers = meta.get("gt_mask_layers") if meta.get("mp_active") else None
+    guided = "every" if c.get("all_ly_dn", True) else "first-4"
+    if layers and len(layers) < c["dec_layers"]:
+        guided = f"first-{len(layers)}"
     return Toggles(
-        mp_queries=plots > 0,
-        guided_layers="every" if c.get("all_ly_dn", True) else "first-4",
-        mp_groups=f"budget-{plots}" if plots >= 100 else max(1, plots),
+        mp_queries=wanted > 0,
+        guided_layers=guided,
+        mp_groups=f"budget-{wanted}" if wanted >= 100 else max(1, wanted),
         query_position=False,
         pilot_padding="reference",
     )
@@ -120,7 +125,7 @@ def masks(case: Case) -> list[Tensor]:
 def pilot_masks(case: Case) -> dict[int, Tensor] | None:
     """Injected (noised) masks by layer, (B, P, h * w), True = blocked, before full rows are opened."""
     found = {
-        int(k.removeprefix("mp_masks/layer")): torch.from_numpy(v).bool()
+        int(k.removeprefix("mp_masks/layer")): torch.from_numpy(v).bool().flatten(2)
         for k, v in case.inputs.items()
         if k.startswith("mp_masks/layer")
     }
@@ -130,6 +135,11 @@ def pilot_masks(case: Case) -> dict[int, Tensor] | None:
 def pilot_labels(case: Case) -> Tensor | None:
     given = case.inputs.get("mp_labels")
     return None if given is None else torch.from_numpy(given).long()
+
+
+def has_points(case: Case) -> bool:
+    """Whether the case asks for losses; some kinds hold outputs only."""
+    return "match_points" in case.inputs
 
 
 def match_points(case: Case) -> dict[int, Tensor]:
@@ -149,6 +159,34 @@ def loss_points(case: Case) -> tuple[dict[int, Tensor], dict[int, Tensor] | None
         return dict(zip(_call_layers(layers), calls, strict=True)), None
     order = _call_layers(layers)
     return dict(zip(order, calls[0::2], strict=True)), dict(zip(order, calls[1::2], strict=True))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random points of one part in the public implementation's order: layer -> (rows, n, 2)."""
+
+    candidates: dict[int, Tensor]
+    uniform: dict[int, Tensor]
+
+
+def seeded_draws(case: Case, matched_rows: int, piloted_rows: int) -> tuple[dict[int, Tensor], Draws, Draws]:
+    """What ``manual_seed`` just before the criterion makes it draw: matching points, then both parts' points.
+
+    Per layer (the last one first): the matching points image by image, candidates and uniform points of the
+    matched masks, the same of the piloted ones.
+    """
+    model = model_config(case)
+    keep = int(model.importance_sample_ratio * model.train_points)
+    match: dict[int, Tensor] = {}
+    matched, piloted = Draws({}, {}), Draws({}, {})
+    torch.manual_seed(case.meta["criterion_seed"])
+    for layer in _call_layers(model.decoder_layers + 1):
+        # An image without objects is matched to nothing, but its points are drawn all the same.
+        match[layer] = torch.cat([torch.rand(1, model.train_points, 2) for _ in images(case)])
+        for draws, rows in ((matched, matched_rows), (piloted, piloted_rows)):
+            draws.candidates[layer] = torch.rand(rows, int(model.train_points * model.oversample_ratio), 2)
+            draws.uniform[layer] = torch.rand(rows, model.train_points - keep, 2)
+    return match, matched, piloted
 
 
 def gradients(case: Case, found: Mapping[str, Tensor | None], shapes: Mapping[str, Tensor]) -> dict[str, Any]:
