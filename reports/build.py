@@ -1,14 +1,14 @@
 """``mpformer report``: everything rebuilt from the run store alone, at any time, halfway through a suite too."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.store import Store, write_text
 from experiments.worker import queued_runs
 from mpformer.errors import UserError, choices
-from reports import site
+from reports import paper_numbers, site
 from reports.collect import SuiteReport, collect, records
-from reports.model import Table
 from reports.render import render
 from reports.runs import Reader
 
@@ -54,7 +54,27 @@ def gather(
     """Collect the tables of the suites from the store."""
     store = Store(root)
     reader = Reader(store, queued_runs(store))
-    return [collect(record, reader, columns, decimals) for record in records(store, suites, scale, dataset)]
+    found = [collect(record, reader, columns, decimals) for record in records(store, suites, scale, dataset)]
+    return [_with_published(report) for report in found]
+
+
+def _with_published(report: SuiteReport) -> SuiteReport:
+    published, note = paper_numbers.beside(report, paper_numbers.read())
+    return replace(report, table=replace(report.table, published=published, published_note=note))
+
+
+def check(
+    suites: Sequence[str], root: Path, *, scale: str = "paper", dataset: str | None = None
+) -> tuple[list[str], list[str]]:
+    """For ``report --check``: (lines about numbers outside the tolerance of a published one, other lines to print).
+
+    The command exits non-zero if and only if the first list is not empty.
+    """
+    reports = gather(suites, root, scale, dataset)
+    named = [(report.table.name, report.table.published) for report in reports]
+    others = [f"{name}: {item.row}, {item.metric}: {item.verdict}" for name, items in named for item in items if item.verdict != "outside"]
+    empty = [f"{name}: no published number to check against" for name, items in named if not items]
+    return paper_numbers.outside(named), others + empty
 
 
 def _write_all(reports: Sequence[SuiteReport], base: Path, formats: Sequence[str], overview: bool) -> list[Path]:
@@ -84,7 +104,3 @@ def build_report(suites: Sequence[str], root: Path, scale: str, dataset: str | N
     """:func:`build` with positional arguments."""
     return build(suites, root, scale=scale, dataset=dataset, out=out)
 
-
-def tables(reports: Sequence[SuiteReport]) -> list[Table]:
-    """The tables of collected suites."""
-    return [report.table for report in reports]

@@ -1,0 +1,277 @@
+"""Published numbers (``paper_numbers.csv``) beside ours, with the verdicts of :mod:`analysis.statistics`.
+
+The file is meant to be extended with a text editor: one number a line, columns
+
+``table``, ``page``, ``dataset`` (coco, ade20k, cityscapes), ``task``, ``backbone`` (R50, Swin-L …), ``schedule`` (50ep, 90k …), ``row``
+(a row's name or label, or Mask2Former or MP-Former), ``metric`` (as in our tables; ``any`` for a claim), ``variant`` (empty, or how the
+number was made), ``kind`` (``value``, ``delta`` of the row to Mask2Former, ``claim`` in words), ``value``, ``tolerance`` (needed for a
+verdict), ``source``, ``how_sure``, ``notes``. What is not known is written ``not stated`` or ``not available``; what is not in the
+file is not available, and no report fills it in.
+"""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from analysis import statistics
+from mpformer.errors import UserError
+from reports import caption, text
+from reports.collect import RowRuns, SuiteReport
+from reports.compare import by_seed
+from reports.model import Cell, Column, Published
+
+FILE = Path(__file__).with_name("paper_numbers.csv")
+KINDS = ("value", "delta", "claim")
+NOT_STATED = ("not stated", "not available")
+COMPARABLE_VARIANTS = ("", "mean of 3 runs", "as reported")
+_IMAGES = {"coco": 118287}
+_TASKS = ("instance", "panoptic", "semantic", *NOT_STATED)
+_DATASETS = ("coco", "ade20k", "cityscapes")
+
+
+@dataclass(frozen=True)
+class Number:
+    """One line of the file; ``value`` is None for a claim, whose words are in ``words``."""
+
+    line: int
+    table: str
+    page: str
+    dataset: str
+    task: str
+    backbone: str
+    schedule: str
+    row: str
+    metric: str
+    variant: str
+    kind: str
+    value: float | None
+    words: str
+    tolerance: float | None
+    source: str
+    how_sure: str
+    notes: str
+
+    @property
+    def where(self) -> str:
+        """Table, page if known, and what the number is of."""
+        page = "" if self.page in NOT_STATED else f", page {self.page}"
+        parts = [f"{self.table}{page}", self.dataset, self.task, self.backbone, self.schedule, self.variant, self.notes]
+        return "; ".join(part for part in parts if part)
+
+
+FIELDS = tuple(name for name in Number.__dataclass_fields__ if name not in ("line", "words"))
+
+
+@cache
+def read(path: Path = FILE) -> tuple[Number, ...]:
+    """The file's numbers; raises UserError with one line that names file, line and fix."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            header = tuple(reader.fieldnames or ())
+            if header != FIELDS:
+                raise UserError(f"{path}: the header must be: {','.join(FIELDS)} (it is: {','.join(header)})")
+            return tuple(_number(line, reader.line_num, path) for line in reader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the published numbers: {path}: {error}") from error
+
+
+def _number(fields: Mapping[str | None, Any], line: int, path: Path) -> Number:
+    where = f"{path.name}, line {line}"
+    if None in fields or None in fields.values():
+        raise UserError(f"{where}: needs {len(FIELDS)} fields; quote a field that has a comma")
+    known = {str(key): str(value).strip() for key, value in fields.items()}
+    for key, valid in (("kind", KINDS), ("task", _TASKS), ("dataset", _DATASETS)):
+        if known[key] not in valid:
+            raise UserError(f"{where}: unknown {key} {known[key]!r}; valid: {', '.join(valid)}")
+    if missing := [key for key in ("table", "row", "metric", "value", "source", "how_sure") if not known[key]]:
+        raise UserError(f"{where}: {missing[0]} is empty; write `not stated` if it is not known")
+    claim = known["kind"] == "claim"
+    value = None if claim else _float(known["value"], "value", where)
+    tolerance = _float(known["tolerance"], "tolerance", where) if known["tolerance"] else None
+    if tolerance is not None and tolerance < 0:
+        raise UserError(f"{where}: tolerance {tolerance:g} is negative")
+    plain = {key: known[key] for key in FIELDS if key not in ("value", "tolerance")}
+    return Number(line=line, value=value, words=known["value"] if claim else "", tolerance=tolerance, **plain)
+
+
+def _float(given: str, key: str, where: str) -> float:
+    try:
+        number = float(given.replace(text.MINUS, "-"))
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{where}: {key} {given!r} is not a number")
+    return number
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What must agree before two numbers are compared."""
+
+    scale: str
+    dataset: str
+    task: str
+    backbone: str
+    schedule: str
+
+
+def setting(report: SuiteReport, config: Mapping[str, Any]) -> Setting:
+    """The setting of a row, from its full configuration."""
+    if not config:
+        return Setting(report.table.scale, report.table.dataset, "", "", "")
+    dataset = config["dataset"]
+    schedule = schedule_name(dataset["name"], config["schedule"])
+    return Setting(report.table.scale, dataset["name"], dataset["task"], caption.backbone(config["model"]["backbone"]), schedule)
+
+
+def schedule_name(dataset: str, schedule: Mapping[str, Any]) -> str:
+    """``50ep`` where epochs are the custom (COCO), else thousands of iterations, such as ``90k``."""
+    iterations = schedule["max_iter"]
+    if dataset in _IMAGES:
+        return f"{round(iterations * schedule['batch_size'] / _IMAGES[dataset])}ep"
+    return f"{iterations / 1000:g}k"
+
+
+def beside(report: SuiteReport, numbers: Sequence[Number]) -> tuple[tuple[Published, ...], str]:
+    """The published numbers that concern this table, each with its verdict, and a sentence about them."""
+    if report.table.scale != "paper":
+        return _directions(report, numbers)
+    found = [_compare(report, row, number) for row in report.rows for number in numbers if _concerns(report, row, number)]
+    note = "Ours against published numbers: *within*, *outside* and *underpowered* by the 95 % interval over seeds."
+    none = "No published number of this table's setting is available; the published columns stay empty rather than guessed."
+    return tuple(found), note.replace("*", "") if found else none
+
+
+def family(toggles: Mapping[str, Any]) -> str:
+    """Which published method a row's toggles are: Mask2Former, MP-Former, or neither."""
+    return {"mask2former": "Mask2Former", "mp-former/paper": "MP-Former", "mp-former/release": "MP-Former"}.get(
+        caption.preset(toggles), ""
+    )
+
+
+def _is_row(row: RowRuns, number: Number) -> bool:
+    names = {row.name.casefold(), row.label.casefold(), family(row.toggles).casefold()}
+    return number.row.casefold() in names - {""}
+
+
+def _concerns(report: SuiteReport, row: RowRuns, number: Number) -> bool:
+    """Whether a number is about this row at all: same row, dataset and task, and a column of the table."""
+    ours = setting(report, _config(row))
+    same = number.dataset == ours.dataset and number.task in (ours.task, *NOT_STATED)
+    shown = number.metric == "any" or number.metric in {column.key for column in report.table.columns}
+    return _is_row(row, number) and same and shown
+
+
+def _config(row: RowRuns) -> Mapping[str, Any]:
+    return next((view.config for view in row.views if view.config), {})
+
+
+def difference_of_settings(ours: Setting, number: Number) -> str:
+    """Why the two must not be compared; empty if they may.
+
+    What the source does not state counts as different for a value. For a difference between two rows the schedule
+    alone may be unstated: both of our rows share ours.
+    """
+    reasons = []
+    for key in ("task", "backbone", "schedule"):
+        published, mine = getattr(number, key), getattr(ours, key)
+        unstated = published in NOT_STATED
+        if (unstated and not (number.kind == "delta" and key == "schedule")) or (not unstated and published != mine):
+            reasons.append(f"{key} {published}, ours {mine or 'unknown'}")
+    if number.variant not in COMPARABLE_VARIANTS:
+        reasons.append(number.variant)
+    return "; ".join(reasons)
+
+
+def _compare(report: SuiteReport, row: RowRuns, number: Number) -> Published:
+    if number.value is None:
+        return _published(number, row, number.words, "—", "—", "claim", "in words only: nothing to compute")
+    cell, column = _cell(report, row, number.metric)
+    values = _ours(report, row, cell, column, number.kind)
+    why = difference_of_settings(setting(report, _config(row)), number)
+    if not values:
+        return _published(number, row, _shown(number, column), "—", "—", "no number of ours", cell.reason)
+    verdict = statistics.verdict(values, number.value, number.tolerance, not_comparable=why)
+    mean = sum(values) / len(values)
+    caveat = _caveat(report, row, number) if verdict.kind != "not comparable" else ""
+    difference = "—" if verdict.kind == "not comparable" else text.signed(mean - number.value, column.decimals)
+    ours = text.signed(mean, column.decimals) if number.kind == "delta" else text.number(mean, column.decimals)
+    reason = "; ".join(part for part in (verdict.reason, caveat) if part)
+    return _published(number, row, _shown(number, column), f"{ours} (n = {len(values)})", difference, verdict.kind, reason)
+
+
+def _caveat(report: SuiteReport, row: RowRuns, number: Number) -> str:
+    if number.schedule not in NOT_STATED:
+        return ""
+    return f"the source does not state its schedule; ours is {setting(report, _config(row)).schedule}"
+
+
+def _cell(report: SuiteReport, row: RowRuns, metric: str) -> tuple[Cell, Column]:
+    index = next(i for i, column in enumerate(report.table.columns) if column.key == metric)
+    return report.table.rows[report.rows.index(row)].cells[index], report.table.columns[index]
+
+
+def _ours(report: SuiteReport, row: RowRuns, cell: Cell, column: Column, kind: str) -> list[float]:
+    """The values (or paired differences to the baseline row) that a published number is held against."""
+    mine = by_seed(cell.values) if cell.n else {}
+    if kind != "delta":
+        return list(mine.values())
+    if report.baseline is None or row is report.baseline:
+        return []
+    base = by_seed(_cell(report, report.baseline, column.key)[0].values)
+    return [mine[seed] - base[seed] for seed in mine if seed in base]
+
+
+def _shown(number: Number, column: Column) -> str:
+    assert number.value is not None
+    decimals = max(column.decimals, len(f"{number.value:g}".partition(".")[2]))
+    return text.signed(number.value, decimals) if number.kind == "delta" else text.number(number.value, decimals)
+
+
+def _published(number: Number, row: RowRuns, shown: str, ours: str, difference: str, verdict: str, why: str) -> Published:
+    return Published(
+        row.label, number.metric, number.kind, shown, ours, difference, verdict, why, number.where, number.source, number.how_sure
+    )
+
+
+def _directions(report: SuiteReport, numbers: Sequence[Number]) -> tuple[tuple[Published, ...], str]:
+    """At another scale than the paper's: published differences, compared in their direction and nothing else."""
+    keys = {column.key for column in report.table.columns}
+    deltas = [n for n in numbers if n.kind == "delta" and n.metric in keys]
+    found = [_direction(report, row, n) for row in report.rows for n in deltas if row is not report.baseline and _is_row(row, n)]
+    note = (
+        f"Scale {report.table.scale} is not the paper's setting: no number here is compared with a published one. Published differences "
+        "are listed for their direction only."
+    )
+    none = f"Scale {report.table.scale} is not the paper's setting, and no published difference concerns this table's rows and columns."
+    return tuple(found), note if found else none
+
+
+def _direction(report: SuiteReport, row: RowRuns, number: Number) -> Published:
+    cell, column = _cell(report, row, number.metric)
+    shown = _shown(number, column)
+    if cell.delta is None or number.value is None:
+        return _published(number, row, shown, "—", "—", "no number of ours", cell.reason)
+    mean, low, high = cell.delta.mean, cell.delta.low, cell.delta.high
+    same = "same direction" if mean * number.value > 0 else "opposite direction"
+    certain = low is not None and high is not None and low * high > 0
+    why = "" if certain else f"the interval includes 0 or n < {statistics.MIN_SEEDS}: not established"
+    ours = f"{text.signed(mean, column.decimals)} (n = {cell.delta.n})"
+    return _published(number, row, shown, ours, "—", f"{same} (direction only)", why)
+
+
+def outside(tables: Sequence[tuple[str, Sequence[Published]]]) -> list[str]:
+    """One line for each number that is outside the tolerance of its published one."""
+    return [
+        f"{name}: {item.row}, {item.metric} ({item.kind}): ours {item.ours}, published {item.published}: {item.why}"
+        for name, published in tables
+        for item in published
+        if item.verdict == "outside"
+    ]
+
+
