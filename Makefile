@@ -17,7 +17,8 @@ PYTEST_WORKERS ?= 2
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-INSTALL := $(PIP) install --quiet --no-build-isolation --require-hashes
+# -qq: errors only; warnings of a local pip configuration would bury the five lines below
+INSTALL := $(PIP) install -qq --no-build-isolation --require-hashes
 LOCKS := $(sort $(wildcard locks/*.lock))
 # One stamp for each content of the locks, so that neither a checkout nor a touched file installs again.
 STAMP := .venv/.setup-$(DETECTRON2)-$(shell cat $(LOCKS) | sha256sum | cut -c1-12)
@@ -34,11 +35,15 @@ $(STAMP):
 	  || { echo "setup: Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make setup PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv \
 	  || { echo "setup: could not create .venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	@echo "setup 1/5: build tools";                          $(PIP) install --quiet --require-hashes -r locks/build.lock
-	@echo "setup 2/5: packages (torch is large)";            $(INSTALL) -r locks/requirements.lock
-	@echo "setup 3/5: panopticapi and mpformer";             $(INSTALL) --no-deps -r locks/no-deps.lock
-	@$(PIP) install --quiet --no-build-isolation --no-deps --editable .
-	@echo "setup 4/5: detectron2 ($(DETECTRON2))";           bash locks/install-detectron2 $(BIN)/python $(DETECTRON2) $(DETECTRON2_COMMIT)
+	@echo "setup 1/5: build tools"
+	@$(PIP) install -qq --require-hashes -r locks/build.lock
+	@echo "setup 2/5: packages (some minutes; about 3 GB to download on Linux)"
+	@$(INSTALL) -r locks/requirements.lock
+	@echo "setup 3/5: panopticapi and mpformer"
+	@$(INSTALL) --no-deps -r locks/no-deps.lock
+	@$(PIP) install -qq --no-build-isolation --no-deps --editable .
+	@echo "setup 4/5: detectron2 ($(DETECTRON2))"
+	@bash locks/install-detectron2 $(BIN)/python $(DETECTRON2) $(DETECTRON2_COMMIT)
 	@echo "setup 5/5: kernel of deformable attention (compiles, about a minute)"
 	@$(INSTALL) --no-deps -r locks/kernel.lock > .venv/kernel-build.log 2>&1 \
 	  || echo "setup: the kernel did not build (see .venv/kernel-build.log; it needs a C++ compiler): going on with grid_sample, same numbers, slower"
