@@ -1,0 +1,180 @@
+"""Batches for training and images with their ground truth for evaluation.
+
+The batch of iteration t is a pure function of (configuration, t): image k = t * batch size + slot lies at place k mod N
+of the permutation of epoch k div N, and the augmentation of (t, slot) has a random stream of its own. So worker
+processes, the number of devices and resuming change nothing.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from mpformer.classes import num_classes
+from mpformer.config import Config
+from mpformer.data import catalog
+from mpformer.data.mappers import training_sample
+from mpformer.data.prepare import PREPARED
+from mpformer.data.targets import CorruptImage, Labels, Pixels, read_image, read_labels
+from mpformer.errors import RunFailure
+from mpformer.streams import numpy_generator
+
+_log = logging.getLogger(__name__)
+Batch = list[dict[str, Any]]
+#: slot of the data stream that permutes an epoch; no batch is as large
+_EPOCH_SLOT = 2**31 - 1
+#: decoded images up to this many bytes in all are kept in memory
+_CACHE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a worker hands back: the batch and the files that were skipped, or why it is impossible."""
+
+    batch: Batch
+    skipped: tuple[str, ...] = ()
+    failure: str = ""
+
+
+class TrainSet(Dataset):
+    """The training images; item t is this process's share of the batch of iteration t."""
+
+    def __init__(self, config: Config, data_root: Path, rank: int = 0, size: int = 1) -> None:
+        self.config, self.rank, self.size = config, rank, size
+        task = config.dataset.task
+        self.classes = num_classes(config.dataset.name, task)
+        found = catalog.records(config, data_root, "train", [task])
+        self.records = _usable(found, task)[: config.dataset.train_images]
+        if not self.records:
+            raise RunFailure("data", f"{config.dataset.name} has no training image with an annotation")
+        self._decoded: dict[int, tuple[Pixels, Labels]] = {}
+        self._cache = config.dataset.name in PREPARED and _decoded_bytes(self.records) <= _CACHE_BYTES
+
+    def __getitem__(self, iteration: int) -> _Loaded:
+        total = self.config.schedule.batch_size
+        skipped: list[str] = []
+        try:
+            batch = [self._sample(iteration, slot, skipped) for slot in range(total) if slot % self.size == self.rank]
+        except CorruptImage as error:
+            return _Loaded([], failure=str(error))
+        return _Loaded(batch, tuple(skipped))
+
+    def _sample(self, iteration: int, slot: int, skipped: list[str]) -> dict[str, Any]:
+        """One augmented image; with ``on_corrupt: skip`` a corrupt one gives way to the next of the epoch."""
+        place = iteration * self.config.schedule.batch_size + slot
+        for attempt in range(len(self.records)):
+            index = self.index_at(place, attempt)
+            try:
+                image, labels = self._decode(index)
+                break
+            except CorruptImage as error:
+                if self.config.dataset.on_corrupt == "fail":
+                    raise
+                skipped.append(str(error))
+        else:
+            raise CorruptImage("no training image can be read")
+        rng = numpy_generator(self.config.seed, "data", iteration, slot)
+        sample = training_sample(image, labels, self.config.dataset.augmentation, rng)
+        record = self.records[index]
+        size = {"height": image.shape[0], "width": image.shape[1]}
+        return {**sample, **size, "file_name": record["file_name"], "image_id": record["image_id"]}
+
+    def index_at(self, place: int, ahead: int = 0) -> int:
+        """The record at a place in the endless sequence of permuted epochs (``ahead`` places on, in the same epoch)."""
+        n = len(self.records)
+        return int(_permutation(self.config.seed, place // n, n)[(place % n + ahead) % n])
+
+    def _decode(self, index: int) -> tuple[Pixels, Labels]:
+        if index in self._decoded:
+            return self._decoded[index]
+        record = self.records[index]
+        decoded = read_image(record), read_labels(record, self.config.dataset.task, self.classes)
+        if self._cache:
+            self._decoded[index] = decoded
+        return decoded
+
+
+def _usable(records: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
+    """Drop images that teach nothing about instances: without annotation, or with crowds only (as detectron2 does)."""
+    if task != "instance":
+        return records
+    kept = [r for r in records if any(not a.get("iscrowd", 0) for a in r["annotations"])]
+    if len(kept) < len(records):
+        _log.info("%d of %d training images have no object and are left out", len(records) - len(kept), len(records))
+    return kept
+
+
+def _decoded_bytes(records: list[dict[str, Any]]) -> int:
+    return sum(7 * int(r.get("height") or 1024) * int(r.get("width") or 1024) for r in records)
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    return numpy_generator(seed, "data", epoch, _EPOCH_SLOT).permutation(n)
+
+
+class TrainBatches:
+    """An endless iterator over this process's batches; counts what it had to skip."""
+
+    def __init__(self, dataset: TrainSet, start_iteration: int, workers: int) -> None:
+        self.dataset = dataset
+        self.skipped: set[str] = set()
+        self._loaded = iter(
+            DataLoader(
+                dataset,
+                batch_size=None,
+                sampler=_From(start_iteration),
+                num_workers=workers,
+                collate_fn=_as_is,
+                generator=torch.Generator(),  # leaves torch's global random state alone
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch; raises RunFailure("data") for a corrupt file unless those are skipped."""
+        loaded: _Loaded = next(self._loaded)
+        if loaded.failure:
+            raise RunFailure("data", f"{loaded.failure} (dataset.on_corrupt=skip leaves such images out)")
+        for reason in set(loaded.skipped) - self.skipped:
+            self.skipped.add(reason)
+            _log.warning("skipped image %d: %s", len(self.skipped), reason)
+        return loaded.batch
+
+
+class _From(Iterable[int]):
+    """start, start + 1, ... without end."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        t = self.start
+        while True:
+            yield t
+            t += 1
+
+
+def _as_is(loaded: Any) -> Any:
+    return loaded
+
+
+def train_batches(
+    config: Config, data_root: Path, start_iteration: int = 0, rank: int = 0, size: int = 1
+) -> TrainBatches:
+    """The batches from an iteration on: this process's slots of each effective batch (slot mod size = rank).
+
+    Raises UserError if the dataset is not there or is broken; the iterator raises RunFailure("data") for a corrupt
+    image (unless ``dataset.on_corrupt`` is ``skip``).
+    """
+    return TrainBatches(TrainSet(config, data_root, rank, size), start_iteration, config.runtime.workers)
