@@ -2,8 +2,8 @@
 
 ``runs/<run_id>/claims/<n>`` is attempt n's claim; the owner of a run is the highest number that was not released.
 Taking over a stale claim n means to create n + 1, which O_EXCL grants to one process alone; an owner that was taken
-over notices, before each checkpoint's rename, that its number is no longer the highest. No claim is renamed or deleted, nothing is locked:
-this works on NFS.
+over notices, before each checkpoint's rename, that its number is no longer the highest. No claim is
+renamed or deleted, nothing is locked: this works on NFS.
 
 A claim is stale when its process is dead (same host) or its heartbeat, the file's modification time, is older than
 ``HEARTBEAT_TIMEOUT`` by the file system's own clock (another host).

@@ -285,7 +285,7 @@ def _with_data(resolved: "Plan", data_root: Path, console: "Console") -> "Plan":
 
 
 def _watch_launch(resolved: "Plan", store: "Store", started: Any, width: Any, detach: bool, console: "Console") -> int:
-    from experiments import launching, watching
+    from experiments import watching
     from experiments.states import State
 
     for run_id, reason in started.left_alone.items():
@@ -302,7 +302,6 @@ def _watch_launch(resolved: "Plan", store: "Store", started: Any, width: Any, de
     if detach:
         return 0
     states = watching.follow(resolved, store, started, console)
-    launching.mark_ended(started)
     return _summary(states, State.DONE, console)
 
 
@@ -371,9 +370,8 @@ def report(
     as_json: bool,
 ) -> None:
     """Write tables (Markdown, LaTeX) and a self-contained page for SUITES from the run store."""
-    from reports.build import build_report
-
     from experiments import registry, scales
+    from reports.build import build_report
 
     scale, chosen = scales.check(scale, dataset)
     for name in suites:
@@ -591,3 +589,7 @@ def _printed_progress(title: str) -> Callable[[int, int], None]:
             click.echo(f"{title}: {done}/{total}")
 
     return show
+
+
+if __name__ == "__main__":
+    main()

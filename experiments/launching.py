@@ -91,6 +91,14 @@ class Launch:
         """Whether one of this launch's jobs still runs."""
         return self.executor is not None and self.executor.running()
 
+    def close(self) -> None:
+        """Note that nothing of the launch runs any more, so that its waiting runs are no longer QUEUED."""
+        path = self.directory / "launch.json"
+        content = read_json(path)
+        if isinstance(content, dict) and not content.get("ended"):
+            with contextlib.suppress(OSError):
+                write_json(path, {**content, "ended": time.time()})
+
     def kill(self) -> None:
         """End the workers now; their runs continue from the last checkpoint at the next launch."""
         for pid in live_workers(self.directory):
@@ -291,12 +299,3 @@ _RETRIED = (State.FAILED, State.TIMEOUT, State.LOST)
 def failure_classes(plan: Plan, store: Store) -> tuple[str, ...]:
     """Return the failure classes of the plan's runs."""
     return tuple({state.failure_class for state in snapshot(plan, store) if state.failure_class})
-
-
-def mark_ended(launch_: Launch) -> None:
-    """Note that the launch has nothing running any more."""
-    path = launch_.directory / "launch.json"
-    content = read_json(path)
-    if isinstance(content, dict):
-        with contextlib.suppress(OSError):
-            write_json(path, {**content, "ended": time.time()})

@@ -61,6 +61,8 @@ def _until_over(
 ) -> list[RunState]:
     while True:
         working = launch is not None and launch.working()
+        if launch is not None and not working:
+            launch.close()
         states = launching.snapshot(plan, store)
         show(states)
         if not working and not any(state.active for state in states):
@@ -75,6 +77,7 @@ def _stop(plan: Plan, store: Store, launch: Launch, console: "Console") -> None:
     try:
         while launch.working():
             time.sleep(0.2)
+        launch.close()
     except KeyboardInterrupt:
         launch.kill()
         console.print("killed: the next launch continues from the last checkpoints")

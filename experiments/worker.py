@@ -19,6 +19,9 @@ from experiments.states import derive, should_start
 from experiments.store import RunDir, Store, read_json, write_json
 from mpformer.errors import UserError
 
+START_SECONDS = 60.0
+"""Time in which a launch's first worker is expected to appear; its runs are QUEUED meanwhile."""
+
 MAX_LOST = 3
 """Attempts of one launch that may die without progress before the launch leaves a run alone."""
 
@@ -133,12 +136,13 @@ def _passed_on(process: multiprocessing.process.BaseProcess) -> Iterator[None]:
 def _registered(job: WorkerJob) -> Iterator[None]:
     """Show while it works that the launch has a live worker: its waiting runs are QUEUED."""
     owner = claims.Owner()
-    path = job.directory / "workers" / f"{owner.pid}.json"
-    write_json(path, {"host": owner.host, "machine": owner.machine, "pid": owner.pid, "born": owner.born})
+    path = job.directory / "workers" / f"{owner.host}.{owner.pid}.json"
+    about = {"host": owner.host, "machine": owner.machine, "pid": owner.pid, "born": owner.born}
+    write_json(path, {**about, "ended": None})
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        write_json(path, {**about, "ended": time.time()})
 
 
 def _die_with_parent() -> None:
@@ -157,7 +161,9 @@ def live_workers(directory: Path) -> list[int]:
     return alive
 
 
-def _alive(content: dict[str, str | int], directory: Path) -> bool:
+def _alive(content: dict[str, Any], directory: Path) -> bool:
+    if content.get("ended"):
+        return False
     owner = claims.Owner(str(content["host"]), str(content["machine"]), int(content["pid"]), str(content["born"]))
     dead = owner.dead()
     if dead is not None:
@@ -182,9 +188,10 @@ def _open(directory: Path, content: dict[str, Any]) -> bool:
     """Whether a launch is going to start more runs."""
     if content.get("ended") or (directory / "stop.json").exists():
         return False
-    return _starting(content) or bool(live_workers(directory))
+    return bool(live_workers(directory)) or _starting(directory, content)
 
 
-def _starting(content: dict[str, Any]) -> bool:
-    """A launch just written whose workers have not registered yet."""
-    return time.time() - content.get("created", 0) < 20
+def _starting(directory: Path, content: dict[str, Any]) -> bool:
+    """A launch just written none of whose workers has registered yet."""
+    registered = next((directory / "workers").glob("*.json"), None)
+    return registered is None and time.time() - content.get("created", 0) < START_SECONDS

@@ -67,8 +67,16 @@ def test_evaluating_what_was_not_trained_fails_with_its_reason(
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("nan", "nan"), ("data", "data"), ("oom", "oom"), ("enospc", "disk"), ("memory", "oom")]
-    + [("missing-module", "import"), ("bug", "error"), ("config", "config")],
+    [
+        ("nan", "nan"),
+        ("data", "data"),
+        ("oom", "oom"),
+        ("enospc", "disk"),
+        ("memory", "oom"),
+        ("missing-module", "import"),
+        ("bug", "error"),
+        ("config", "config"),
+    ],
 )
 def test_a_failure_is_marked_with_its_class_and_nothing_is_lost(
     store: Store, one: RunDir, options: Options, counter: Make, setting: Setting, kind: str, expected: str
@@ -244,9 +252,14 @@ class _Hoarder:
 
     def train(self, config: Any, directory: Path, data_root: Path, hooks: Any) -> dict[str, Any]:
         hooks.log({"kind": "train", "iteration": 1, "loss": 1.0})
-        with (directory / "big").open("wb", buffering=0) as file:
-            while True:
-                file.write(b"0" * 4096)
+        _fill(directory / "big")
+        return {}
+
+
+def _fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"0" * 4096)
 
 
 def test_a_full_disk_is_said_on_the_full_disk(
@@ -268,9 +281,8 @@ def test_a_disk_that_is_full_before_the_attempt_begins(
     store = Store(small_disk)
     run = store.run(plan.runs[0].run_id)
     run.create(plan.runs[0].config, "")
-    with (small_disk / "big").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
-        while True:
-            file.write(b"0" * 4096)
+    with pytest.raises(OSError, match="No space"):
+        _fill(small_disk / "big")
     outcome = _run(store, run, options, counter())
     assert (outcome.name, outcome.failure_class) == ("failed", "disk")
     assert "No space" in outcome.detail
