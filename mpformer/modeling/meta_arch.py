@@ -22,7 +22,7 @@ from mpformer.modeling.mask_piloting import MaskPilotingConfig, PilotBatch, Pilo
 from mpformer.modeling.matcher import CostWeights
 from mpformer.modeling.outputs import DecoderOutput, Targets, padded_targets
 from mpformer.modeling.pixel_decoder import PixelDecoder, PixelDecoderSettings, PixelFeatures
-from mpformer.modeling.points import PointSettings
+from mpformer.modeling.points import Points, PointSettings
 from mpformer.streams import generator as random_stream
 
 Size = tuple[int, int]
@@ -84,12 +84,13 @@ class MPFormer(nn.Module):
         batched_inputs: list[dict[str, Any]],
         *,
         noise: torch.Generator | None = None,
-        points: torch.Generator | None = None,
+        points: Points | torch.Generator | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Training: the weighted losses by name. Evaluation: one result per image, see :func:`infer`.
 
         ``batched_inputs`` are detectron2's, "image" (3, H, W) and, in training, "instances" with ``gt_classes``
-        and ``gt_masks``. ``noise`` feeds mask piloting, ``points`` the sampled points; None: the default generator.
+        and ``gt_masks``. ``noise`` feeds mask piloting, ``points`` the sampled points (which may
+        also be given); None: the default generator.
         """
         images = self.preprocess(batched_inputs)
         if not self.training:

@@ -167,6 +167,7 @@ class Swin(Backbone):
         tokens = self.patch_embed(images)
         features = {}
         for i, (name, stage) in enumerate(zip(self._out_features, self.layers, strict=True)):
+            assert isinstance(stage, SwinStage)
             tokens = stage(tokens)
             features[name] = self.get_submodule(f"norm{i}")(tokens).permute(0, 3, 1, 2).contiguous()
             if stage.downsample is not None:
