@@ -1,5 +1,6 @@
 """The whole direct model: detectron2's plain ResNet, then everything written out."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,20 +18,28 @@ from mpformer.config import ModelConfig, ResNetConfig, Toggles
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
+def narrow_group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups from 64 channels on; groups of at least 4 channels below."""
+    if channels >= 64 and channels % 32 == 0:
+        return nn.GroupNorm(32, channels)
+    return nn.GroupNorm(math.gcd(32, max(1, channels // 4)), channels)
+
+
 def direct_resnet(config: ResNetConfig, coarsest: int) -> ResNet:
     """A ResNet down to stride ``coarsest``."""
     stages, inside, out = [], config.stem_channels, config.res2_channels
+    norm = narrow_group_norm if config.norm == "GN" else config.norm
     names = [f"res{i}" for i in (2, 3, 4, 5) if 2**i <= coarsest]
     for i, count in enumerate(BLOCKS[config.depth][: len(names)]):
         shape = {"num_blocks": count, "stride_per_block": [2 if i else 1] + [1] * (count - 1), "in_channels": inside}
         if config.depth in (18, 34):
-            stages.append(ResNet.make_stage(BasicBlock, **shape, out_channels=out, norm=config.norm))
+            stages.append(ResNet.make_stage(BasicBlock, **shape, out_channels=out, norm=norm))
         else:
             width = config.width_per_group * 2**i
             kind = {"bottleneck_channels": width, "stride_in_1x1": False}
-            stages.append(ResNet.make_stage(BottleneckBlock, **shape, out_channels=out, norm=config.norm, **kind))
+            stages.append(ResNet.make_stage(BottleneckBlock, **shape, out_channels=out, norm=norm, **kind))
         inside, out = out, out * 2
-    return ResNet(BasicStem(3, config.stem_channels, config.norm), stages, out_features=names)
+    return ResNet(BasicStem(3, config.stem_channels, norm), stages, out_features=names)
 
 
 @dataclass(frozen=True)
