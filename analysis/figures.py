@@ -1,1 +1,301 @@
-"""Figures."""
+"""The figures, from plain data: no run store, no model, no torch. Each returns a matplotlib Figure; :func:`save`
+writes it with its data.
+
+Wherever several seeds are drawn, the line is their mean and the band its 95 % interval, from three seeds on; below
+that each seed is a thin line and the legend says n. Colours, markers and dashes all differ between rows, so that a
+figure survives grey printing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.gallery import failure_gallery
+from analysis.statistics import MIN_SEEDS, mean_interval
+from analysis.style import WIDTH, in_style, legend_above, looks, new_figure, save
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "drop_distribution",
+    "failure_gallery",
+    "over_iterations",
+    "over_layers",
+    "per_layer_curves",
+    "query_usage",
+    "save",
+    "schedule_curves",
+    "seed_bands",
+    "training_curves",
+    "transition_matrix",
+]
+
+#: Each consistency measure stands beside a quality of the same layer: a decoder that never refines is perfectly
+#: consistent.
+PAIRS = (("mIoU-L", "IoU-gt"), ("Util", "AP"))
+TITLES = {
+    "mIoU-L": "IoU with the layer before",
+    "mIoU-L-last": "IoU with the last layer",
+    "Util": "Util: matched as at the last layer",
+    "Util-consecutive": "Util: matched as at the next layer",
+    "IoU-gt": "IoU with the ground truth",
+    "empty_attention_share": "Attention masks that are empty",
+    "empty_pair_share": "Pairs of two empty masks",
+    "cosine": "Gradient direction: cosine",
+    "relative_error": "Gradient: relative error",
+    "loss": "Training loss",
+    "stability": "Matched as at the evaluation before",
+}
+_UNITLESS = {"loss", "cosine", "relative_error", "effective_queries"}
+
+
+def seed_bands(frame: "pd.DataFrame", x: str) -> "pd.DataFrame":
+    """Mean over seeds with its 95 % interval: columns row, x, mean, low, high, n (low and high NaN below three seeds).
+
+    ``frame`` has columns row, seed, x and value; lines whose value is NaN or None are left out.
+    """
+    import pandas as pd
+
+    rows = []
+    for (row, at), group in frame.dropna(subset=["value"]).groupby(["row", x], sort=False):
+        values = group["value"].astype(float).tolist()
+        low, high = mean_interval(values) or (np.nan, np.nan)
+        rows.append((row, at, float(np.mean(values)), low, high, len(values)))
+    return pd.DataFrame(rows, columns=["row", x, "mean", "low", "high", "n"])
+
+
+@in_style
+def per_layer_curves(
+    frame: "pd.DataFrame", pairs: Sequence[tuple[str, str]] = PAIRS, rows: Sequence[str] | None = None
+) -> "Figure":
+    """Consistency of each layer (left) beside the quality of the same layer (right).
+
+    ``frame`` has columns row, seed, layer, measure, value (percent). ``pairs`` are (consistency, quality) measures,
+    one line of axes each; a measure that the frame lacks leaves its axes with a note. ``rows`` orders the rows.
+    """
+    return _grid(frame, "layer", [measure for pair in pairs for measure in pair], rows, columns=2)
+
+
+@in_style
+def over_layers(frame: "pd.DataFrame", measures: Sequence[str], rows: Sequence[str] | None = None) -> "Figure":
+    """Any measures per layer, side by side: columns row, seed, layer, measure, value; for example ``cosine`` and
+    ``relative_error``.
+    """
+    return _grid(frame, "layer", measures, rows, columns=min(3, len(measures)))
+
+
+@in_style
+def training_curves(
+    frame: "pd.DataFrame", measures: Sequence[str] = ("loss", "AP"), rows: Sequence[str] | None = None
+) -> "Figure":
+    """Loss and scores against iterations: columns row, seed, iteration, measure, value. Long curves are drawn as
+    means of equal blocks.
+    """
+    return _grid(_thin(frame), "iteration", measures, rows, columns=2)
+
+
+@in_style
+def over_iterations(frame: "pd.DataFrame", measures: Sequence[str], rows: Sequence[str] | None = None) -> "Figure":
+    """Any measures over training time, such as Util, stability, empty_attention_share; columns as in
+    :func:`training_curves`.
+    """
+    return _grid(_thin(frame), "iteration", measures, rows, columns=min(3, len(measures)))
+
+
+def _grid(frame: "pd.DataFrame", x: str, measures: Sequence[str], rows: Sequence[str] | None, columns: int) -> "Figure":
+    labels = list(rows or dict.fromkeys(frame["row"]))
+    lines = -(-len(measures) // columns)
+    figure, axes = new_figure(lines, columns, height=2.3 if lines > 1 else 2.6)
+    for axis, measure in zip(axes, measures, strict=False):
+        _curves(axis, frame[frame["measure"] == measure], x, labels)
+        _dress(axis, x, measure)
+        axis.set_xlim(*_limits(frame[x]))
+    for axis in axes[len(measures) :]:
+        axis.set_visible(False)
+    fullest = max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    legend_above(figure, fullest)
+    return figure
+
+
+def _limits(values: "pd.Series") -> tuple[float, float]:
+    """The same x range for all axes of a figure, although some measures start later."""
+    low, high = (0.0, 1.0) if values.empty else (min(0.0, float(values.min())), float(values.max()))
+    margin = 0.04 * (high - low)
+    return low - margin, high + margin
+
+
+def _curves(axis: "Axes", frame: "pd.DataFrame", x: str, labels: Sequence[str]) -> None:
+    if frame["value"].isna().all():
+        axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", va="center", color="#777777")
+        return
+    for label, style in looks(labels).items():
+        one = frame[frame["row"] == label].dropna(subset=["value"])
+        if not one.empty:
+            _curve(axis, one, x, label, style)
+
+
+def _curve(axis: "Axes", frame: "pd.DataFrame", x: str, label: str, style: Mapping[str, Any]) -> None:
+    """Mean and band of one row, or its seeds as thin lines."""
+    seeds = frame["seed"].nunique()
+    bands = seed_bands(frame, x).sort_values(x)
+    marker = {} if len(bands) <= 40 else {"marker": None}
+    axis.plot(bands[x], bands["mean"], label=f"{label} (n = {seeds})", **{**style, **marker})
+    if seeds >= MIN_SEEDS:
+        axis.fill_between(bands[x], bands["low"], bands["high"], color=style["color"], alpha=0.18, linewidth=0)
+    elif seeds > 1:
+        for _, seed in frame.groupby("seed"):
+            line = seed.sort_values(x)
+            axis.plot(line[x], line["value"], color=style["color"], linewidth=0.6, alpha=0.6)
+
+
+def _dress(axis: "Axes", x: str, measure: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    scored = f"{measure} of the layer's predictions" if x == "layer" else f"{measure} over training"
+    axis.set_title(TITLES.get(measure, scored))
+    axis.set_ylabel(measure if measure in _UNITLESS else f"{measure.replace('_', ' ')} (%)")
+    axis.set_xlabel("decoder layer (0: bare queries)" if x == "layer" else x)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=10 if x == "layer" else 6, integer=True))
+
+
+def _thin(frame: "pd.DataFrame", most: int = 120) -> "pd.DataFrame":
+    """At most about ``most`` points a curve: means of equal blocks of consecutive lines, placed at the block's last
+    iteration.
+    """
+    import pandas as pd
+
+    keys = ["row", "seed", "measure"]
+    parts = []
+    for key, group in frame.dropna(subset=["value"]).groupby(keys, sort=False):
+        group = group.sort_values("iteration")
+        block = np.arange(len(group)) // -(-len(group) // most)
+        thin = group.groupby(block).agg(iteration=("iteration", "last"), value=("value", "mean"))
+        parts.append(thin.assign(**dict(zip(keys, key, strict=True))))
+    return pd.concat(parts, ignore_index=True) if parts else frame.iloc[:0]
+
+
+@in_style
+def schedule_curves(frame: "pd.DataFrame", measure: str = "AP", rows: Sequence[str] | None = None) -> "Figure":
+    """A score against iterations for full-length and shortened schedules.
+
+    ``frame`` has columns row, schedule, seed, iteration, value. Colour tells the row, dashes the schedule (the
+    longest is solid); the last value of each curve is marked and written.
+    """
+    labels = list(rows or dict.fromkeys(frame["row"]))
+    lengths = frame.groupby("schedule")["iteration"].max().sort_values(ascending=False)
+    figure, (axis,) = new_figure(1, 1, width=WIDTH * 0.72, height=3.2)
+    for label, style in looks(labels).items():
+        for dashes, schedule in zip(("-", (0, (4, 1.5)), (0, (1, 1.2))), lengths.index, strict=False):
+            one = frame[(frame["row"] == label) & (frame["schedule"] == schedule)]
+            if not one.empty:
+                _curve(axis, one, "iteration", f"{label}, {schedule}", {**style, "linestyle": dashes, "marker": None})
+                _mark_end(axis, seed_bands(one, "iteration"), style)
+    _dress(axis, "iteration", measure)
+    axis.set_title(f"{measure} over training")
+    axis.margins(x=0.08)
+    legend_above(figure, axis, columns=2)
+    return figure
+
+
+def _mark_end(axis: "Axes", bands: "pd.DataFrame", style: Mapping[str, Any]) -> None:
+    last = bands.loc[bands["iteration"].idxmax()]
+    axis.plot(last["iteration"], last["mean"], color=style["color"], marker=style["marker"], markersize=5)
+    axis.annotate(
+        f"{last['mean']:.1f}",
+        (last["iteration"], last["mean"]),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+        color=style["color"],
+        fontsize=8,
+    )
+
+
+@in_style
+def transition_matrix(matrices: Mapping[str, np.ndarray]) -> "Figure":
+    """How often an object has the same query at two layers, in percent: row label → (A, A) of
+    :func:`analysis.tables.transitions`.
+    """
+    import seaborn
+
+    columns = min(3, len(matrices))
+    lines = -(-len(matrices) // columns)
+    size = WIDTH / max(2, columns)
+    figure, axes = new_figure(lines, columns, width=size * columns, height=size * 0.95)
+    for axis, (label, matrix) in zip(axes, matrices.items(), strict=False):
+        few = len(matrix) <= 10
+        seaborn.heatmap(
+            matrix, ax=axis, vmin=0, vmax=100, cmap="cividis", annot=few, fmt=".0f", annot_kws={"size": 6.5},
+            square=True, cbar=axis is axes[min(columns, len(matrices)) - 1], cbar_kws={"label": "same query (%)", "shrink": 0.75},
+        )  # fmt: skip
+        axis.set_title(label)
+        axis.set_xlabel("layer")
+        axis.set_ylabel("layer")
+        axis.tick_params(axis="y", rotation=0)
+        axis.grid(False)
+        axis.tick_params(length=0)
+    for axis in axes[len(matrices) :]:
+        axis.set_visible(False)
+    return figure
+
+
+@in_style
+def drop_distribution(frame: "pd.DataFrame", rows: Sequence[str] | None = None) -> "Figure":
+    """IoU drops of matched queries between adjacent layers: columns row, layer (the later one), drop in [0, 1] or NaN.
+
+    Left: share of all (query, layer) pairs that drop at least x. Right: per layer, quartiles as a box, 5th to 95th
+    percentile as whiskers.
+    """
+    import seaborn
+
+    labels = list(rows or dict.fromkeys(frame["row"]))
+    known = frame.dropna(subset=["drop"])
+    figure, (left, right) = new_figure(1, 2)
+    styles = looks(labels)
+    for label, style in styles.items():
+        drops = np.sort(known.loc[known["row"] == label, "drop"].to_numpy())
+        share = 100 * (1 - np.arange(drops.size) / max(1, drops.size))
+        left.plot(drops, share, label=label, color=style["color"], linestyle=style["linestyle"])
+    left.set(
+        xlabel="IoU drop x between adjacent layers", ylabel="pairs that drop at least x (%)", xlim=(0, 1), ylim=(0, 100)
+    )
+    left.set_title("All layers")
+    seaborn.boxplot(
+        known, x="layer", y="drop", hue="row", hue_order=labels, palette=[s["color"] for s in styles.values()],
+        ax=right, whis=(5, 95), fliersize=0, linewidth=0.7, width=0.75, saturation=0.9, legend=False, gap=0.12,
+    )  # fmt: skip
+    right.set(xlabel="decoder layer", ylabel="IoU drop to this layer", ylim=(0, 1))
+    right.set_title("By layer")
+    legend_above(figure, left)
+    return figure
+
+
+@in_style
+def query_usage(counts: Mapping[str, np.ndarray]) -> "Figure":
+    """How unevenly queries are used: row label → (Q,) counts of :func:`analysis.tables.query_usage`, drawn by
+    falling use.
+
+    The dashed line is even use; the title gives the share ever used and the effective number, exp of the entropy.
+    """
+    from analysis.tables import effective_queries
+
+    columns = min(3, len(counts))
+    lines = -(-len(counts) // columns)
+    figure, axes = new_figure(lines, columns, height=2.4, sharey=True)
+    for (label, values), style, axis in zip(counts.items(), looks(list(counts)).values(), axes, strict=False):
+        share = 100 * np.sort(values)[::-1] / max(1, values.sum())
+        axis.bar(np.arange(1, len(share) + 1), share, width=0.85, color=style["color"])
+        axis.axhline(100 / len(share), color="#444444", linewidth=0.8, linestyle=(0, (4, 2)))
+        axis.set_title(
+            f"{label}\n{(values > 0).sum()} of {len(values)} used, effective {effective_queries(values):.1f}"
+        )
+        axis.set_xlabel("query, by falling use")
+        axis.grid(axis="x", visible=False)
+    axes[0].set_ylabel("share of matched objects (%)")
+    for axis in axes[len(counts) :]:
+        axis.set_visible(False)
+    return figure

@@ -1,0 +1,98 @@
+"""How every figure looks and is written: one style sheet, colour-blind safe, and bytes that do not change from run
+to run.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLE = Path(__file__).with_name("style.mplstyle")
+FORMATS = ("svg", "pdf", "png")
+#: Width in inches of a figure that spans a page.
+WIDTH = 7.0
+_MARKERS = "osD^vPX"
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)), "-", (0, (5, 1.5)), (0, (1.2, 1.2)))
+#: Writers put the time of day into their files unless told not to.
+_METADATA: dict[str, dict[str, str | None]] = {
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None, "Creator": "mpformer", "Producer": None},
+    "png": {"Software": None},
+}
+
+P = ParamSpec("P")
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The style sheet, for the time of a ``with`` block; pyplot's state and the caller's rcParams are left alone."""
+    import matplotlib
+
+    with matplotlib.rc_context(fname=str(STYLE)):
+        yield
+
+
+def in_style(draw: Callable[P, "Figure"]) -> Callable[P, "Figure"]:
+    """Decorator: run a drawing function with the style sheet."""
+
+    @wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> "Figure":
+        with styled():
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def new_figure(
+    rows: int, columns: int, *, width: float = WIDTH, height: float = 2.6, **options: Any
+) -> tuple["Figure", list["Axes"]]:
+    """A figure of rows × columns axes (``height`` inches a row), not registered with pyplot."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(axes.ravel())
+
+
+def look(index: int) -> dict[str, Any]:
+    """Colour, marker and dashes of the index-th row of a comparison: they differ in all three."""
+    import matplotlib
+
+    colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+    place = index % len(colours)
+    return {"color": colours[place], "marker": _MARKERS[place], "linestyle": _DASHES[place]}
+
+
+def looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """:func:`look` of each label, in order."""
+    return {label: look(index) for index, label in enumerate(labels)}
+
+
+def legend_above(figure: "Figure", axes: "Axes", columns: int = 3) -> None:
+    """One legend for all axes, above them, of the artists of ``axes``; no legend without any."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(columns, len(labels)))
+
+
+def save(figure: "Figure", data: "pd.DataFrame", stem: Path) -> list[Path]:
+    """Write ``stem``.svg, .pdf, .png and, with the numbers that are drawn, .csv; returns the paths.
+
+    The same figure and data give the same bytes on every run (same library versions).
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    with styled():
+        for kind in FORMATS:
+            path = stem.with_name(f"{stem.name}.{kind}")
+            figure.savefig(path, format=kind, metadata=_METADATA[kind])
+            written.append(path)
+    table = stem.with_name(f"{stem.name}.csv")
+    data.to_csv(table, index=False, float_format="%.6g", lineterminator="\n")
+    return [*written, table]
