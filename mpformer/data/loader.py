@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mpformer.classes import num_classes
@@ -112,7 +113,10 @@ def _usable(records: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
 
 
 def _decoded_bytes(records: list[dict[str, Any]]) -> int:
-    return sum(7 * int(r.get("height") or 1024) * int(r.get("width") or 1024) for r in records)
+    """What the decoded images and label maps take, judged by the first image."""
+    with Image.open(records[0]["file_name"]) as first:
+        width, height = first.size
+    return 4 * width * height * len(records)
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,170 @@
+"""COCO's average precision of instance masks: pycocotools is recorded, hotcoco serves evaluation during training."""
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpformer.data.targets import to_rle
+from mpformer.data.validation import GroundTruth
+
+#: COCO's limits between small, medium and large, in pixels
+COCO_AREAS = (32**2, 96**2)
+#: detections of one image and class that COCO looks at
+MAX_DETECTIONS = 100
+_SIZES = ("all", "small", "medium", "large")
+_KEYS = {"AP": (None, 0), "AP50": (0, 0), "AP75": (5, 0), "APs": (None, 1), "APm": (None, 2), "APl": (None, 3)}
+
+
+def area_ranges(size_areas: tuple[int, int] | None) -> list[list[float]]:
+    """COCO's area ranges (all, small, medium, large) for the given limits in pixels; None: COCO's own."""
+    small, medium = size_areas or COCO_AREAS
+    return [[0, 1e10], [0, small], [small, medium], [medium, 1e10]]
+
+
+@dataclass
+class InstanceScorer:
+    """Collects detections and ground truth in memory; ``categories`` are the thing classes (model's class indices)."""
+
+    categories: Sequence[int]
+    size_areas: tuple[int, int] | None = None
+    fast: bool = False
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    detections: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, instances: Any, truth: GroundTruth) -> None:
+        """Add one image: detectron2 Instances with pred_masks (n, H, W), scores (n,), pred_classes (n,)."""
+        self.images.append({"id": truth.image_id, "height": truth.height, "width": truth.width})
+        for annotation in truth.annotations or ():
+            self.annotations.append(self._annotation(annotation, truth))
+        classes, scores = (_numpy(getattr(instances, k)).tolist() for k in ("pred_classes", "scores"))
+        for category, score, rle in zip(classes, scores, encode_masks(_numpy(instances.pred_masks)), strict=True):
+            self.detections.append(
+                {"image_id": truth.image_id, "category_id": category + 1, "score": score, "segmentation": rle}
+            )
+
+    def _annotation(self, annotation: Mapping[str, Any], truth: GroundTruth) -> dict[str, Any]:
+        from pycocotools import mask as coco
+
+        rle = to_rle(annotation["segmentation"], truth.height, truth.width)
+        return {
+            "id": len(self.annotations) + 1,
+            "image_id": truth.image_id,
+            "category_id": annotation["category_id"] + 1,
+            "iscrowd": int(annotation.get("iscrowd", 0)),
+            "area": float(annotation.get("area", coco.area(rle))),
+            "bbox": [float(v) for v in coco.toBbox(rle)],
+            "segmentation": {"size": list(rle["size"]), "counts": rle["counts"]},
+        }
+
+    def evaluate(self) -> "InstanceEvaluation":
+        """Match detections and ground truth."""
+        dataset = {
+            "images": self.images,
+            "annotations": self.annotations,
+            "categories": [{"id": c + 1, "name": str(c)} for c in self.categories],
+        }
+        run = _hotcoco if self.fast else _pycocotools
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluator = run(dataset, self.detections, area_ranges(self.size_areas))
+        return InstanceEvaluation(evaluator, [i["id"] for i in self.images], len(self.categories))
+
+
+@dataclass(frozen=True)
+class InstanceEvaluation:
+    """A finished evaluation; ``evaluator`` is a COCOeval of either package."""
+
+    evaluator: Any
+    image_ids: Sequence[int]
+    categories: int
+
+    def result(self) -> dict[str, float]:
+        """AP, AP50, AP75 and AP by size, in percent; one without any ground truth is left out."""
+        # (thresholds, recalls, classes, areas, limits); -1 where a class has no ground truth
+        precision = np.asarray(self.evaluator.eval["precision"])[..., -1]
+        scores = {}
+        for key, (threshold, area) in _KEYS.items():
+            chosen = precision[..., area] if threshold is None else precision[threshold, ..., area]
+            chosen = chosen[chosen > -1]
+            if chosen.size:
+                scores[key] = 100 * float(chosen.mean())
+        return scores
+
+    def per_image(self) -> dict[int, dict[str, Any]]:
+        """Columns of per_image.parquet by image id: matches and ignore flags (T x n row-major) over all classes.
+
+        Needs a pycocotools evaluation.
+        """
+        found: dict[int, list[Any]] = {i: [] for i in self.image_ids}
+        areas, images = len(self.evaluator.params.areaRng), len(self.image_ids)
+        for k in range(self.categories):
+            start = k * areas * images
+            for cell in self.evaluator.evalImgs[start : start + images]:
+                if cell is not None:
+                    found[cell["image_id"]].append(cell)
+        return {image_id: _columns(cells) for image_id, cells in found.items()}
+
+
+def _columns(cells: list[Any]) -> dict[str, Any]:
+    matches = np.concatenate([c["dtMatches"] for c in cells] or [np.zeros((10, 0))], axis=1) > 0
+    ignored = np.concatenate([c["dtIgnore"] for c in cells] or [np.zeros((10, 0))], axis=1).astype(bool)
+    return {
+        "det_category": [c["category_id"] - 1 for c in cells for _ in c["dtScores"]],
+        "det_score": [float(s) for c in cells for s in c["dtScores"]],
+        "det_match": matches.ravel().tolist(),
+        "det_ignore": ignored.ravel().tolist(),
+        "gt_category": [c["category_id"] - 1 for c in cells for _ in c["gtIgnore"]],
+        "gt_ignore": [bool(i) for c in cells for i in c["gtIgnore"]],
+    }
+
+
+def _pycocotools(dataset: dict[str, Any], detections: list[dict[str, Any]], areas: list[list[float]]) -> Any:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth = COCO()
+    truth.dataset = {**dataset, "info": {}}
+    truth.createIndex()
+    if detections:
+        found = truth.loadRes(detections)
+    else:  # loadRes([]) raises IndexError
+        found = COCO()
+        found.dataset = {**dataset, "annotations": []}
+        found.createIndex()
+    return _evaluated(COCOeval(truth, found, "segm"), areas)
+
+
+def _hotcoco(dataset: dict[str, Any], detections: list[dict[str, Any]], areas: list[list[float]]) -> Any:
+    import hotcoco
+
+    truth = hotcoco.COCO(dataset)
+    found = truth.load_res(detections) if detections else hotcoco.COCO({**dataset, "annotations": []})
+    return _evaluated(hotcoco.COCOeval(truth, found, "segm"), areas)
+
+
+def _evaluated(evaluator: Any, areas: list[list[float]]) -> Any:
+    evaluator.params.areaRng = areas
+    evaluator.params.areaRngLbl = list(_SIZES)
+    evaluator.params.maxDets = [1, 10, MAX_DETECTIONS]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return evaluator
+
+
+def encode_masks(masks: NDArray[Any]) -> list[dict[str, Any]]:
+    """(n, H, W) masks (bool, or probabilities cut at one half) as compressed RLE."""
+    from pycocotools import mask as coco
+
+    if not len(masks):
+        return []
+    binary = masks if masks.dtype == bool else masks > 0.5
+    return coco.encode(np.asfortranarray(binary.transpose(1, 2, 0)).view(np.uint8))
+
+
+def _numpy(value: Any) -> NDArray[Any]:
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)

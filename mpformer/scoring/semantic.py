@@ -1,0 +1,58 @@
+"""Mean intersection over union of semantic maps, as detectron2's SemSegEvaluator counts it (agreement is tested).
+
+Pixels without a label are left out altogether; the mean is over the classes that occur in the ground truth.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpformer.data.targets import IGNORE_LABEL
+from mpformer.data.validation import GroundTruth
+
+#: per class: intersection, union, pixels in the ground truth
+Counts = NDArray[np.int64]
+
+
+@dataclass
+class SemanticScorer:
+    """Adds up intersections and unions over images."""
+
+    classes: int
+    images: dict[int, Counts] = field(default_factory=dict)
+
+    def add(self, sem_seg: Any, truth: GroundTruth) -> None:
+        """Add one image: scores (C, H, W), of which the largest counts, or a map of classes (H, W)."""
+        assert truth.semantic is not None
+        scores = sem_seg.argmax(0) if sem_seg.ndim == 3 else sem_seg
+        predicted = scores.detach().cpu().numpy() if hasattr(scores, "detach") else np.asarray(scores)
+        self.images[truth.image_id] = counts(predicted, truth.semantic, self.classes)
+
+    def result(self) -> dict[str, float]:
+        """mIoU in percent; left out if no pixel has a label."""
+        total = sum(self.images.values(), np.zeros((3, self.classes), dtype=np.int64))
+        present = total[2] > 0
+        return {"mIoU": 100 * float(np.mean(total[0][present] / total[1][present]))} if present.any() else {}
+
+    def per_image(self) -> dict[int, dict[str, Any]]:
+        """Columns of per_image.parquet by image id, for the classes that an image touches."""
+        return {image_id: _columns(found) for image_id, found in self.images.items()}
+
+
+def _columns(found: Counts) -> dict[str, Any]:
+    touched = np.flatnonzero(found[1])
+    columns: dict[str, Any] = {"sem_category": touched.tolist()}
+    for key, values in zip(("intersection", "union", "ground_truth"), found, strict=True):
+        columns[f"sem_{key}"] = values[touched].tolist()
+    return columns
+
+
+def counts(predicted: NDArray[Any], true: NDArray[np.uint8], classes: int) -> Counts:
+    """Intersection, union and ground-truth pixels (3, C) of two maps (H, W)."""
+    labelled = true != IGNORE_LABEL
+    p, t = predicted[labelled].astype(np.int64), true[labelled].astype(np.int64)
+    confusion = np.bincount(p * classes + t, minlength=classes * classes).reshape(classes, classes)
+    intersection, of_true, of_predicted = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
+    return np.stack([intersection, of_true + of_predicted - intersection, of_true])
