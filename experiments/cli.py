@@ -246,6 +246,7 @@ def launch(
     workers: int | None,
     threads: int,
     detach: bool,
+    mirror: bool,
     inline_: bool,
     **asked: Any,
 ) -> int:
@@ -260,7 +261,16 @@ def launch(
         return _inline(resolved, store, data_root)
     width = launching.Width(workers or launching.fit(None, len(resolved.unique)).workers, threads)
     started = launching.launch(resolved, store, data_root, command=_command(), width=width)
+    if mirror and started.started:
+        _mirror(root)
     return _watch_launch(resolved, store, started, width, detach, console)
+
+
+def _mirror(root: Path) -> None:
+    """Start mirroring to MLflow; whatever comes of it, the launch goes on."""
+    from experiments import tracking
+
+    tracking.start_background_sync(root)
 
 
 def _inline(resolved: "Plan", store: "Store", data_root: Path) -> int:
@@ -355,10 +365,14 @@ def logs(run: str, follow: bool, attempt: int | None, root: Path, data_root: Pat
 
 
 @cli.command()
-@click.argument("suites", nargs=-1, required=True)
+@click.argument("suites", nargs=-1)
 @_scale_options
 @_root_options
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory; default: <root>/reports/…")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory; default: <root>/reports.")
+@click.option("--format", "formats", multiple=True, help="Only this format (md, tex, csv, json, html ...); repeatable.")
+@click.option("--column", "columns", multiple=True, help="A column of the table, instead of the suite's; repeatable.")
+@click.option("--decimals", type=click.IntRange(0, 6), default=None, help="Decimals of the table; default: per metric.")
+@click.option("--check", is_flag=True, help="Compare with the published numbers; exit code 1 if one is outside.")
 @_json_option
 def report(
     suites: tuple[str, ...],
@@ -367,21 +381,44 @@ def report(
     root: Path,
     data_root: Path,
     out: Path | None,
+    formats: tuple[str, ...],
+    columns: tuple[str, ...],
+    decimals: int | None,
+    check: bool,
     as_json: bool,
-) -> None:
-    """Write tables (Markdown, LaTeX) and a self-contained page for SUITES from the run store."""
+) -> int:
+    """Write tables (Markdown, LaTeX, ...) and self-contained pages for SUITES (none: all that were launched)."""
     from experiments import registry, scales
-    from reports.build import build_report
+    from reports import build
 
     scale, chosen = scales.check(scale, dataset)
     for name in suites:
         registry.find(name)
-    paths = build_report(list(suites), root, scale, chosen, out)
+    if check:
+        return _check_report(suites, root, scale, chosen)
+    paths = build.build(
+        suites,
+        root,
+        scale=scale,
+        dataset=chosen,
+        out=out,
+        formats=formats or build.FORMATS,
+        columns=columns,
+        decimals=decimals,
+    )
     if as_json:
-        return _print_json([str(path) for path in paths])
-    for path in paths:
-        click.echo(path)
-    return None
+        _print_json([str(path) for path in paths])
+    else:
+        click.echo("\n".join(str(path) for path in paths))
+    return 0
+
+
+def _check_report(suites: tuple[str, ...], root: Path, scale: str, dataset: str) -> int:
+    from reports import build
+
+    outside, others = build.check(suites, root, scale=scale, dataset=dataset)
+    click.echo("\n".join([*outside, *others]))
+    return 1 if outside else 0
 
 
 @cli.group()
