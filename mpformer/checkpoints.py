@@ -204,7 +204,7 @@ def _dump(path: Path, state: dict[str, Any]) -> str:
     with path.open("wb") as file:
         out = _Hashing(file)
         try:
-            torch.save(state, out)
+            torch.save(state, out)  # type: ignore[arg-type]
         except RuntimeError:
             if out.error is None:
                 raise

@@ -8,7 +8,6 @@ size and kernels).
 
 import logging
 import math
-import resource
 import signal
 import threading
 import time
@@ -28,8 +27,9 @@ from mpformer.config import Config
 from mpformer.data.loader import train_batches
 from mpformer.errors import RunFailure, UserError
 from mpformer.hooks import Interrupted, TrainHooks
-from mpformer.modeling.meta_arch import build_model
+from mpformer.modeling.meta_arch import MPFormer, build_model
 from mpformer.probes import Prober
+from mpformer.process import peak_memory, prepare_process
 from mpformer.weights import load_weights, local_path
 
 __all__ = ["Interrupted", "TrainHooks", "train"]
@@ -54,22 +54,6 @@ def train(config: Config, directory: Path, data_root: Path, hooks: TrainHooks | 
         with _deferred_interrupt(trainer):
             trainer.train(start, config.schedule.max_iter)
         return trainer.finish()
-
-
-def prepare_process(config: Config) -> torch.device:
-    """Set threads and deterministic kernels; returns the device (``auto``: CUDA where there is one).
-
-    Operators without a deterministic kernel (CUDA's ``grid_sample`` backward) warn and run anyway.
-    """
-    torch.set_num_threads(config.runtime.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    name = config.runtime.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        torch.cuda.set_device(distributed.place().local_rank)
-    return device
 
 
 class Trainer(TrainerBase):
@@ -260,14 +244,14 @@ class Meter:
 
 
 class _Hook(HookBase):
-    trainer: Trainer  # type: ignore[assignment]
+    trainer: Trainer
 
 
 class _Schedule(_Hook):
     """Steps the learning rate after each iteration, keeping the rate that was used for the log."""
 
     def after_step(self) -> None:
-        self.trainer.used_rate = optimisation.rates(self.trainer.optimizer)  # type: ignore[attr-defined]
+        self.trainer.used_rate = optimisation.rates(self.trainer.optimizer)
         self.trainer.scheduler.step()
 
 
@@ -283,7 +267,7 @@ class _Log(_Hook):
         left = (t.max_iter - t.done) * line["seconds"]
         beat = {"iteration": t.done, "max_iter": t.max_iter, "loss": line["loss"], "eta_seconds": left}
         if t.done % t.config.runtime.log_period == 0 or t.ends:
-            rate = t.used_rate  # type: ignore[attr-defined]
+            rate = t.used_rate
             self._hooks.log({"kind": "train", "iteration": t.done, **line, **rate, "time": time.time()})
             t.meter.clear()
         self._hooks.progress(beat)
@@ -326,7 +310,7 @@ class _Stop(_Hook):
             raise Interrupted(reason, t.done)
 
 
-def initial_model(config: Config) -> nn.Module:
+def initial_model(config: Config) -> MPFormer:
     """Build the model with its initial weights: random by seed, then ``model.init_weights`` where given."""
     model = build_model(config)
     if config.model.init_weights:
@@ -335,13 +319,6 @@ def initial_model(config: Config) -> nn.Module:
             raise UserError(f"initial weights {path.name} differ from model.init_checksum: another file was planned")
         load_weights(model, path, allow_backbone=True)
     return model
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak bytes: of the CUDA allocator, or the resident set of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _main_only(hooks: TrainHooks, place: distributed.Place) -> TrainHooks:

@@ -1,0 +1,112 @@
+"""One pass of a model over validation images: every decoder layer's outputs, image by image, in bounded memory.
+
+Images of one size that follow each other share a forward pass. What evaluation during and after training has in common
+is here; what is done with an image's outputs is up to the caller.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from analysis.matching import ImagePrediction
+from mpformer.data.validation import GroundTruth, ValidationItem
+from mpformer.modeling.inference import infer
+from mpformer.modeling.meta_arch import MPFormer
+from mpformer.modeling.outputs import DecoderOutput
+
+_BATCH_PIXELS = 16 * 128 * 128
+_BATCH_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class ImageOutput:
+    """One image with what every layer predicts for it."""
+
+    model: MPFormer
+    item: ValidationItem
+    output: DecoderOutput
+    index: int
+    """Place of the image in the batch that ``output`` is of."""
+    size: tuple[int, int]
+    """(height, width) of the model's input without padding."""
+
+    @property
+    def truth(self) -> GroundTruth:
+        """What the image is scored against."""
+        return self.item.truth
+
+    @property
+    def image_id(self) -> int:
+        """The image's id in the dataset."""
+        return int(self.item.truth.image_id)
+
+    @property
+    def layers(self) -> int:
+        """L + 1, the number of predictions."""
+        return self.output.layers + 1
+
+    @property
+    def labels(self) -> Tensor:
+        """(n,) classes of the objects that the model was to find."""
+        return self.item.inputs["instances"].gt_classes
+
+    @property
+    def masks(self) -> Tensor:
+        """(n, H, W) bool masks of these objects at the size of the model's input."""
+        return self.item.inputs["instances"].gt_masks
+
+    @property
+    def empty_attention(self) -> Tensor:
+        """(L, Q) bool: attention masks that were fully blocked."""
+        return self.output.empty_attention[:, self.index]
+
+    @cached_property
+    def prediction(self) -> ImagePrediction:
+        """All layers at mask-feature resolution, for matching and layer metrics."""
+        return ImagePrediction.from_embeddings(
+            self.output.mask_embed[:, self.index].cpu(),
+            self.output.mask_features[self.index].cpu(),
+            self.output.logits[:, self.index].cpu(),
+            self.size,
+        )
+
+    def result(self, layer: int = -1) -> dict[str, Any]:
+        """One layer's predictions in detectron2's format, at the image's original size."""
+        features = self.output.mask_features[self.index]
+        masks = torch.einsum("qd,dhw->qhw", self.output.mask_embed[layer, self.index], features)
+        padded = (features.shape[-2] * 4, features.shape[-1] * 4)
+        wanted = (self.truth.height, self.truth.width)
+        return infer(self.model.inference, self.output.logits[layer, self.index], masks, padded, self.size, wanted)
+
+
+@torch.no_grad()
+def image_outputs(model: MPFormer, items: Iterable[ValidationItem]) -> Iterator[ImageOutput]:
+    """Run the model in evaluation mode over the items, in their order; leaves it in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        for batch in _batches(items):
+            output, sizes = model.layer_outputs([item.inputs for item in batch])
+            for index, (item, size) in enumerate(zip(batch, sizes, strict=True)):
+                yield ImageOutput(model, item, output, index, size)
+    finally:
+        model.train(training)
+
+
+def _batches(items: Iterable[ValidationItem]) -> Iterator[list[ValidationItem]]:
+    """Runs of items of one size, cut so that a batch stays small."""
+    for size, run in groupby(items, key=lambda item: tuple(item.inputs["image"].shape[-2:])):
+        most = max(1, min(_BATCH_IMAGES, _BATCH_PIXELS // (size[0] * size[1])))
+        batch: list[ValidationItem] = []
+        for item in run:
+            batch.append(item)
+            if len(batch) == most:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
