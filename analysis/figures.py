@@ -228,9 +228,10 @@ def transition_matrix(matrices: Mapping[str, np.ndarray]) -> "Figure":
     figure, axes = new_figure(lines, columns, width=size * columns, height=size * 0.95)
     for axis, (label, matrix) in zip(axes, matrices.items(), strict=False):
         few = len(matrix) <= 10
+        bar = axis is axes[min(columns, len(matrices)) - 1]
         seaborn.heatmap(
             matrix, ax=axis, vmin=0, vmax=100, cmap="cividis", annot=few, fmt=".0f", annot_kws={"size": 6.5},
-            square=True, cbar=axis is axes[min(columns, len(matrices)) - 1], cbar_kws={"label": "same query (%)", "shrink": 0.75},
+            square=True, cbar=bar, cbar_kws={"label": "same query (%)", "shrink": 0.75},
         )  # fmt: skip
         axis.set_title(label)
         axis.set_xlabel("layer")

@@ -198,8 +198,9 @@ def failure_gallery(cases: Sequence[Case]) -> "Figure":
         raise ValueError("no case: no matched query of that score changes its mask in the shared images")
     runs = max(len(case.strips) for case in cases)
     widths = ([1.0] * 3 + [0.12]) * runs
-    size = WIDTH / sum(widths[:-1])
-    figure = Figure(figsize=(WIDTH, (size + 0.36) * len(cases) + 0.3))
+    width = WIDTH if runs > 1 else 0.55 * WIDTH
+    size = width / sum(widths[:-1])
+    figure = Figure(figsize=(width, (size + 0.36) * len(cases) + 0.3))
     grid = figure.add_gridspec(
         len(cases), len(widths) - 1, width_ratios=widths[:-1], left=0.05, right=0.995, bottom=0.01,
         top=1 - 0.62 / figure.get_figheight(), hspace=0.36 / size, wspace=0.04,
