@@ -1,0 +1,238 @@
+"""What of a dataset is there, what is missing, where to get it, and whether a sample opens. No torch."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mpformer.classes import class_table, tasks_of
+from mpformer.data import nuclei
+from mpformer.data.coco_layout import Layout, read_json, rgb_to_id
+from mpformer.data.prepare import PREPARED, check_name, read_manifest
+from mpformer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that was looked at: where, whether it is as it should be, and what was found."""
+
+    path: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state of one dataset (of one prepared version of it): ``ok`` if nothing is missing or damaged.
+
+    ``sample`` says of a release what its first validation image is; of a prepared dataset it is one of the items.
+    """
+
+    name: str
+    directory: str
+    fingerprint: str = ""
+    items: tuple[Item, ...] = ()
+    sample: str = ""
+    advice: tuple[str, ...] = ()
+    splits: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.items) and all(item.ok for item in self.items)
+
+    def lines(self) -> Iterator[str]:
+        """The report as one screen of text."""
+        state = "complete" if self.ok else "incomplete" if self.items else "not there"
+        yield f"{self.name} in {self.directory}: {state}"
+        if self.splits:
+            yield "  " + ", ".join(f"{count:,} {split}" for split, count in self.splits.items()) + " images"
+        yield from (f"  {'ok   ' if item.ok else 'wrong'} {item.path}: {item.detail}" for item in self.items)
+        if self.sample:
+            yield f"  sample: {self.sample}"
+        if not self.ok:
+            yield from (f"  {line}" for line in self.advice)
+
+
+def check(name: str, data_root: Path, full: bool = False) -> tuple[Report, ...]:
+    """Look at every prepared version of a dataset, or at the release's files; always at least one report.
+
+    ``full`` compares every file of a prepared dataset with its checksum, not only the annotation files. Raises
+    UserError for an unknown name.
+    """
+    check_name(name)
+    if name not in PREPARED:
+        return (_release(name, Path(data_root)),)
+    found = sorted(p.parent for p in Path(data_root, name).glob("*/manifest.json"))
+    advice = (_prepare_command(name),)
+    if not found:
+        return (Report(name, str(Path(data_root, name)), advice=advice),)
+    return tuple(_prepared(name, directory, full) for directory in found)
+
+
+def _prepare_command(name: str) -> str:
+    if name == "nuclei":
+        return f"run: mpformer data prepare nuclei SRC, where SRC is the directory or archive of {nuclei.WHERE}"
+    return f"run: mpformer data prepare {name}"
+
+
+def _prepared(name: str, directory: Path, full: bool) -> Report:
+    advice = (f"remove {directory} and {_prepare_command(name)}",)
+    try:
+        manifest = read_manifest(directory / "manifest.json")
+    except UserError as error:
+        return Report(name, str(directory), items=(Item("manifest.json", False, str(error)),), advice=advice)
+    items = list(_folders(directory, manifest["files"]))
+    items.append(_checksums(directory, manifest["files"], full))
+    sample, opens = _sample(name, directory)
+    items.append(Item("sample", opens, sample))
+    splits = {split: about["images"] for split, about in manifest["splits"].items()}
+    return Report(name, str(directory), manifest["fingerprint"], tuple(items), "", advice, splits)
+
+
+def _folders(directory: Path, files: dict[str, str]) -> Iterator[Item]:
+    expected: dict[str, set[str]] = {}
+    for path in files:
+        folder, file = os.path.split(path)
+        expected.setdefault(folder, set()).add(file)
+    for folder, names in sorted(expected.items()):
+        present = set(os.listdir(directory / folder)) if (directory / folder).is_dir() else set()
+        missing = sorted(names - present)
+        first = f" (first missing: {missing[0]})" if missing else ""
+        yield Item(folder, not missing, f"{len(names) - len(missing):,} of {len(names):,} files{first}")
+
+
+def _checksums(directory: Path, files: dict[str, str], full: bool) -> Item:
+    chosen = files if full else {path: sha for path, sha in files.items() if path.endswith(".json")}
+    wrong = [path for path, sha in chosen.items() if not _matches(directory / path, sha)]
+    which = "all files" if full else "annotation files"
+    detail = f"{len(chosen) - len(wrong):,} of {len(chosen):,} match" + (f" (first not: {wrong[0]})" if wrong else "")
+    return Item(f"checksums of {which}", not wrong, detail)
+
+
+def _matches(path: Path, checksum: str) -> bool:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == checksum
+    except OSError:
+        return False
+
+
+def _sample(name: str, directory: Path) -> tuple[str, bool]:
+    """Open the first validation image and say what is in it."""
+    layout = Layout(directory, "val")
+    table = class_table(name, tasks_of(name)[-1])
+    try:
+        content = read_json(layout.instances_json, "")
+        image = content["images"][0]
+        with Image.open(layout.images / image["file_name"]) as file:
+            width, height = file.convert("RGB").size
+        objects = [a["category_id"] - 1 for a in content["annotations"] if a["image_id"] == image["id"]]
+        if table.stuff:
+            with Image.open(layout.panoptic / image["file_name"]) as file:
+                objects = _listed(layout, image["id"], np.unique(rgb_to_id(np.asarray(file))))
+    except (OSError, KeyError, IndexError, ValueError, UserError) as error:
+        return f"the first image does not open: {error}", False
+    names = ", ".join(sorted({table.names[c] for c in objects}))
+    return f"val/{image['file_name']}, {width} x {height}, {len(objects)} masks: {names}", True
+
+
+def _listed(layout: Layout, image_id: int, present: Any) -> list[int]:
+    rows = read_json(layout.panoptic_json, "")["annotations"]
+    segments = next(r["segments_info"] for r in rows if r["image_id"] == image_id)
+    return [s["category_id"] - 1 for s in segments if s["id"] in present]
+
+
+# --- official releases ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A file, or a folder that holds ``count`` files with a suffix (also in its subfolders), and what needs it."""
+
+    path: str
+    needed_for: str
+    count: int = 0
+    suffix: str = ""
+
+
+_COCO = tuple(
+    expected
+    for split, images in (("train", 118287), ("val", 5000))
+    for expected in (
+        Expected(f"coco/{split}2017", "all tasks", images, ".jpg"),
+        Expected(f"coco/annotations/instances_{split}2017.json", "instance"),
+        Expected(f"coco/annotations/panoptic_{split}2017.json", "panoptic"),
+        Expected(f"coco/panoptic_{split}2017", "panoptic", images, ".png"),
+    )
+)
+_ADE = tuple(
+    expected
+    for folder, split, images in (("training", "train", 20210), ("validation", "val", 2000))
+    for expected in (
+        Expected(f"ADEChallengeData2016/images/{folder}", "all tasks", images, ".jpg"),
+        Expected(f"ADEChallengeData2016/annotations_detectron2/{folder}", "semantic", images, ".png"),
+        Expected(f"ADEChallengeData2016/ade20k_panoptic_{split}.json", "panoptic"),
+        Expected(f"ADEChallengeData2016/ade20k_panoptic_{split}", "panoptic", images, ".png"),
+        Expected(f"ADEChallengeData2016/ade20k_instance_{split}.json", "instance"),
+    )
+)
+_CITYSCAPES = tuple(
+    expected
+    for split, images in (("train", 2975), ("val", 500))
+    for expected in (
+        Expected(f"cityscapes/leftImg8bit/{split}", "all tasks", images, "_leftImg8bit.png"),
+        Expected(f"cityscapes/gtFine/{split}", "instance", images, "_gtFine_polygons.json"),
+        Expected(f"cityscapes/gtFine/{split}", "semantic", images, "_gtFine_labelTrainIds.png"),
+        Expected(f"cityscapes/gtFine/cityscapes_panoptic_{split}.json", "panoptic"),
+        Expected(f"cityscapes/gtFine/cityscapes_panoptic_{split}", "panoptic", images, ".png"),
+    )
+)
+RELEASE_FILES = {"coco": _COCO, "ade20k": _ADE, "cityscapes": _CITYSCAPES}
+RELEASE_ADVICE = {
+    "coco": (
+        "get train2017, val2017, annotations_trainval2017 and panoptic_annotations_trainval2017 from "
+        "https://cocodataset.org/#download and unpack them below <data root>/coco",
+    ),
+    "ade20k": (
+        "get ADEChallengeData2016 and the instance annotations from http://sceneparsing.csail.mit.edu and convert them "
+        "with Mask2Former's prepare_ade20k_{sem_seg,pan_seg,ins_seg}.py",
+    ),
+    "cityscapes": (
+        "get leftImg8bit_trainvaltest and gtFine_trainvaltest from https://www.cityscapes-dataset.com (login needed) "
+        "and run cityscapesscripts' csCreateTrainIdLabelImgs and csCreatePanopticImgs",
+    ),
+}
+
+
+def _release(name: str, data_root: Path) -> Report:
+    items = tuple(_look(data_root, expected) for expected in RELEASE_FILES[name])
+    found = [item for item in items if item.ok]
+    advice = RELEASE_ADVICE[name]
+    return Report(
+        name, str(data_root), items=items, sample=_release_sample(name, data_root) if found else "", advice=advice
+    )
+
+
+def _look(data_root: Path, expected: Expected) -> Item:
+    path = data_root / expected.path
+    if not expected.count:
+        return Item(expected.path, path.is_file(), f"for {expected.needed_for}")
+    count = sum(1 for p in path.rglob(f"*{expected.suffix}")) if path.is_dir() else 0
+    detail = f"{count:,} of {expected.count:,} *{expected.suffix}, for {expected.needed_for}"
+    return Item(expected.path, count >= expected.count, detail)
+
+
+def _release_sample(name: str, data_root: Path) -> str:
+    expected = next(e for e in RELEASE_FILES[name] if "val" in e.path and e.needed_for == "all tasks")
+    file = next((data_root / expected.path).rglob(f"*{expected.suffix}"), None)
+    if file is None:
+        return ""
+    try:
+        with Image.open(file) as image:
+            return f"{file.relative_to(data_root)}, {image.width} x {image.height}, opens"
+    except OSError as error:
+        return f"{file.relative_to(data_root)} does not open: {error}"
