@@ -236,7 +236,7 @@ def worst_changes(table: LayerTable, n: int, min_score: float = 0.5, per_image: 
     frame["iou_gt_before"] = pair["iou_gt"].shift(1)
     frame["final_score"] = pair["score"].transform("last")
     frame["drop"] = 1 - frame["iou_previous"]
-    frame = frame[(frame["final_score"] >= min_score) & frame["drop"].notna()]
+    frame = frame[(frame["final_score"] >= min_score) & (frame["drop"] > 0)]
     frame = frame.rename(columns={"query_final": "query", "iou_gt": "iou_gt_after"})
     frame = frame.sort_values(["drop", "image_id", "object", "layer"], ascending=[False, True, True, True])
     frame = frame.drop_duplicates(["image_id", "object"])

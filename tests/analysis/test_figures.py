@@ -1,0 +1,234 @@
+"""The figures: what is drawn is what was given, the files are reproducible, and the gallery follows its rule."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analysis import figures, gallery, tables
+from analysis.masks import layer_mask_record, write_layer_masks
+from analysis.matching import ImagePrediction
+from analysis.recorder import LayerRecorder
+from analysis.statistics import mean_interval
+from analysis.style import look
+
+LAYERS, QUERIES = 4, 6
+ROWS = ("Mask2Former", "MP-Former (paper)")
+
+
+def layer_frame(seeds: int) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [
+        (row, seed, layer, measure, np.nan if measure == "mIoU-L" and layer == 0 else rng.uniform(20, 90))
+        for row in ROWS
+        for seed in range(seeds)
+        for layer in range(LAYERS)
+        for measure in ("mIoU-L", "IoU-gt", "Util", "AP")
+    ]
+    return pd.DataFrame(rows, columns=["row", "seed", "layer", "measure", "value"])
+
+
+def lines_of(axis) -> dict[str, np.ndarray]:
+    return {line.get_label(): line.get_xydata() for line in axis.get_lines() if not line.get_label().startswith("_")}
+
+
+def test_bands_are_the_intervals_of_the_seeds() -> None:
+    frame = layer_frame(3).query("measure == 'AP'")
+    bands = figures.seed_bands(frame, "layer")
+    one = frame.query("row == 'Mask2Former' and layer == 2")["value"].tolist()
+    got = bands.query("row == 'Mask2Former' and layer == 2").iloc[0]
+    assert got["mean"] == pytest.approx(np.mean(one))
+    assert (got["low"], got["high"]) == pytest.approx(mean_interval(one))
+    two = layer_frame(2).query("measure == 'AP'")
+    assert figures.seed_bands(two, "layer")["low"].isna().all()
+
+
+def test_consistency_stands_beside_quality() -> None:
+    frame = layer_frame(3)
+    figure = figures.per_layer_curves(frame)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["mIoU-L (%)", "IoU-gt (%)", "Util (%)", "AP (%)"]
+    drawn = lines_of(figure.axes[3])["Mask2Former (n = 3)"]
+    wanted = frame.query("row == 'Mask2Former' and measure == 'AP'").groupby("layer")["value"].mean()
+    np.testing.assert_allclose(drawn, np.stack([wanted.index, wanted], 1))
+    assert len(figure.axes[0].collections) == len(ROWS)  # bands
+    assert lines_of(figure.axes[0])["Mask2Former (n = 3)"][0, 0] == 1  # there is no mIoU-L at layer 0
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["Mask2Former (n = 3)", "MP-Former (paper) (n = 3)"]
+
+
+def test_one_seed_has_no_band() -> None:
+    figure = figures.per_layer_curves(layer_frame(1))
+    assert all(not axis.collections for axis in figure.axes)
+    assert figure.legends[0].get_texts()[0].get_text() == "Mask2Former (n = 1)"
+
+
+def test_a_measure_that_is_missing_says_so() -> None:
+    figure = figures.per_layer_curves(layer_frame(3).query("measure != 'AP'"))
+    assert "not measured" in [text.get_text() for text in figure.axes[3].texts]
+
+
+def test_rows_differ_in_colour_marker_and_dashes() -> None:
+    for key in ("color", "marker"):
+        assert len({look(i)[key] for i in range(7)}) == 7
+    assert len({(str(look(i)["linestyle"]), look(i)["marker"]) for i in range(7)}) == 7
+
+
+def test_long_training_curves_are_thinned_without_bias() -> None:
+    frame = pd.DataFrame({"iteration": range(1, 1001), "value": np.arange(1000.0)})
+    frame = frame.assign(row="A", seed=0, measure="loss")
+    figure = figures.training_curves(frame, ["loss"])
+    drawn = lines_of(figure.axes[0])["A (n = 1)"]
+    assert len(drawn) <= 120
+    assert drawn[0].tolist() == [9, 4]
+    assert drawn[-1, 0] == 1000
+
+
+def test_schedules_are_marked_at_their_ends() -> None:
+    rows = [
+        (row, name, 0, iteration, iteration / 100)
+        for row in ROWS
+        for name, end in (("full", 1000), ("half", 500))
+        for iteration in range(100, end + 1, 100)
+    ]
+    figure = figures.schedule_curves(pd.DataFrame(rows, columns=["row", "schedule", "seed", "iteration", "value"]))
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["10.0", "10.0", "5.0", "5.0"]
+    assert set(lines_of(figure.axes[0])) == {f"{row}, {name} (n = 1)" for row in ROWS for name in ("full", "half")}
+
+
+def test_transition_matrices_show_their_numbers() -> None:
+    matrices = {row: np.full((LAYERS, LAYERS), 25.0 + i) for i, row in enumerate(ROWS)}
+    figure = figures.transition_matrix(matrices)
+    shown = [{text.get_text() for text in axis.texts} for axis in figure.axes[:2]]
+    assert shown == [{"25"}, {"26"}]
+
+
+def test_drop_distribution_counts_pairs() -> None:
+    frame = pd.DataFrame({"row": "A", "layer": [1, 1, 2, 2], "drop": [0.1, 0.4, 0.9, np.nan]})
+    figure = figures.drop_distribution(frame)
+    line = lines_of(figure.axes[0])["A"]
+    assert line[:, 0].tolist() == pytest.approx([0.1, 0.4, 0.9])
+    assert line[:, 1].tolist() == pytest.approx([100, 200 / 3, 100 / 3])
+
+
+def test_query_usage_is_sorted() -> None:
+    figure = figures.query_usage({"A": np.array([1, 3, 0, 0])})
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [75, 25, 0, 0]
+    assert "2 of 4 used, effective 1.8" in figure.axes[0].get_title(loc="left")
+
+
+def test_files_are_reproducible(tmp_path: Path) -> None:
+    frame = layer_frame(3).query("measure == 'AP'").reset_index(drop=True)
+    first = figures.save(figures.over_layers(frame, ["AP"]), frame, tmp_path / "a" / "layers")
+    second = figures.save(figures.over_layers(frame, ["AP"]), frame, tmp_path / "b" / "layers")
+    assert [path.suffix for path in first] == [".svg", ".pdf", ".png", ".csv"]
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.suffix
+    ElementTree.parse(first[0])
+    pd.testing.assert_frame_equal(pd.read_csv(first[3]), frame, rtol=1e-5)
+
+
+def test_style_does_not_leak() -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    figures.query_usage({"A": np.array([1, 2])})
+    assert dict(matplotlib.rcParams) == before
+
+
+# ------------------------------------------------------------ gallery
+
+
+def scene(image: int) -> tuple[torch.Tensor, torch.Tensor]:
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[0, 4:12, 4 + image : 16 + image] = True
+    masks[1, 20:28, 8:24] = True
+    return masks, torch.tensor([0, 1])
+
+
+def run(label: str, jump: dict[tuple[int, int], int], first_query: int, images: int = 3) -> gallery.GalleryRun:
+    """Query first_query + m paints object m at every layer, except that (image, object) jumps away at one layer."""
+    recorder, records = LayerRecorder(), {}
+    for image in range(images):
+        masks, labels = scene(image)
+        cells = torch.nn.functional.avg_pool2d(masks[None].float(), 4)[0] >= 0.5
+        logits = torch.full((LAYERS, QUERIES, 8, 8), -8.0)
+        classes = torch.zeros(LAYERS, QUERIES, 3)
+        for obj in range(2):
+            query = first_query + obj
+            logits[:, query] = cells[obj] * 16.0 - 8
+            classes[:, query, obj] = 5
+            if (image, obj) in jump:
+                logits[jump[image, obj], query] = cells[obj].roll(4, 0) * 16.0 - 8
+        recorder.add(image, logits, classes, masks, labels, image_size=(32, 32))
+        prediction = ImagePrediction.from_masks(logits, classes, (32, 32))
+        names = {"class_names": ["disc", "ring"], "things": [True, True]}
+        records[image] = layer_mask_record(image, prediction, masks, labels, **names)
+    return gallery.GalleryRun(label, recorder.table(), records)
+
+
+def test_gallery_takes_the_worst_of_each_run_aligned_by_object() -> None:
+    first, second = run("A", {(0, 1): 2}, first_query=0), run("B", {(2, 0): 1}, first_query=4)
+    cases = gallery.gallery_cases([first, second], n=1)
+    assert [(c.chosen_by, c.image_id, c.object, c.drop) for c in cases] == [("A", 0, 1, 1.0), ("B", 2, 0, 1.0)]
+    # The jump away at layer 2 is a drop to layer 2 (and back to layer 3); the first of the ties is taken.
+    assert cases[0].layer == 2
+    assert [frame.layer for frame in cases[0].strips[0].frames] == [1, 2, 3]
+    assert [strip.query for strip in cases[0].strips] == [1, 5]
+    assert [strip.query for strip in cases[1].strips] == [0, 4]
+    assert [frame.iou_previous for frame in cases[0].strips[0].frames] == [1, 0, 0]
+    assert [frame.iou_gt for frame in cases[0].strips[1].frames] == [1, 1, 1]
+    np.testing.assert_array_equal(cases[0].outline, cases[0].strips[1].frames[0].mask)
+    data = gallery.cases_frame(cases)
+    assert data["layer"].tolist() == [1, 2, 3, 1, 2, 3, 0, 1, 3, 0, 1, 3]
+    assert data["run"].tolist() == ["A"] * 3 + ["B"] * 3 + ["A"] * 3 + ["B"] * 3
+
+
+def test_gallery_is_drawn_and_marks_the_pair(tmp_path: Path) -> None:
+    runs = [run("A", {(0, 1): 1}, 0), run("B", {}, 4)]
+    pixels = {image: np.full((32, 32, 3), 90, dtype=np.uint8) for image in range(3)}
+    cases = gallery.gallery_cases(runs, n=1, images=pixels)
+    figure = figures.failure_gallery(cases)
+    framed = [axis for axis in figure.axes if axis.spines["left"].get_linewidth() > 1.5]
+    assert [axis.get_title(loc="center").split(",")[0] for axis in framed[:2]] == ["layer 0", "layer 1"]
+    assert {text.get_text() for text in figure.texts} == {"A", "B"}
+    assert figures.save(figure, gallery.cases_frame(cases), tmp_path / "gallery")[2].stat().st_size > 5000
+    with pytest.raises(ValueError, match="no case"):
+        figures.failure_gallery([])
+
+
+def test_a_run_that_never_changes_has_no_case() -> None:
+    assert gallery.gallery_cases([run("A", {}, 0)], n=3) == []
+
+
+def test_an_object_that_a_run_did_not_match() -> None:
+    first, second = run("A", {(0, 1): 2}, 0), run("B", {}, 4)
+    for query in second.records[0]["layers"][-1]["queries"]:
+        query["object"] = -1
+    cases = gallery.gallery_cases([first, second], n=1)
+    assert cases[0].strips[1] is None
+    figure = figures.failure_gallery(cases[:1])
+    assert any("no query matched" in text.get_text() for axis in figure.axes for text in axis.texts)
+
+
+def test_gallery_reads_an_evaluation(tmp_path: Path) -> None:
+    one = run("A", {(0, 1): 2}, 0)
+    tables.write(one.table, tmp_path / "layers.parquet")
+    pixels = {0: np.zeros((32, 32, 3), dtype=np.uint8)}
+    write_layer_masks(tmp_path / "layer_masks", list(one.records.values()), pixels)
+    read = gallery.read_run("A", tmp_path)
+    assert set(read.records) == {0, 1, 2}
+    assert list(gallery.read_images(tmp_path, read)) == [0]
+    assert gallery.gallery_cases([read], n=1)[0].image_id == 0
+
+
+def test_boundary_runs_along_cell_edges() -> None:
+    mask = np.zeros((3, 4), dtype=bool)
+    mask[1, 1:3] = True
+    segments = gallery.boundary(mask)
+    assert len(segments) == 6
+    assert ((1, 1), (2, 1)) in segments
+    assert ((3, 1), (3, 2)) in segments
+    assert len(gallery.boundary(np.ones((3, 4), dtype=bool))) == 14
