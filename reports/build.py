@@ -8,6 +8,8 @@ from experiments.store import Store, write_text
 from experiments.worker import queued_runs
 from mpformer.errors import UserError, choices
 from reports import paper_numbers, site
+from reports.escape import clean
+from reports.figures import suite_figures
 from reports.collect import SuiteReport, collect, records
 from reports.render import render
 from reports.runs import Reader
@@ -72,9 +74,9 @@ def check(
     """
     reports = gather(suites, root, scale, dataset)
     named = [(report.table.name, report.table.published) for report in reports]
-    others = [f"{name}: {item.row}, {item.metric}: {item.verdict}" for name, items in named for item in items if item.verdict != "outside"]
+    others = [clean(f"{name}: {item.row}, {item.metric}: {item.verdict}") for name, items in named for item in items if item.verdict != "outside"]
     empty = [f"{name}: no published number to check against" for name, items in named if not items]
-    return paper_numbers.outside(named), others + empty
+    return [clean(line) for line in paper_numbers.outside(named)], others + empty
 
 
 def _write_all(reports: Sequence[SuiteReport], base: Path, formats: Sequence[str], overview: bool) -> list[Path]:
@@ -91,7 +93,10 @@ def _write(report: SuiteReport, folder: Path, formats: Sequence[str], overview: 
         return written
     downloads = [(_LABELS[form], FILES[form]) for form in formats if form in FILES]
     index = "../index.html" if overview else ""
-    page = site.suite_page(report, (), site.find_gallery(report), downloads=downloads, index_link=index)
+    gallery = site.find_gallery(report)
+    drawn = suite_figures(report, gallery.cases if gallery else (), gallery.names if gallery else (), folder / "figures")
+    written += [folder / "figures" / name for figure in drawn for name in figure.files]
+    page = site.suite_page(report, drawn, gallery, downloads=downloads, index_link=index)
     return [*written, _save(folder / "index.html", page)]
 
 

@@ -1,9 +1,33 @@
-"""The figures of a suite's page, drawn by :mod:`analysis.figures`, each with its files and its data."""
+"""The figures of a suite's page, drawn by :mod:`analysis.figures`, each with its files and its data.
 
-from collections.abc import Sequence
+A figure is drawn again only when its data, its caption or the code that draws it changed: the data's digest is kept
+beside the files.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
+
+from experiments.store import read_json, write_json
+from reports.collect import RowRuns, SuiteReport
+from reports.escape import clean
+from reports.gallery import Case
+from reports.runs import RunView
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure as Drawing
+
+MOST_ROWS = 7
+SUFFIXES = ("svg", "pdf", "png", "csv")
+_LAYER_MEASURES = ("mIoU-L", "IoU-gt", "Util", "AP", "PQ", "mIoU", "mIoU-L-last", "Util-consecutive", "empty_attention_share")
+_BANDS = "Lines: mean over seeds; bands: 95 % interval of the mean, from three seeds on; the legend gives n."
 
 
 @dataclass(frozen=True)
@@ -17,5 +41,258 @@ class Figure:
     files: tuple[str, ...] = ()
 
 
-def none() -> Sequence[Figure]:
-    return ()
+@dataclass(frozen=True)
+class Plan:
+    """A figure to draw: ``data`` is what its CSV holds, ``draw`` is called only if that changed."""
+
+    name: str
+    title: str
+    caption: str
+    data: "pd.DataFrame"
+    draw: Callable[[], "Drawing"]
+
+
+def suite_figures(report: SuiteReport, cases: Sequence[Case], names: Sequence[str], folder: Path) -> list[Figure]:
+    """Draw a suite's figures into ``folder``; those whose data is not there yet are left out."""
+    return [_drawn(plan, folder) for plan in _plans(report, cases, names) if not plan.data.empty]
+
+
+def _plans(report: SuiteReport, cases: Sequence[Case], names: Sequence[str]) -> Iterator[Plan]:
+    if not any(row.done for row in report.rows):
+        return
+    rows = shown_rows(report)
+    few = "" if len(rows) == len(report.rows) else f" Shown: the baseline and the {len(rows) - 1} best rows of {len(report.rows)}."
+    yield _layers_plan(rows, few)
+    yield _training_plan(report, rows, few)
+    yield from _pair_plans(report)
+    if cases:
+        yield _gallery_plan(cases, names)
+
+
+def shown_rows(report: SuiteReport) -> list[RowRuns]:
+    """The rows that a figure has room for: the baseline and the best of the primary metric, in table order."""
+    if len(report.rows) <= MOST_ROWS:
+        return list(report.rows)
+    ranked = sorted(report.rows, key=lambda row: (row is not report.baseline, -_primary_mean(report, row)))
+    kept = ranked[:MOST_ROWS]
+    return [row for row in report.rows if row in kept]
+
+
+def _primary_mean(report: SuiteReport, row: RowRuns) -> float:
+    cells = report.table.rows[report.rows.index(row)].cells
+    keys = [column.key for column in report.table.columns]
+    cell = cells[keys.index(report.table.primary)] if report.table.primary in keys else cells[0]
+    return cell.mean if cell.n and cell.mean is not None else -1e9
+
+
+def label(text: str, most: int = 36) -> str:
+    """A label for matplotlib: one short line of text in which nothing is mathematics and nothing is hidden."""
+    line = " ".join(clean(text).split())
+    line = line if len(line) <= most else line[: most - 1] + "…"
+    return re.sub(r"^_", "\u200b_", line.replace("$", r"\$"))
+
+
+def _labels(rows: Sequence[RowRuns]) -> dict[str, str]:
+    """Row name → label; rows whose shortened labels are equal are told apart by name."""
+    short = {row.name: label(row.label) for row in rows}
+    twice = {text for text in short.values() if list(short.values()).count(text) > 1}
+    return {name: f"{text} [{label(name)}]" if text in twice else text for name, text in short.items()}
+
+
+def _layers_plan(rows: Sequence[RowRuns], few: str) -> Plan:
+    labels = _labels(rows)
+    data = _frame(
+        (labels[row.name], view.seed, layer, measure, value)
+        for row in rows
+        for view in row.done
+        for measure in _LAYER_MEASURES
+        for layer, value in enumerate((view.result or {}).get("layers", {}).get(measure) or ())
+        if value is not None
+    )
+    caption = (
+        "Consistency of each decoder layer (left) beside the quality of the same layer (right): a decoder that never refines is "
+        f"perfectly consistent. Layer 0: the bare learnable queries. {_BANDS}{few}"
+    )
+
+    def draw() -> "Drawing":
+        from analysis.figures import per_layer_curves
+
+        return per_layer_curves(data, rows=[text for text in labels.values() if text in set(data["row"])])
+
+    return Plan("layers", "Layer by layer", caption, data, draw)
+
+
+def _frame(lines: Iterator[tuple[Any, ...]], x: str = "layer") -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(list(lines), columns=["row", "seed", x, "measure", "value"])
+
+
+def _training_plan(report: SuiteReport, rows: Sequence[RowRuns], few: str) -> Plan:
+    labels = _labels(rows)
+    primary = report.table.primary
+    score = primary if any(primary in line.get("metrics", {}) for row in rows for v in row.views for line in v.evaluations) else "AP"
+    data = _frame(
+        (
+            (labels[row.name], view.seed, iteration, measure, value)
+            for row in rows
+            for view in row.views
+            if view.standing.state in ("DONE", "RUNNING", "TRAINED")
+            for iteration, measure, value in _curve(view, score)
+        ),
+        "iteration",
+    )
+    caption = f"Training loss (left) and {score} at the evaluations during training (right), on a few images until the last. {_BANDS}{few}"
+
+    def draw() -> "Drawing":
+        from analysis.figures import training_curves
+
+        return training_curves(data, ("loss", score), [text for text in labels.values() if text in set(data["row"])])
+
+    return Plan("training", "Training", caption, data, draw)
+
+
+def _curve(view: RunView, score: str) -> Iterator[tuple[int, str, float]]:
+    """Loss and score lines, the loss as means of at most 120 equal blocks."""
+    losses = [(int(line["iteration"]), float(line["loss"])) for line in view.lines if line.get("kind") == "train" and line.get("loss")]
+    size = max(1, -(-len(losses) // 120))
+    for block in (losses[i : i + size] for i in range(0, len(losses), size)):
+        yield block[-1][0], "loss", sum(loss for _, loss in block) / len(block)
+    for line in view.evaluations:
+        if line.get("metrics", {}).get(score) is not None:
+            yield int(line["iteration"]), score, float(line["metrics"][score])
+
+
+def pair(report: SuiteReport) -> list[tuple[str, RunView]]:
+    """The baseline and the last other row, at the first seed that both have done: what two-run figures compare."""
+    base = report.baseline
+    for row in reversed(report.rows):
+        for mine in row.done if base is not None and row is not base else ():
+            theirs = next((view for view in base.done if view.seed == mine.seed), None) if base else None
+            if theirs is not None and base is not None:
+                return [(label(base.label), theirs), (label(row.label), mine)]
+    return []
+
+
+def _pair_plans(report: SuiteReport) -> Iterator[Plan]:
+    """Figures of one run each of two rows, from ``layers.parquet``; none where the files are not there."""
+    chosen = pair(report)
+    files = {text: view.directory.evaluation(view.eval_id) / "layers.parquet" for text, view in chosen}
+    if not chosen or not all(path.exists() for path in files.values()):
+        return
+    from analysis import tables
+
+    found = {text: tables.read(path) for text, path in files.items()}
+    seed = f"One run each, seed {chosen[0][1].seed}."
+    yield _transitions_plan(found, seed)
+    yield _drops_plan(found, seed)
+    yield _usage_plan(found, seed)
+
+
+def _transitions_plan(found: Mapping[str, Any], seed: str) -> Plan:
+    import pandas as pd
+
+    from analysis import tables
+
+    matrices = {text: tables.transitions(table) for text, table in found.items()}
+    lines = [
+        (text, i, j, float(value)) for text, matrix in matrices.items() for i, line in enumerate(matrix) for j, value in enumerate(line)
+    ]
+    data = pd.DataFrame(lines, columns=["row", "layer", "other_layer", "same_query"])
+
+    def draw() -> "Drawing":
+        from analysis.figures import transition_matrix
+
+        return transition_matrix(matrices)
+
+    caption = f"Percentage of objects that are matched to the same query at two layers; the last column is Util. {seed}"
+    return Plan("transitions", "Which layers agree on the query of an object", caption, data, draw)
+
+
+def _drops_plan(found: Mapping[str, Any], seed: str) -> Plan:
+    import pandas as pd
+
+    from analysis import tables
+
+    lines = [
+        (text, layer + 1, float(drop))
+        for text, table in found.items()
+        for layer, drops in enumerate(tables.iou_drops(table))
+        for drop in drops
+    ]
+    data = pd.DataFrame(lines, columns=["row", "layer", "drop"]).dropna()
+
+    def draw() -> "Drawing":
+        from analysis.figures import drop_distribution
+
+        return drop_distribution(data, list(found))
+
+    caption = f"How far the masks of matched queries move between adjacent layers: 1 − IoU. Pairs of two empty masks are left out. {seed}"
+    return Plan("drops", "Distribution of IoU drops", caption, data, draw)
+
+
+def _usage_plan(found: Mapping[str, Any], seed: str) -> Plan:
+    import pandas as pd
+
+    from analysis import tables
+
+    counts = {text: tables.query_usage(table) for text, table in found.items()}
+    lines = [(text, query, int(count)) for text, values in counts.items() for query, count in enumerate(values)]
+    data = pd.DataFrame(lines, columns=["row", "query", "matched"])
+
+    def draw() -> "Drawing":
+        from analysis.figures import query_usage
+
+        return query_usage(counts)
+
+    caption = f"How often each learnable query ends up matched to an object, sorted; dashed: even use. {seed}"
+    return Plan("query-usage", "Which queries are used", caption, data, draw)
+
+
+def _gallery_plan(cases: Sequence[Case], names: Sequence[str]) -> Plan:
+    from analysis.gallery import cases_frame
+    from reports.gallery import as_analysis_cases
+
+    converted = as_analysis_cases(cases, [label(name) for name in names])
+    data = cases_frame(converted)
+
+    def draw() -> "Drawing":
+        from analysis.figures import failure_gallery
+
+        return failure_gallery(converted)
+
+    return Plan("gallery", "Masks between adjacent layers", "", data, draw)
+
+
+@cache
+def _code_digest() -> str:
+    """What the drawing code is: a figure made by other code is drawn again."""
+    import analysis
+
+    folder = Path(analysis.__file__).parent
+    names = ("figures.py", "gallery.py", "style.py", "style.mplstyle", "tables.py")
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
+
+
+def _drawn(plan: Plan, folder: Path) -> Figure:
+    stem = folder / plan.name
+    files = tuple(f"{plan.name}.{suffix}" for suffix in SUFFIXES)
+    text = plan.data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    digest = hashlib.sha256(f"{_code_digest()}\n{text}".encode()).hexdigest()
+    record = folder / f".{plan.name}.json"
+    if read_json(record) != {"digest": digest} or not all((folder / name).exists() for name in files):
+        from analysis.figures import save
+
+        save(plan.draw(), plan.data, stem)
+        write_json(record, {"digest": digest})
+    svg = inline_svg(stem.with_suffix(".svg").read_text(), plan.title, plan.name)
+    return Figure(plan.name, plan.title, plan.caption, svg, files)
+
+
+def inline_svg(document: str, title: str, prefix: str) -> Markup:
+    """An SVG file as an element of a page: no prologue, ids of its own, and a name for screen readers."""
+    element = document[document.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r'\b(id="|href="#)', rf"\g<1>{prefix}-", element)
+    element = re.sub(r"url\(#", f"url(#{prefix}-", element)
+    return Markup(element.replace("<svg", str(Markup('<svg role="img" aria-label="{}"').format(title)), 1))

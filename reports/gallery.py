@@ -10,13 +10,16 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
 
 from experiments.store import read_json
 from reports.rle import Mask, mask_of
+
+if TYPE_CHECKING:
+    import analysis.gallery
 
 MIN_SCORE = 0.5
 RULE = (
@@ -75,6 +78,23 @@ class Case:
     tracks: tuple[Track | None, ...]
     chosen_by: int
 
+    @property
+    def chosen(self) -> Track:
+        """The track whose drop chose the case."""
+        track = self.tracks[self.chosen_by]
+        assert track is not None
+        return track
+
+    @property
+    def layer(self) -> int:
+        """The later one of the two layers of that drop."""
+        return self.chosen.worst.layer if self.chosen.worst else 0
+
+    @property
+    def drop(self) -> float:
+        """That drop of IoU."""
+        return self.chosen.drop
+
 
 @dataclass(frozen=True)
 class LayerMasks:
@@ -83,15 +103,15 @@ class LayerMasks:
     folder: Path
 
     @property
-    def images(self) -> list[int]:
-        """Ids of the images that have masks."""
+    def images(self) -> dict[int, str]:
+        """Ids of the images that have masks, with the names of their files."""
         index = read_json(self.folder / "index.json")
         listed = index.get("images", []) if isinstance(index, dict) else []
-        return [int(entry["image_id"] if isinstance(entry, dict) else entry) for entry in listed]
+        return {int(entry["image_id"]): str(entry["record"]) for entry in listed}
 
     def read(self, image_id: int) -> Mapping[str, Any] | None:
         """One image's masks, or None if the file is absent or damaged."""
-        content = read_json(self.folder / f"{image_id}.json")
+        content = read_json(self.folder / self.images[image_id])
         return content if isinstance(content, dict) and content.get("layers") else None
 
 
@@ -153,7 +173,7 @@ def _case(
     image = images[which]
     truth = next(o for o in image["objects"] if int(o["object"]) == obj)
     mask = mask_of(truth["rle"], image["height"], image["width"])
-    picture = runs[which].folder / str(image["image"])
+    picture = runs[which].folder / str(image.get("image") or "")
     name = str(truth.get("class_name", truth.get("class", "")))
     return Case(image_id, obj, name, mask, picture, tuple(by_object.get(obj) for by_object in found), which)
 
@@ -213,17 +233,41 @@ def picture_definition(case: Case, identifier: str) -> Markup:
     )
 
 
-CSV_HEADER = "image_id,object,class,run,query,layer,score,iou_previous,iou_gt,chosen_by"
+def as_analysis_cases(found: Sequence[Case], names: Sequence[str]) -> "list[analysis.gallery.Case]":
+    """The cases for :func:`analysis.figures.failure_gallery`: each run's two adjacent layers and the last one."""
+    from analysis.gallery import Case as AnalysisCase
+
+    return [
+        AnalysisCase(
+            case.image_id,
+            case.object,
+            case.class_name,
+            names[case.chosen_by],
+            case.layer,
+            case.drop,
+            case.truth,
+            _pixels(case.picture),
+            tuple(_strip(track, name, case.layer) for track, name in zip(case.tracks, names, strict=True)),
+        )
+        for case in found
+    ]
 
 
-def csv_lines(found: Sequence[Case], names: Sequence[str]) -> list[str]:
-    """The gallery's data, one line a layer."""
-    lines = [CSV_HEADER]
-    for case in found:
-        for name, track in zip(names, case.tracks, strict=True):
-            for step in track.steps if track else ():
-                numbers = (step.layer, step.score, step.iou_previous, step.iou_gt)
-                shown = ["" if n is None else f"{n:g}" for n in numbers]
-                head = [str(case.image_id), str(case.object), case.class_name, name, str(track.query if track else "")]
-                lines.append(",".join([*head, *shown, names[case.chosen_by]]))
-    return lines
+def _strip(track: Track | None, name: str, layer: int) -> "analysis.gallery.Strip | None":
+    from analysis.gallery import Frame, Strip
+
+    if track is None:
+        return None
+    shown = {layer - 1, layer, track.steps[-1].layer}
+    frames = [Frame(s.layer, s.mask, s.score, s.class_name, s.iou_previous, s.iou_gt) for s in track.steps if s.layer in shown]
+    return Strip(name, track.query, tuple(frames))
+
+
+def _pixels(path: Path) -> "np.ndarray | None":
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError):
+        return None

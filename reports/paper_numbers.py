@@ -59,7 +59,7 @@ class Number:
     def where(self) -> str:
         """Table, page if known, and what the number is of."""
         page = "" if self.page in NOT_STATED else f", page {self.page}"
-        parts = [f"{self.table}{page}", self.dataset, self.task, self.backbone, self.schedule, self.variant, self.notes]
+        parts = [f"{self.table}{page}", self.dataset, self.task, self.backbone, f"schedule {self.schedule}", self.variant, self.notes]
         return "; ".join(part for part in parts if part)
 
 

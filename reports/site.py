@@ -162,18 +162,15 @@ def _by_layer(steps: Sequence[Step], layers: int) -> tuple[Step | None, ...]:
 def find_gallery(report: SuiteReport, each: int = 3) -> Gallery | None:
     """The gallery of the baseline and the last row that has masks at the same seed; None if there is no such pair."""
     base = report.baseline
-    if base is None:
-        return None
-    others = [row for row in reversed(report.rows) if row is not base]
-    for row in others:
-        for mine in row.done:
-            theirs = next((view for view in base.done if view.seed == mine.seed), None)
-            folders = [_masks(theirs), _masks(mine)] if theirs else []
-            if len(folders) == 2 and all(folder.images for folder in folders):
-                return Gallery((base.label, row.label), mine.seed, tuple(gallery.cases(folders, each)), tuple(folders))
+    for row in reversed(report.rows):
+        for mine in row.done if base is not None and row is not base else ():
+            theirs = next((view for view in base.done if view.seed == mine.seed), None) if base else None
+            folders = (masks_of(theirs), masks_of(mine)) if theirs else ()
+            if base is not None and folders and all(folder.images for folder in folders):
+                return Gallery((base.label, row.label), mine.seed, tuple(gallery.cases(folders, each)), folders)
     return None
 
 
-def _masks(view: RunView) -> LayerMasks:
+def masks_of(view: RunView) -> LayerMasks:
+    """Where a run's layer masks are, if it has any."""
     return LayerMasks(view.directory.evaluation(view.eval_id) / "layer_masks")
-
