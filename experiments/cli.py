@@ -236,6 +236,7 @@ def _request(
 @click.option("--workers", type=click.IntRange(1), default=None, help="Worker processes; default: by cores and memory.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads a worker.")
 @click.option("--detach", is_flag=True, help="Return at once; the workers go on.")
+@click.option("--mlflow/--no-mlflow", "mirror", default=True, help="Mirror the runs to MLflow in the background.")
 @click.option(
     "--inline", "inline_", is_flag=True, help="Execute one run (--row, --seed) in this process, for a debugger."
 )

@@ -19,6 +19,9 @@ PACKAGES = (
 )  # fmt: skip
 """Packages that can change a number."""
 
+_CODE = ("analysis/*.py", "mpformer/*.py", "experiments/*.py", "pyproject.toml")
+"""What can change a number; an edited report template does not make a run's code dirty."""
+
 DIFF_LIMIT = 200_000
 """Characters of the working tree's difference that are kept."""
 
@@ -67,8 +70,8 @@ def git() -> dict[str, Any]:
     """Return commit and uncommitted difference of the code that runs; empty values outside a git checkout."""
     root = Path(__file__).resolve().parent.parent
     sha = _git(root, "rev-parse", "HEAD")
-    difference = _git(root, "diff", "HEAD", "--no-color") if sha else ""
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "--", "*.py").split() if sha else []
+    difference = _git(root, "diff", "HEAD", "--no-color", "--", *_CODE) if sha else ""
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "--", *_CODE).split() if sha else []
     return {
         "sha": sha,
         "dirty": bool(difference or untracked),

@@ -110,7 +110,7 @@ def progress_cells(state: RunState) -> tuple[str, str, str]:
         return "", "", ""
     iteration = f"{values['iteration']}/{values['max_iter']}" if "max_iter" in values else ""
     if values.get("stage") == "evaluate":
-        iteration = f"evaluating {values.get('images', values.get('done', ''))}".strip()
+        iteration = f"evaluating {values.get('image', 0)}/{values.get('images', '?')}"
     loss = f"{values['loss']:.3f}" if isinstance(values.get("loss"), int | float) else ""
     eta = values.get("eta_seconds") if state.state is State.RUNNING else None
     return iteration, loss, duration(eta) if isinstance(eta, int | float) else ""
