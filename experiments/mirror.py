@@ -1,21 +1,23 @@
 """The mirror of a run store on one MLflow server: each metric of ``metrics.jsonl`` exactly once.
 
-``metrics.jsonl`` is the truth. Next to it, ``mlflow.json`` (the *ledger*) says for each server how far it has been copied.
-It is written before a batch is sent (``pending``) and after; if the process died in between, or if the file was cut
-back by a resumed run, or if the server does not hold what the ledger says, the run's history is fetched from the server
-and only what is missing is sent. A metric is known by its key and step. If the server holds another *value* under the same
-key and step (the run was voided and done again), the old MLflow run is marked as superseded and a new one begun.
+``metrics.jsonl`` is the truth. Next to it, ``mlflow.json`` (the *ledger*) says how far it has been copied, for each
+server. It is written before a batch is sent (``pending``) and after. If the process died in between, if the file was
+cut back by a resumed run, or if the server does not hold what the ledger says, the run's history is fetched from the
+server and only what is missing is sent. A metric is known by its key and step. If the server holds another *value*
+under them (the run was voided and done again), the old MLflow run is marked as superseded and a new one begun.
 """
 
 import hashlib
 import json
 import math
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments import scales
 from experiments.identity import eval_id
 from experiments.store import RunDir, Store, read_json, write_json
 from mpformer.config import validate
@@ -30,6 +32,9 @@ RUN_TAG, STORE_TAG, SUPERSEDED_TAG = "mpformer.run_id", "mpformer.store", "mpfor
 
 TIMING = ("seconds",)
 """Metrics that differ when an iteration is executed again after a resume; their first value stays."""
+
+_TAG = re.compile("[@+]")
+"""What MLflow does not allow in a tag's name."""
 
 _PARAMS = ("schedule.max_iter", "schedule.batch_size", "schedule.base_lr", "dataset.task", "dataset.fingerprint")
 
@@ -67,7 +72,8 @@ class Place:
     @property
     def tags(self) -> dict[str, str]:
         """The tags that name the suites."""
-        return {"suites": ", ".join(sorted(self.rows)), **{f"suite.{suite}": row for suite, row in self.rows.items()}}
+        named = {f"suite.{_TAG.sub('/', suite)}": row for suite, row in self.rows.items()}
+        return {"suites": ", ".join(sorted(self.rows)), **named}
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,18 @@ def places(store: Store) -> dict[str, Place]:
     rows: dict[str, dict[str, str]] = {}
     experiments: dict[str, str] = {}
     for record in store.suite_records():
-        name = f"{record['suite']}@{record['scale']}"
+        name = suite_name(record)
         for row in record["rows"]:
             for run in row["runs"]:
                 rows.setdefault(run["run_id"], {})[name] = row["name"]
                 experiments[run["run_id"]] = f"{record['dataset']}/{record['scale']}"
     return {run_id: Place(experiments[run_id], suites) for run_id, suites in rows.items()}
+
+
+def suite_name(record: Mapping[str, Any]) -> str:
+    """Return a launched suite's name: ``headline@mini``, or ``headline@mini+nuclei`` off the scale's first dataset."""
+    own = record["dataset"] == scales.datasets(record["scale"])[0]
+    return f"{record['suite']}@{record['scale']}" + ("" if own else f"+{record['dataset']}")
 
 
 def values(line: Mapping[str, Any], setting: str) -> list[Value]:
@@ -130,7 +142,7 @@ class Tail:
                 offset += sum(map(len, lines))
                 yield self._parsed(lines), offset, checksum(lines[-1])
 
-    def _some(self, file: Any, most: int = 25) -> list[bytes]:
+    def _some(self, file: Any, most: int = 80) -> list[bytes]:
         lines: list[bytes] = []
         while len(lines) < most and (line := file.readline()).endswith(b"\n"):
             lines.append(line)
@@ -195,6 +207,13 @@ class Mirror:
             self._ledgers[run.run_id] = Ledger()
             self._run(run, place, status)
 
+    def settled(self, run: RunDir, place: Place) -> bool:
+        """Whether this process has seen the run finished and completely copied, and nothing has changed since."""
+        ledger = self._ledgers.get(run.run_id)
+        if ledger is None or ledger.state != {**place.tags, "status": "FINISHED"} or run.void_file.exists():
+            return False
+        return run.metrics.exists() and run.metrics.stat().st_size == ledger.offset
+
     def _run(self, run: RunDir, place: Place, status: str) -> None:
         ledger, history = self._entered(run, place)
         tail = Tail(run.metrics)
@@ -203,12 +222,7 @@ class Mirror:
         setting = eval_id(validate(run.record()["config"]))
         for lines, offset, last in tail.chunks(ledger.offset):
             wanted = [value for line in lines for value in values(line, setting)]
-            missing = self._missing(wanted, ledger, history)
-            ledger.pending = True
-            self._save(run, ledger)
-            self._send(ledger.mlflow_run, missing)
-            for value in missing:
-                ledger.high[value.key] = max(value.step, ledger.high.get(value.key, -1))
+            self._send(run, ledger, history, self._missing(wanted, ledger, history))
             ledger.offset, ledger.line, ledger.pending = offset, last, False
             self._save(run, ledger)
         self.damaged += tail.damaged
@@ -223,8 +237,8 @@ class Mirror:
         remote = self._known(place.experiment).get(run.run_id)
         identifier = remote.info.run_id if remote is not None else self._create(run, place)
         history = History(self.client, identifier)
-        agrees = remote is not None and ledger.mlflow_run == identifier and not ledger.pending
-        if not agrees or set(ledger.high) - set(remote.data.metrics):
+        agrees = ledger.mlflow_run == identifier and not ledger.pending
+        if remote is None or not agrees or set(ledger.high) - set(remote.data.metrics):
             ledger = Ledger(identifier, high=history.high() if remote is not None else {})
         self._ledgers[run.run_id] = ledger
         self._save(run, ledger)
@@ -234,6 +248,8 @@ class Mirror:
         """Return the values that the server does not hold yet; raises Contradiction."""
         missing: dict[Point, Value] = {}
         for value in wanted:
+            if value.point in history.sent:
+                continue
             there = history.value(value.point) if value.step <= ledger.high.get(value.key, -1) else None
             if there is None:
                 missing.setdefault(value.point, value)
@@ -241,12 +257,18 @@ class Mirror:
                 raise Contradiction(f"{value.key} at step {value.step}: {there} there, {value.value} here")
         return list(missing.values())
 
-    def _send(self, identifier: str, missing: Sequence[Value]) -> None:
+    def _send(self, run: RunDir, ledger: Ledger, history: "History", missing: Sequence[Value]) -> None:
         from mlflow.entities import Metric
 
+        if missing:
+            ledger.pending = True
+            self._save(run, ledger)
         metrics = [Metric(value.key, value.value, value.milliseconds, value.step) for value in missing]
         for start in range(0, len(metrics), BATCH):
-            self.client.log_batch(identifier, metrics=metrics[start : start + BATCH])
+            self.client.log_batch(ledger.mlflow_run, metrics=metrics[start : start + BATCH])
+        for value in missing:
+            ledger.high[value.key] = max(value.step, ledger.high.get(value.key, -1))
+        history.sent.update(value.point for value in missing)
         self.sent += len(metrics)
 
     def _tell_state(self, run: RunDir, ledger: Ledger, state: dict[str, str]) -> None:
@@ -329,7 +351,7 @@ class Mirror:
         found = [run.info.run_id for run in self.client.search_runs([self.experiment(experiment)], where)]
         if found:
             return known if known in found else str(found[0])
-        tags = {STORE_TAG: self._store_id, "mpformer.report": name, "suites": name.split("+")[0]}
+        tags = {STORE_TAG: self._store_id, "mpformer.report": name, "suites": name}
         return str(
             self.client.create_run(self.experiment(experiment), tags=tags, run_name=f"report {name}").info.run_id
         )
@@ -349,6 +371,7 @@ class History:
 
     def __init__(self, client: "MlflowClient", identifier: str) -> None:
         self._client, self._identifier = client, identifier
+        self.sent: set[Point] = set()
         self._points: dict[Point, float] | None = None
 
     def points(self) -> dict[Point, float]:

@@ -1,13 +1,14 @@
 """MLflow as a mirror of the run store: filled in by one process, at any time, never in the way of training.
 
 Nothing that trains talks to MLflow. ``launch`` starts one process of low priority (:func:`start_background_sync`) that
-copies what the runs write; ``mpformer mlflow sync`` (:func:`sync`) does the same by hand and completes what is missing. The default
-is a SQLite file in the run store; a server is named by ``--uri`` or ``MLFLOW_TRACKING_URI``.
+copies what the runs write; ``mpformer mlflow sync`` (:func:`sync`) does the same by hand and completes what is missing.
+The default is a SQLite file in the run store; a server is named by ``--uri`` or ``MLFLOW_TRACKING_URI``.
 """
 
 import contextlib
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -35,6 +36,8 @@ PERIOD = 10.0
 
 RETRY_PERIOD = 60.0
 """Seconds until it tries again after a failure."""
+
+_PASSWORD = re.compile(r"//[^/@\s]+@")
 
 _STATUS = {State.DONE: "FINISHED", State.FAILED: "FAILED", State.VOID: "KILLED", State.CANCELLED: "KILLED"}
 _STATUS |= {State.TIMEOUT: "KILLED", State.LOST: "KILLED"}
@@ -72,6 +75,8 @@ def sync(store: Store, uri: str | None = None) -> Summary:
 
     Raises UserError, one line, if the server fails or if another process mirrors this store.
     """
+    if not (store.root / "runs").is_dir():
+        raise UserError(f"there are no runs in {store.root}; launch a suite, or name another store with --root")
     uri = uri or default_uri(store.root)
     with _only_one(store), _one_line(uri):
         return one_pass(connect(store, uri), store, uri)
@@ -102,7 +107,7 @@ def _one_line(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        first = " ".join(str(error).split())[:200]
+        first = _PASSWORD.sub("//", " ".join(str(error).split()))[:200]
         raise UserError(
             f"MLflow at {shown(uri)} failed ({first}); no run is affected, fill it in later: mpformer mlflow sync"
         ) from error
@@ -117,12 +122,12 @@ def connect(store: Store, uri: str) -> "Mirror":
 
     from experiments.mirror import Mirror
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("urllib3", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
     (store.root / "mlflow").mkdir(parents=True, exist_ok=True)
     local = uri.startswith("sqlite:")
     artifacts = (store.root / "mlflow" / "artifacts").resolve().as_uri() if local else None
-    return Mirror(MlflowClient(tracking_uri=uri), store, uri, artifacts)
+    return Mirror(MlflowClient(tracking_uri=uri), store, shown(uri), artifacts)
 
 
 def one_pass(mirror: "Mirror", store: Store, uri: str) -> Summary:
@@ -132,11 +137,10 @@ def one_pass(mirror: "Mirror", store: Store, uri: str) -> Summary:
     where = places(store)
     queued = queued_runs(store)
     sent, damaged, count = mirror.sent, mirror.damaged, 0
-    for run in store.runs():
-        if not run.exists():
-            continue
+    for run in (run for run in store.runs() if run.exists()):
         place = where.get(run.run_id) or Place(f"{run.record()['config']['dataset']['name']}/unlisted", {})
-        mirror.run(run, place, status(run, queued))
+        if not mirror.settled(run, place):
+            mirror.run(run, place, status(run, queued))
         count += 1
     added = sum(mirror.report(*report) for report in _reports(store))
     return Summary(uri, count, mirror.sent - sent, added, mirror.damaged - damaged)
@@ -150,11 +154,12 @@ def status(run: RunDir, queued: frozenset[str]) -> str:
 
 def _reports(store: Store) -> Iterator[tuple[Path, str]]:
     """Yield the folders of rendered suites with their experiments."""
+    from experiments.mirror import suite_name
+
     for record in store.suite_records():
-        name = f"{record['suite']}@{record['scale']}"
-        for folder in (store.root / "reports" / name, store.root / "reports" / f"{name}+{record['dataset']}"):
-            if folder.is_dir():
-                yield folder, f"{record['dataset']}/{record['scale']}"
+        folder = store.root / "reports" / suite_name(record)
+        if folder.is_dir():
+            yield folder, f"{record['dataset']}/{record['scale']}"
 
 
 def start_background_sync(root: Path) -> subprocess.Popen[bytes] | None:
