@@ -1,5 +1,7 @@
-"""Which prepared dataset a configuration means, and whether it is in place; never opens an image."""
+"""Which prepared dataset and initial weights a configuration means, and whether they are in place."""
 
+import functools
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +34,14 @@ def resolve(config: Config, data_root: Path) -> tuple[Config, DataState]:
         return config, DataState("", str(error))
     fingerprint = resolved.dataset.fingerprint
     if config.dataset.name not in prepare.PREPARED:
-        return resolved, DataState(fingerprint)
+        folder = Path(data_root, _RELEASE_FOLDERS[config.dataset.name])
+        return resolved, DataState(fingerprint, "" if folder.is_dir() else f"{config.dataset.name} is not at {folder}")
     if (prepare.prepared_dir(config.dataset.name, fingerprint, data_root) / "manifest.json").exists():
         return resolved, DataState(fingerprint)
     return resolved, _missing(config.dataset.name, fingerprint, data_root)
+
+
+_RELEASE_FOLDERS = {"coco": "coco", "ade20k": "ADEChallengeData2016", "cityscapes": "cityscapes"}
 
 
 def _missing(name: str, fingerprint: str, data_root: Path) -> DataState:
@@ -43,3 +49,31 @@ def _missing(name: str, fingerprint: str, data_root: Path) -> DataState:
     if name == "shapes":
         return DataState(fingerprint, f"{where}; `launch` prepares it, or: mpformer data prepare shapes", True)
     return DataState(fingerprint, f"{where}; run: mpformer data prepare {name} SRC")
+
+
+def resolve_weights(config: Config, data_root: Path) -> tuple[Config, str]:
+    """Return the configuration with the checksum of its initial weights, and what to do if they are not there.
+
+    They are looked for under their own path and as ``<data root>/weights/<file name>``, where a compute node without
+    internet finds them too.
+    """
+    name = config.model.init_weights
+    if not name:
+        return config, ""
+    places = [Path(data_root, "weights", name.rsplit("/", 1)[-1])] + ([] if "://" in name else [Path(name)])
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        return config, f"initial weights {name} are not there; put the file at {places[0]}"
+    checksum = _checksum(found.resolve(), found.stat().st_mtime_ns)
+    given = config.model.init_checksum
+    if given not in ("", checksum):
+        both = f"{found} has checksum {checksum[:12]}, model.init_checksum says {given[:12]}"
+        raise UserError(f"{both}; clear model.init_checksum or give the other file")
+    return config.replace({"model.init_weights": str(found), "model.init_checksum": checksum}), ""
+
+
+@functools.cache
+def _checksum(path: Path, changed: int) -> str:
+    """The checksum of a file, once per change of it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -82,14 +82,17 @@ def make(request: Request, data_root: Path) -> Plan:
     every = suite.rows(scale, dataset)
     rows = _chosen_rows(suite, every, request.rows)
     base, data = _base(scale, dataset, request.overrides, data_root)
-    configs = {row.name: _row_config(row, base, dict(request.overrides)) for row in every}
+    found = {row.name: _row_config(row, base, dict(request.overrides), data_root) for row in every}
+    configs = {name: config for name, (config, _) in found.items()}
+    weights = [found[row.name][1] for row in rows]
     runs = tuple(
         run for row in rows if not row.not_applicable for run in _row_runs(row, configs[row.name], suite, request)
     )
     if not runs:
         raise UserError(f"nothing to run: {rows[0].not_applicable}")
     _refuse_merged_rows(runs, request)
-    return Plan(request, suite, scale, dataset, every, runs, data, configs, _missing(runs, data))
+    missing = tuple(dict.fromkeys(line for line in (data.missing, *weights) if line))
+    return Plan(request, suite, scale, dataset, every, runs, data, configs, missing)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -171,12 +174,13 @@ def _row_runs(row: Row, config: Config, suite: Suite, request: Request) -> list[
     return [_planned(row, config.replace({"seed": seed}) if seed != config.seed else config) for seed in seeds]
 
 
-def _row_config(row: Row, base: Config, overrides: dict[str, Any]) -> Config:
+def _row_config(row: Row, base: Config, overrides: dict[str, Any], data_root: Path) -> tuple[Config, str]:
+    """A row's configuration at seed 0, and what is missing of its initial weights."""
     before = base.replace(dict(row.changes))
     config = before.replace({key: value for key, value in overrides.items() if not key.startswith("dataset.")})
     if "schedule.max_iter" in overrides and "schedule.steps" not in overrides:
         config = scales.scale_steps(config, before.schedule.max_iter)
-    return config
+    return datasets.resolve_weights(config, data_root)
 
 
 def _planned(row: Row, config: Config) -> PlannedRun:
@@ -191,12 +195,6 @@ def _refuse_merged_rows(runs: Sequence[PlannedRun], request: Request) -> None:
         if other != run.row.name and request.overrides:
             keys = ", ".join(key for key, _ in request.overrides)
             raise UserError(f"with --set {keys} the rows {other!r} and {run.row.name!r} are one and the same run")
-
-
-def _missing(runs: Sequence[PlannedRun], data: datasets.DataState) -> tuple[str, ...]:
-    weights = dict.fromkeys(run.config.model.init_weights for run in runs if run.config.model.init_weights)
-    absent = [f"initial weights {name} are not there" for name in weights if not Path(name).exists()]
-    return tuple(([data.missing] if data.missing else []) + absent)
 
 
 def _estimate(config: Config, measured: dict[str, float], declared: float) -> Estimate:

@@ -19,13 +19,18 @@ from mpformer.errors import UserError, choices
 ONE_CLASS: Mapping[str, str] = MappingProxyType({"nuclei": "nuclei has one class"})
 """Datasets on which rows about classes mean nothing, with the reason."""
 
-NO_STUFF: Mapping[str, str] = MappingProxyType({"nuclei": "nuclei has instances of one class and no stuff"})
-"""Datasets without panoptic and semantic ground truth, with the reason."""
+NO_STUFF: Mapping[str, str] = MappingProxyType(
+    {"nuclei": "nuclei has instances of one class and no stuff", "coco": "trained on instances alone"}
+)
+"""Datasets whose base configuration has no panoptic and semantic ground truth, with the reason."""
 
 DECLARED_SECONDS: Mapping[tuple[str, str], float] = MappingProxyType(
-    {("mini", "shapes"): 0.25, ("mini", "nuclei"): 0.3}
+    {("mini", "shapes"): 0.25, ("mini", "nuclei"): 0.3, ("paper", "coco"): 1.0}
 )
-"""Seconds an iteration takes on one core of a 2020s laptop: an estimate until a run has measured it."""
+"""Seconds an iteration: of mini on one core of a 2020s laptop, of paper a round guess for eight GPUs.
+
+An estimate until a run has measured it, and labelled so.
+"""
 
 DECLARED_GIB = 2.5
 """Peak memory of a mini run in GiB, likewise."""
@@ -113,9 +118,17 @@ def _mini_nuclei() -> Config:
     return _mini(dataset, 40, EvaluationConfig(instance=True, size_areas=_MINI_AREAS))
 
 
+def _paper_coco() -> Config:
+    """The ablations' setting: COCO instance, R50, 12 epochs (paper, Table 7, as far as is known)."""
+    from mpformer.settings import setting
+
+    return setting("coco/instance/r50-12ep-step")
+
+
 _BASES: dict[tuple[str, str], Callable[[], Config]] = {
     ("mini", "shapes"): _mini_shapes,
     ("mini", "nuclei"): _mini_nuclei,
+    ("paper", "coco"): _paper_coco,
 }
 
 

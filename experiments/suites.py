@@ -103,9 +103,10 @@ def query_position(scale: str, dataset: str) -> Iterator[Row]:
 @suite(title="Poly against step schedule", baseline="mask2former,poly")
 def schedule(scale: str, dataset: str) -> Iterator[Row]:
     """The public MP-Former configurations changed Mask2Former's schedule: how much of a gap comes from it alone."""
-    iterations = base(scale, dataset).schedule.max_iter
+    usual = base(scale, dataset).schedule
+    steps = usual.steps or (round(usual.max_iter * 0.85), round(usual.max_iter * 0.95))
     poly = {"schedule.lr_schedule": "poly", "schedule.steps": ()}
-    step = {"schedule.lr_schedule": "step", "schedule.steps": (round(iterations * 0.85), round(iterations * 0.95))}
+    step = {"schedule.lr_schedule": "step", "schedule.steps": steps}
     for name, label, changes in (("mask2former", "Mask2Former", _MASK2FORMER), ("mp-former", "MP-Former", _MP_FORMER)):
         yield Row(f"{name},poly", f"{label}, poly", {**changes, **poly})
         yield Row(f"{name},step", f"{label}, step", {**changes, **step})

@@ -1,0 +1,177 @@
+"""The real trainer on a tiny dataset: SIGKILL at any moment, launch again, and the numbers are the undisturbed ones."""
+
+import io
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from experiments import launching, planning, watching
+from experiments.claims import process_born
+from experiments.launching import Width, launch
+from experiments.planning import Plan, Request
+from experiments.states import State, progress_of
+from experiments.store import RunDir, Store, read_json
+from experiments.worker import live_workers
+
+TINY: dict[str, Any] = {
+    "dataset.shapes.side": 64,
+    "dataset.shapes.train_images": 16,
+    "dataset.shapes.val_images": 6,
+    "model.hidden_dim": 16,
+    "model.conv_dim": 16,
+    "model.mask_dim": 16,
+    "model.heads": 2,
+    "model.encoder_layers": 1,
+    "model.encoder_ffn": 16,
+    "model.decoder_ffn": 16,
+    "model.decoder_layers": 2,
+    "model.queries": 8,
+    "model.train_points": 64,
+    "model.backbone.stem_channels": 8,
+    "model.backbone.res2_channels": 8,
+    "schedule.batch_size": 2,
+    "schedule.max_iter": 24,
+    "runtime.checkpoint_period": 5,
+    "runtime.eval_period": 12,
+    "runtime.log_period": 1,
+    "runtime.probe_images": 2,
+}
+ONE = Width(1, 1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="module")
+def tiny(data: Path) -> Plan:
+    """One piloted run of 24 iterations, its dataset prepared."""
+    request = Request("headline", rows=("mp-former",), seeds=(0,), overrides=tuple(TINY.items()))
+    return launching.prepare_data(planning.make(request, data), data)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Plan, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the run comes to when nothing happens to it."""
+    store = Store(tmp_path_factory.mktemp("undisturbed"))
+    _finish(tiny, store, data)
+    return _numbers(tiny, store)
+
+
+def _finish(plan: Plan, store: Store, data: Path) -> None:
+    text = io.StringIO()
+    watching.follow(plan, store, launch(plan, store, data, width=ONE), Console(file=text, width=200))
+    assert [state.state for state in launching.snapshot(plan, store)] == [State.DONE], text.getvalue() + _log(
+        plan, store
+    )
+
+
+def _log(plan: Plan, store: Store) -> str:
+    run = store.run(plan.runs[0].run_id)
+    return "\n".join(path.read_text()[-2000:] for path in sorted(run.path.glob("attempts/*/log.txt")))
+
+
+def _numbers(plan: Plan, store: Store) -> dict[str, Any]:
+    """Weights, scores and curves, without times and memory."""
+    chosen = plan.runs[0]
+    run = store.run(chosen.run_id)
+    trained, result = run.trained(), run.result(chosen.eval_id)
+    assert trained is not None
+    assert result is not None
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    clocks = ("time", "seconds", "peak_memory_bytes")
+    return {
+        "weights": trained["weights_sha256"],
+        "result": {key: value for key, value in result.items() if key not in clocks},
+        "metrics": [{key: value for key, value in line.items() if key not in clocks} for line in lines],
+        "layers": (run.evaluation(chosen.eval_id) / "layers.parquet").read_bytes(),
+        "probes": (run.path / "probes.parquet").read_bytes(),
+    }
+
+
+def _kill_when(plan: Plan, store: Store, data: Path, moment: Callable[[RunDir], bool], delay: float = 0.0) -> bool:
+    """Launch, and SIGKILL worker and attempt at the moment; False if the run was done before it came."""
+    started = launch(plan, store, data, width=ONE)
+    run = store.run(plan.runs[0].run_id)
+    end = time.monotonic() + 240
+    while not moment(run):
+        if not started.working():
+            return False
+        assert time.monotonic() < end, "the moment never came\n" + _log(plan, store)
+        time.sleep(0.005)
+    time.sleep(delay)
+    for worker in live_workers(started.directory):
+        os.kill(worker, signal.SIGSTOP)  # so that it does not start another attempt, nor end this one gently
+    _kill_attempt(run)
+    started.kill()
+    while started.working():
+        time.sleep(0.05)
+    return True
+
+
+def _kill_attempt(run: RunDir) -> None:
+    number = max(run.attempts(), default=0)
+    claim = read_json(run.path / "claims" / str(number))
+    if claim and not (run.path / "claims" / f"{number}.released").exists():
+        os.kill(claim["pid"], signal.SIGKILL)
+        while process_born(claim["pid"]):  # the kernel takes a moment to tear a big process down
+            time.sleep(0.01)
+
+
+def _lines(run: RunDir) -> int:
+    return run.metrics.read_text().count("\n") if run.metrics.exists() else 0
+
+
+def _evaluating(run: RunDir) -> bool:
+    return progress_of(run, max(run.attempts(), default=0)).get("stage") == "evaluate"
+
+
+def test_killed_while_training_with_a_truncated_checkpoint_and_while_evaluating(
+    tiny: Plan, data: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    run = store.run(tiny.runs[0].run_id)
+    assert _kill_when(tiny, store, data, lambda run: _lines(run) >= 13)
+    assert launching.snapshot(tiny, store)[0].label == "LOST(killed)"
+    newest = max((run.path / "checkpoints").glob("iteration_*.pth"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert _kill_when(tiny, store, data, _evaluating)
+    _finish(tiny, store, data)
+    assert "does not match its checksum" in (run.attempt(2) / "log.txt").read_text()
+    assert _numbers(tiny, store) == undisturbed
+    assert run.attempts() == [1, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_random_moments(
+    tiny: Plan, data: Path, undisturbed: dict[str, Any], tmp_path: Path, seed: int
+) -> None:
+    store = Store(tmp_path)
+    random_ = random.Random(seed)
+    for _ in range(6):
+        wanted = random_.randrange(0, 26)
+        if not _kill_when(tiny, store, data, lambda run, n=wanted: _lines(run) >= n, random_.uniform(0, 1.5)):
+            break
+    _finish(tiny, store, data)
+    assert _numbers(tiny, store) == undisturbed
+
+
+def test_a_non_finite_loss_fails_the_run_as_nan(data: Path, tiny: Plan, tmp_path: Path) -> None:
+    overrides = {**TINY, "schedule.base_lr": 1e30, "schedule.clip_norm": 0.0, "runtime.eval_period": 0}
+    request = Request("headline", rows=("mask2former",), seeds=(0,), overrides=tuple(overrides.items()))
+    plan = planning.make(request, data)
+    store = Store(tmp_path)
+    watching.follow(plan, store, launch(plan, store, data, width=ONE), Console(file=io.StringIO()))
+    (state,) = launching.snapshot(plan, store)
+    assert state.label == "FAILED(nan)"
+    assert "non-finite loss at iteration" in state.detail
