@@ -596,7 +596,7 @@ def _command() -> str:
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console()
+    return Console(highlight=False)
 
 
 def _print_json(content: Any) -> None:
