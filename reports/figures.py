@@ -281,12 +281,21 @@ def _drawn(plan: Plan, folder: Path) -> Figure:
     digest = hashlib.sha256(f"{_code_digest()}\n{text}".encode()).hexdigest()
     record = folder / f".{plan.name}.json"
     if read_json(record) != {"digest": digest} or not all((folder / name).exists() for name in files):
-        from analysis.figures import save
-
-        save(plan.draw(), plan.data, stem)
+        _save(plan.draw(), plan.data, stem)
         write_json(record, {"digest": digest})
     svg = inline_svg(stem.with_suffix(".svg").read_text(), plan.title, plan.name)
     return Figure(plan.name, plan.title, plan.caption, svg, files)
+
+
+def _save(drawing: "Drawing", data: "pd.DataFrame", stem: Path) -> None:
+    """Write all formats; the layout is computed once, not once a format."""
+    from analysis.figures import save
+    from analysis.style import styled
+
+    with styled():
+        drawing.draw_without_rendering()
+    drawing.set_layout_engine("none")
+    save(drawing, data, stem)
 
 
 def inline_svg(document: str, title: str, prefix: str) -> Markup:

@@ -6,6 +6,7 @@ policy allows the page's own script alone, by its hash, so that even an escaping
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -57,7 +58,7 @@ def _environment() -> jinja2.Environment:
     )
     script = (TEMPLATES / "page.js").read_text()
     env.globals.update(css=Markup((TEMPLATES / "style.css").read_text()), script=Markup(script), script_hash=script_hash(script))
-    env.globals.update(text=text, slug=slug, tooltip=tooltip, when=when, took=took, primary=primary)
+    env.globals.update(text=text, slug=slug, tooltip=tooltip, when=when, took=took, primary=primary, json=json.dumps)
     return env
 
 

@@ -1,0 +1,39 @@
+"""A copy of the committed fixture store whose claims are as old as each run's state says."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments.store import Store
+from reports.collect import SuiteReport, collect, records
+from reports.runs import Reader
+
+FIXTURES = Path(__file__).parent / "fixture_store"
+LIVE = "shapes-panoptic-mp-every-n0-f0-s0"  # the run that trains right now
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store to write reports into; one run's heartbeat is fresh, every other one's is a day old."""
+    root = tmp_path / "store"
+    shutil.copytree(FIXTURES, root)
+    now = time.time()
+    for claim in root.glob("runs/*/claims/*"):
+        age = 0 if claim.parts[-3].startswith(LIVE) else 86400
+        os.utime(claim, (now - age, now - age))
+    return root
+
+
+@pytest.fixture
+def gather(store: Path) -> Callable[..., SuiteReport]:
+    """Collect one suite of the store."""
+
+    def one(suite: str, dataset: str | None = None, **options: object) -> SuiteReport:
+        opened = Store(store)
+        return collect(records(opened, [suite], "mini", dataset)[0], Reader(opened), **options)  # type: ignore[arg-type]
+
+    return one

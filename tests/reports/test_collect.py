@@ -1,0 +1,202 @@
+"""Store → tables: what a cell says in every state a run can be in."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments.store import Store
+from mpformer.errors import UserError
+from reports.collect import SuiteReport, records, tick
+from reports.model import Cell, Kind, grouped, table_name
+
+Gather = Callable[..., SuiteReport]
+
+
+def cell(report: SuiteReport, row: str, metric: str) -> Cell:
+    keys = [column.key for column in report.table.columns]
+    found = next(r for r in report.table.rows if r.name == row)
+    return found.cells[keys.index(metric)]
+
+
+def note(report: SuiteReport, row: str) -> str:
+    return next(r for r in report.table.rows if r.name == row).note
+
+
+def test_complete_cell_has_mean_std_n_and_every_seed(gather: Gather) -> None:
+    found = cell(gather("headline"), "mask2former", "AP")
+    values = [value.value for value in found.values]
+    mean = sum(values) / 3
+    assert found.kind is Kind.VALUE
+    assert found.n == found.planned == 3
+    assert found.mean == pytest.approx(mean)
+    assert found.std == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5)
+    assert found.reason == ""
+
+
+def test_delta_is_paired_by_seed_with_interval_and_holm(gather: Gather) -> None:
+    report = gather("headline")
+    base, ours = (cell(report, name, "AP") for name in ("mask2former", "mp-former"))
+    assert ours.delta is not None
+    assert base.delta is None
+    differences = [a.value - b.value for a, b in zip(ours.values, base.values, strict=True)]
+    assert ours.delta.mean == pytest.approx(sum(differences) / 3)
+    assert ours.delta.low < ours.delta.mean < ours.delta.high
+    assert ours.delta.p_holm == pytest.approx(ours.delta.p)  # one hypothesis only
+    assert cell(report, "mp-former", "PQ").delta.p_holm is None  # Holm is about the primary metric alone
+
+
+def test_holm_counts_the_rows_of_the_table(gather: Gather) -> None:
+    report = gather("components")
+    deltas = [row.cells[0].delta for row in report.table.rows]
+    tested = [d for d in deltas if d is not None and d.p is not None]
+    assert [d.p_holm for d in tested] == [d.p for d in tested]
+    assert deltas[1] is not None
+    assert deltas[1].n == 2
+    assert deltas[1].p is None  # two pairs allow no test
+
+
+def test_best_is_marked_among_complete_numbers_only(gather: Gather) -> None:
+    report = gather("components")
+    assert [row.cells[0].best for row in report.table.rows] == [False, False, False, False, True]
+
+
+def test_fewer_seeds_than_planned_are_said(gather: Gather) -> None:
+    report = gather("components")
+    found = cell(report, "mp-queries", "AP")
+    assert (found.kind, found.n, found.planned, found.std) == (Kind.PARTIAL, 2, 3, None)
+    assert "seed 2: failed (out of memory) at iteration 320 of 1200" in note(report, "mp-queries")
+
+
+def test_running_seed_shows_its_probe_and_iteration(gather: Gather) -> None:
+    report = gather("components")
+    found = cell(report, "guided", "AP")
+    assert (found.kind, found.n, found.short) == (Kind.PARTIAL, 0, "800/1200")
+    assert found.has_number
+    assert "seed 0: iteration 800 of 1200" in found.reason
+    assert "probe" in found.reason
+    assert found.delta is None
+    layer = cell(report, "guided", "Util")
+    assert layer.kind is Kind.MISSING
+    assert not layer.has_number
+    assert "never launched" in layer.reason
+
+
+def test_stale_and_void_numbers_are_shown_as_such_and_enter_no_mean(gather: Gather) -> None:
+    report = gather("components")
+    found = cell(report, "point-noise", "AP")
+    assert (found.kind, found.n, found.delta) == (Kind.STALE, 0, None)
+    text = note(report, "point-noise")
+    assert "seed 0: void: point noise was drawn once (bug 12)" in text
+    assert "seed 1: stale: made with another evaluation setting" in text
+    assert "seed 2: lost" in text
+
+
+def test_void_alone_is_a_void_cell(gather: Gather, store: Path) -> None:
+    record = json.loads((store / "suites" / "components@mini.json").read_text())
+    row = next(row for row in record["rows"] if row["name"] == "point-noise")
+    row["runs"] = row["runs"][:1]
+    (store / "suites" / "components@mini.json").write_text(json.dumps(record))
+    assert cell(gather("components"), "point-noise", "AP").kind is Kind.VOID
+
+
+def test_older_identity_scheme_is_stale(gather: Gather, store: Path) -> None:
+    for path in store.glob("runs/shapes-panoptic-m2f-*/run.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"scheme": 0}))
+    found = cell(gather("headline"), "mask2former", "AP")
+    assert found.kind is Kind.STALE
+    assert "an older identity scheme" in found.reason
+
+
+def test_mixed_commits_are_flagged(gather: Gather) -> None:
+    report = gather("headline")
+    assert cell(report, "mp-former", "AP").flags == ("†",)
+    assert cell(report, "mask2former", "AP").flags == ()
+    assert len(report.table.commits) == 2
+    assert "mixed commits" in report.table.warnings[0]
+
+
+def test_metric_that_does_not_apply_says_why(gather: Gather) -> None:
+    report = gather("headline", "nuclei")
+    found = cell(report, "mp-former", "PQ")
+    assert (found.kind, found.reason) == (Kind.MISSING, "does not apply: nuclei has one class and no stuff")
+    assert any(n.text.startswith("PQ: does not apply") for n in report.table.footnotes)
+
+
+def test_one_seed_says_no_significance(gather: Gather) -> None:
+    report = gather("headline", "nuclei")
+    found = cell(report, "mp-former", "AP")
+    assert (found.n, found.std, found.delta.p) == (1, None, None)
+    assert "n = 1, no significance" in report.table.caption
+
+
+def test_caption_names_scale_dataset_preset_and_hardware(gather: Gather) -> None:
+    caption = gather("headline").table.caption
+    for part in ("Scale mini", "not the paper's setting", "shapes", "mp-former/paper", "8-core laptop CPU", "1,200 iterations"):
+        assert part in caption
+
+
+def test_definitions_of_every_column_are_stated(gather: Gather) -> None:
+    texts = " ".join(n.text for n in gather("headline").table.footnotes)
+    assert "mIoU-L (this project's formula" in texts
+    assert "Util (this project's formula" in texts
+
+
+def test_component_table_ticks_what_differs(gather: Gather) -> None:
+    table = gather("components").table
+    assert [column.key for column in table.tick_columns] == ["mp_queries", "guided_layers", "point_noise", "flip_noise"]
+    assert table.rows[0].ticks == ("no", "no", "no", "no")
+    assert table.rows[4].ticks == ("yes", "every", "0.2", "0.2")
+    assert tick(0.25) == "0.25"
+
+
+def test_columns_and_decimals_can_be_chosen(gather: Gather) -> None:
+    table = gather("headline", columns=["AP50", "hours"], decimals=3).table
+    assert [(c.key, c.decimals) for c in table.columns] == [("AP50", 3), ("hours", 3)]
+    with pytest.raises(UserError, match="unknown column 'APx'; valid: AP, AP50"):
+        gather("headline", columns=["APx"])
+
+
+def test_unknown_suite_lists_the_launched_ones(store: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown launched suite 'nothing@mini'; valid: components@mini"):
+        records(Store(store), ["nothing"], "mini", None)
+
+
+def test_empty_store_says_how_to_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mpformer launch headline"):
+        records(Store(tmp_path), ["headline"], "mini", None)
+
+
+def test_half_written_files_are_no_crash(gather: Gather, store: Path) -> None:
+    for path in store.glob("runs/shapes-panoptic-m2f-*/metrics.jsonl"):
+        path.write_text(path.read_text() + '{"kind": "train", "itera')
+    for path in store.glob("runs/shapes-panoptic-m2f-s0-*/evals/*/result.json"):
+        path.write_text(path.read_text()[:100])
+    found = cell(gather("headline"), "mask2former", "AP")
+    assert (found.kind, found.n) == (Kind.PARTIAL, 2)
+    assert "trained, not evaluated" in found.reason or "not evaluated" in found.reason
+
+
+def test_not_finite_result_does_not_count(gather: Gather, store: Path) -> None:
+    for path in store.glob("runs/shapes-panoptic-m2f-s0-*/evals/*/result.json"):
+        content = json.loads(path.read_text())
+        content["metrics"]["AP"] = float("nan")
+        path.write_text(json.dumps(content))
+    assert cell(gather("headline"), "mask2former", "AP").n == 2
+
+
+def test_rows_that_do_not_apply_say_why(gather: Gather, store: Path) -> None:
+    path = store / "suites" / "headline@mini.json"
+    record = json.loads(path.read_text())
+    record["rows"].append({"name": "x", "label": "x", "toggles": {}, "changes": {}, "runs": [], "not_applicable": "one class"})
+    path.write_text(json.dumps(record))
+    report = gather("headline")
+    assert cell(report, "x", "AP").reason == "one class"
+    assert note(report, "x") == "one class"
+
+
+def test_names() -> None:
+    assert table_name("a", "mini", "shapes") == table_name("a", "mini", None) == "a@mini"
+    assert table_name("a", "mini", "nuclei") == "a@mini+nuclei"
+    assert grouped(["x", "x", "y"]) == (("x", 2), ("y", 1))
