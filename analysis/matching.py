@@ -16,8 +16,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-#: Logits that may be alive at once (64 MiB of float32); larger images are processed in several chunks of layers.
-MAX_LOGITS = 1 << 24
+#: Logits that may be alive at once (16 MiB of float32); larger images are processed in several chunks of layers.
+MAX_LOGITS = 1 << 22
 
 Selection = slice | Tensor
 ALL = slice(None)
