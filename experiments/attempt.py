@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 
 from experiments import claims, provenance
 from experiments.identity import eval_id as evaluation_id
+from experiments.identity import run_id as _run_id
 from experiments.states import last_evaluation
 from experiments.store import RunDir, Store, append_json, read_json, valid_result, write_json
 from mpformer.config import Config
@@ -88,13 +89,22 @@ class Outcome:
     attempt: int = 0
 
 
-def run_attempt(root: Path, run_id: str, stage: Stage, options: Options, runner: Runner | None = None) -> Outcome:
+def run_attempt(
+    root: Path,
+    run_id: str,
+    stage: Stage,
+    options: Options,
+    runner: Runner | None = None,
+    config: Config | None = None,
+) -> Outcome:
     """Execute what is missing of a run's ``stage``; returns how it ended and never raises for a run's failure.
 
-    Returns ``skipped`` if another process holds the run or nothing is left to do.
+    ``config`` is the run's, with other runtime or evaluation settings than ``run.json`` has; None: those of
+    ``run.json``. Returns ``skipped`` if another process holds the run or nothing is left to do. Raises UserError if
+    the run's record is damaged, or ``config`` is another run's.
     """
     run = Store(root).run(run_id)
-    run.record()  # UserError before anything is claimed
+    config = _checked(run, config)
     try:
         claim = claims.acquire(run.path / "claims", job_id=provenance.job_id())
     except OSError as error:
@@ -103,19 +113,26 @@ def run_attempt(root: Path, run_id: str, stage: Stage, options: Options, runner:
         return Outcome("skipped", detail="another process holds the run")
     try:
         _bury_predecessors(run, claim.number)
-        if _complete(run, stage):
+        if _complete(run, stage, config):
             return Outcome("skipped", detail="nothing is left to do")
-        return _Attempt(run, claim, stage, options, runner or Model()).execute()
+        return _Attempt(run, config, claim, stage, options, runner or Model()).execute()
     finally:
         claim.release()
 
 
-def _complete(run: RunDir, stage: Stage) -> bool:
+def _checked(run: RunDir, config: Config | None) -> Config:
+    own = run.config()
+    if config is not None and _run_id(config) != run.run_id:
+        raise UserError(f"{run.run_id} is not the run of this configuration, which is {_run_id(config)}")
+    return config or own
+
+
+def _complete(run: RunDir, stage: Stage, config: Config) -> bool:
     if run.void_file.exists():
         return False
     if stage == "train":
         return run.trained() is not None
-    return run.result(evaluation_id(run.config())) is not None
+    return run.result(evaluation_id(config)) is not None
 
 
 def _bury_predecessors(run: RunDir, number: int) -> None:
@@ -131,22 +148,19 @@ def _bury_predecessors(run: RunDir, number: int) -> None:
 class _Attempt:
     """One attempt under a claim."""
 
-    def __init__(self, run: RunDir, claim: claims.Claim, stage: Stage, options: Options, runner: Runner) -> None:
+    def __init__(
+        self, run: RunDir, config: Config, claim: claims.Claim, stage: Stage, options: Options, runner: Runner
+    ) -> None:
         self.run, self.claim, self.stage, self.options, self.runner = run, claim, stage, options, runner
         self.directory = run.attempt(claim.number)
         self.signals: list[str] = []
         self.heartbeat = claims.Heartbeat(claim)
-        self.config = self._config()
+        threads = {} if options.threads is None else {"runtime.threads": options.threads}
+        self.config = config.replace(threads)
         self._progress_at = 0.0
         self._stop_at = 0.0
         self._record: dict[str, Any] = {}
         self._reserve = self.directory / ".reserve"
-
-    def _config(self) -> Config:
-        config = self.run.config()
-        if self.options.threads is None:
-            return config
-        return config.replace({"runtime.threads": self.options.threads})
 
     def execute(self) -> Outcome:
         """Run the stages and record how it ended."""
@@ -165,7 +179,8 @@ class _Attempt:
         self._record = {"stage": self.stage, "started": time.time(), "ended": None, "outcome": None}
         self._record["launch"] = self.options.launch
         write_json(self.directory / "stage.json", self._record)
-        write_json(self.directory / "provenance.json", provenance.collect(self.config.runtime.threads))
+        origin = provenance.collect(self.config.runtime.threads)
+        write_json(self.directory / "provenance.json", {**origin, "runtime": self.config.runtime.model_dump()})
         self._event("RUNNING", f"attempt {self.claim.number}, stage {self.stage}")
         self._warn_of_other_threads()
 
@@ -234,6 +249,7 @@ class _Attempt:
         setting = evaluation_id(self.config)
         out = self.run.evaluation(setting)
         out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "setting.json", self.config.evaluation.model_dump(mode="json"))
         self._event("EVALUATING", setting)
         result = self.runner.evaluate(self.config, weights, out, self.options.data_root, self._evaluation_progress)
         result = {**result, "schema": 1, "run_id": self.run.run_id, "eval_id": setting}

@@ -20,7 +20,7 @@ from experiments.attempt import Options, Outcome, Runner, run_attempt
 from experiments.planning import Plan, PlannedRun
 from experiments.states import RunState, State, should_start
 from experiments.store import Store, read_json, write_json
-from experiments.worker import WorkerJob, live_workers, queued_runs, work
+from experiments.worker import Task, WorkerJob, live_workers, queued_runs, work
 from mpformer.errors import UserError
 
 
@@ -131,8 +131,8 @@ def launch(
         return Launch(name, directory, store, (), None, left_alone)
     width = fit(width, len(missing))
     options = Options(data_root.resolve(), name, width.threads, directory.resolve() / "stop.json")
-    pairs = tuple((run.run_id, run.eval_id) for run in missing)
-    job = WorkerJob(store.root.resolve(), name, pairs, options, retry=retry, runner=runner)
+    tasks = tuple(Task(run.run_id, run.eval_id, run.config) for run in missing)
+    job = WorkerJob(store.root.resolve(), name, tasks, options, retry=retry, runner=runner)
     executor = executor or LocalExecutor(width.threads)
     about = {"schema": 1, "suite": plan.suite.name, "scale": plan.scale, "dataset": plan.dataset, "command": command}
     about |= {"runs": [run.run_id for run in missing], "created": time.time(), "workers": width.workers}
@@ -172,7 +172,7 @@ def inline(plan: Plan, store: Store, data_root: Path, command: str = "", runner:
     run = plan.unique[0]
     store.run(run.run_id).cancel_file.unlink(missing_ok=True)
     options = Options(data_root.resolve(), "inline", capture=False)
-    return run_attempt(store.root.resolve(), run.run_id, "all", options, runner)
+    return run_attempt(store.root.resolve(), run.run_id, "all", options, runner, run.config)
 
 
 def prepare_data(plan: Plan, data_root: Path, progress: Callable[[int, int], None] | None = None) -> Plan:

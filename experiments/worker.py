@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from experiments import claims
 from experiments.attempt import Options, Runner, Stage, run_attempt
 from experiments.states import derive, should_start
 from experiments.store import RunDir, Store, read_json, write_json
+from mpformer.config import Config
 from mpformer.errors import UserError
 
 START_SECONDS = 60.0
@@ -27,13 +28,22 @@ MAX_LOST = 3
 
 
 @dataclass(frozen=True)
+class Task:
+    """A run to execute, with the runtime and evaluation settings of this launch."""
+
+    run_id: str
+    eval_id: str
+    config: Config
+
+
+@dataclass(frozen=True)
 class WorkerJob:
     """What a worker needs to know; pickled into a job."""
 
     root: Path
     launch: str
-    runs: tuple[tuple[str, str], ...]
-    """(run id, evaluation id), in the order in which to try them."""
+    tasks: tuple[Task, ...]
+    """In the order in which to try them."""
     options: Options
     stage: Stage = "all"
     retry: tuple[str, ...] = ()
@@ -47,20 +57,22 @@ class WorkerJob:
 
 def work(job: WorkerJob) -> dict[str, str]:
     """Execute the missing runs one after the other; returns how each attempt of this worker ended."""
-    ended: dict[str, str] = {}
+    ended: list[tuple[str, str]] = []
     with _registered(job):
-        while (run_id := _next(job)) is not None and not _stopped(job):
-            ended[run_id] = _in_process(job, run_id)
-            print(f"{run_id}: {ended[run_id]}", flush=True)
-    return ended
+        while not _stopped(job) and (task := _next(job, [run_id for run_id, _ in ended])) is not None:
+            ended.append((task.run_id, _in_process(job, task)))
+            print(": ".join(ended[-1]), flush=True)
+    return dict(ended)
 
 
-def _next(job: WorkerJob) -> str | None:
+def _next(job: WorkerJob, tried: Sequence[str]) -> Task | None:
+    """The next run to execute; ``tried`` are those that this worker has had in hand, once for each time."""
     store = Store(job.root)
-    for run_id, eval_id in job.runs:
-        run = store.run(run_id)
-        if should_start(derive(run, eval_id), job.retry) and not _exhausted(run, job.launch):
-            return run_id
+    for task in job.tasks:
+        run = store.run(task.run_id)
+        given_up = tried.count(task.run_id) >= MAX_LOST or _exhausted(run, job.launch)
+        if not given_up and should_start(derive(run, task.eval_id), job.retry):
+            return task
     return None
 
 
@@ -76,9 +88,9 @@ def _stopped(job: WorkerJob) -> bool:
     return job.options.stop_file is not None and job.options.stop_file.exists()
 
 
-def _in_process(job: WorkerJob, run_id: str) -> str:
+def _in_process(job: WorkerJob, task: Task) -> str:
     """Run one attempt in a child: what kills it (memory, a crash) leaves the worker alive to go on."""
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(job, run_id), name=run_id)
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(job, task), name=task.run_id)
     process.start()
     with _passed_on(process):
         while process.is_alive():
@@ -87,19 +99,19 @@ def _in_process(job: WorkerJob, run_id: str) -> str:
                 os.utime(job.directory / "launch.json")
     code = process.exitcode or 0
     if code < 0:
-        _mark_killed(Store(job.root).run(run_id), -code)
+        _mark_killed(Store(job.root).run(task.run_id), -code)
         return f"killed by {signal.Signals(-code).name}"
     return "ended" if code == 0 else f"failed (exit code {code})"
 
 
-def _child(job: WorkerJob, run_id: str) -> None:
+def _child(job: WorkerJob, task: Task) -> None:
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the launching terminal arrives as a stop file
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        outcome = run_attempt(job.root, run_id, job.stage, job.options, job.runner)
+        outcome = run_attempt(job.root, task.run_id, job.stage, job.options, job.runner, task.config)
     except UserError as error:
-        print(f"{run_id}: {error}", file=sys.stderr, flush=True)
+        print(f"{task.run_id}: {error}", file=sys.stderr, flush=True)
         os._exit(2)
     sys.stdout.flush()
     os._exit(1 if outcome.name == "failed" else 0)

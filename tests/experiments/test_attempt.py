@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from experiments.attempt import Options, run_attempt
+from experiments.identity import eval_id
 from experiments.states import NOT_RETRIED, State, derive, should_start
 from experiments.store import RunDir, Store, read_json, write_json
 from mpformer.errors import UserError
@@ -286,3 +287,25 @@ def test_a_disk_that_is_full_before_the_attempt_begins(
     outcome = _run(store, run, options, counter())
     assert (outcome.name, outcome.failure_class) == ("failed", "disk")
     assert "No space" in outcome.detail
+
+
+def test_another_evaluation_setting_scores_the_same_weights_again(
+    store: Store, one: RunDir, options: Options, counter: Make, setting: Setting
+) -> None:
+    _run(store, one, options, counter())
+    config = one.config().replace({"evaluation.val_images": 3, "runtime.workers": 1})
+    outcome = run_attempt(store.root, one.run_id, "all", options, counter(metrics={"AP": 7.0}), config)
+    assert outcome.name == "done"
+    assert derive(one, eval_id(config)).metrics == {"AP": 7.0}
+    assert derive(one, setting(one)).metrics == {"AP": 12.5}
+    assert read_json(one.evaluation(eval_id(config)) / "setting.json")["val_images"] == 3
+    assert read_json(one.attempt(2) / "provenance.json")["runtime"]["workers"] == 1
+    lines = [json.loads(line) for line in one.metrics.read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [*range(1, 13), 12, 12], "it was not trained again"
+
+
+def test_the_configuration_of_another_run_is_refused(
+    store: Store, one: RunDir, options: Options, counter: Make
+) -> None:
+    with pytest.raises(UserError, match="is not the run of this configuration"):
+        run_attempt(store.root, one.run_id, "all", options, counter(), one.config().replace({"seed": 5}))
