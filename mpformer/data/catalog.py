@@ -203,7 +203,8 @@ def _read_semantic(files: SplitFiles) -> dict[str, Record]:
 def _check_categories(files: SplitFiles, path: Path, task: str) -> Record:
     """Read an annotation file and compare its category list with the static table."""
     content = read_json(path, files.advice())
-    if not all(isinstance(content.get(key), list) for key in ("images", "annotations", "categories")):
+    lists = [content.get(key) for key in ("images", "annotations", "categories")] if isinstance(content, dict) else []
+    if not lists or not all(isinstance(part, list) for part in lists):
         raise UserError(f"{path} lacks images, annotations or categories; {files.advice()}")
     expected = dict(zip(category_ids(files.dataset, task), class_table(files.dataset, task).names, strict=True))
     given = {c["id"]: c["name"] for c in content["categories"]}

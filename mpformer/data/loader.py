@@ -96,7 +96,9 @@ class TrainSet(Dataset):
         if index in self._decoded:
             return self._decoded[index]
         record = self.records[index]
-        decoded = read_image(record), read_labels(record, self.config.dataset.task, self.classes)
+        image = read_image(record)
+        sized = {**record, "height": image.shape[0], "width": image.shape[1]}
+        decoded = image, read_labels(sized, self.config.dataset.task, self.classes)
         if self._cache:
             self._decoded[index] = decoded
         return decoded

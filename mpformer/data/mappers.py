@@ -132,16 +132,27 @@ def _apply(image: Pixels, labels: Labels, transforms: Transforms, image_only: Se
 def transform_labels(labels: Labels, transforms: Transforms) -> Labels:
     """Move the labels with the image: maps by nearest neighbour, polygons exactly, RLE through its mask."""
     if isinstance(labels, SegmentMap):
-        # 0 would be a label if a class or segment had this id, so padding gets an id of its own
-        ids = labels.ids.astype(np.int32) + 1
+        ids, pairs = _compact(labels)
         for transform in transforms:
             ids = transform.apply_segmentation(ids)
-        return SegmentMap(np.asarray(ids, dtype=np.int32), tuple((i + 1, c) for i, c in labels.pairs))
+        return SegmentMap(ids, pairs)
     h, w = labels.height, labels.width
     moved = tuple((_move(s, transforms, h, w), c) for s, c in labels.pairs)
     for transform in transforms:
         h, w = transform.apply_segmentation(np.zeros((h, w), dtype=np.uint8)).shape
-    return Objects(h, w, tuple((s, c) for s, c in moved if s))
+    return Objects(h, w, moved)
+
+
+def _compact(labels: SegmentMap) -> tuple[NDArray[Any], tuple[tuple[int, int], ...]]:
+    """The map with ids 1 ... n, and 0 for what is not labelled (as is padding); in a type that resizing knows."""
+    ids = np.array(sorted(i for i, _ in labels.pairs), dtype=np.int64)
+    compact = np.zeros(labels.ids.shape, dtype=np.uint8 if len(ids) < 256 else np.float32)
+    if len(ids):
+        place = np.searchsorted(ids, labels.ids).clip(max=len(ids) - 1)
+        known = ids[place] == labels.ids
+        compact[known] = place[known] + 1
+    number = {int(i): n for n, i in enumerate(ids, start=1)}
+    return compact, tuple((number[i], c) for i, c in labels.pairs)
 
 
 def _move(segmentation: Any, transforms: Transforms, height: int, width: int) -> Any:
@@ -152,10 +163,11 @@ def _move(segmentation: Any, transforms: Transforms, height: int, width: int) ->
         for transform in transforms:
             mask = transform.apply_segmentation(mask)
         return encode_mask(mask.astype(bool))
+    # not clipped to the crop: rasterising leaves out what lies outside
     polygons = [np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in segmentation]
     for transform in transforms:
-        polygons = [q for p in polygons for q in transform.apply_polygons([p])]
-    return [p.reshape(-1).tolist() for p in polygons if len(p) >= 3]
+        polygons = [transform.apply_coords(p.copy()) for p in polygons]
+    return [p.reshape(-1).tolist() for p in polygons]
 
 
 # --- colours ----------------------------------------------------------------------------------------------------

@@ -93,7 +93,8 @@ def _files(source: Path) -> Iterator[tuple[str, bytes]]:
         else:
             raise UserError(f"{source} does not exist; give the directory or archive of {WHERE}")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise UserError(f"cannot read {source}: {error}; download it again: {WHERE}") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot read {source}: {reason}; download it again: {WHERE}") from None
 
 
 def _zip_files(source: Path) -> Iterator[tuple[str, bytes]]:

@@ -37,10 +37,11 @@ class SegmentMap:
 
     def classes(self) -> NDArray[np.uint8]:
         """(H, W) class per pixel, IGNORE_LABEL where nothing is labelled."""
-        lookup = np.full(int(max(self.ids.max(initial=0), *(i for i, _ in self.pairs), 0)) + 1, IGNORE_LABEL, np.uint8)
+        largest = max([int(self.ids.max(initial=0)), *(i for i, _ in self.pairs)])
+        lookup = np.full(largest + 1, IGNORE_LABEL, dtype=np.uint8)
         for segment, category in self.pairs:
             lookup[segment] = category
-        return lookup[self.ids]
+        return lookup[self.ids.astype(np.int64, copy=False)]
 
 
 @dataclass(frozen=True)
@@ -125,23 +126,31 @@ def _open(path: str, kind: str) -> Pixels:
 
 def read_segment_ids(record: Mapping[str, Any]) -> NDArray[Any]:
     """The panoptic id map (H, W) of a record, as bytes if that suffices; raises CorruptImage."""
-    pixels = _open(record["pan_seg_file_name"], "labels")
-    if pixels.ndim != 3:
-        raise CorruptImage(f"{record['pan_seg_file_name']} is not an RGB panoptic map")
-    ids = rgb_to_id(pixels)
+    ids = rgb_to_id(_label_map(record, "pan_seg_file_name", 3, "an RGB panoptic map"))
     return ids.astype(np.uint8) if ids.max(initial=0) < 256 else ids
 
 
 def read_semantic(record: Mapping[str, Any]) -> NDArray[np.uint8]:
     """The semantic map (H, W) of a record: contiguous classes, 255 ignored; raises CorruptImage."""
-    pixels = _open(record["sem_seg_file_name"], "labels")
-    if pixels.ndim != 2:
-        raise CorruptImage(f"{record['sem_seg_file_name']} is not a single-channel label map")
+    return _label_map(record, "sem_seg_file_name", 2, "a single-channel label map")
+
+
+def _label_map(record: Mapping[str, Any], key: str, dimensions: int, kind: str) -> Pixels:
+    pixels = _open(record[key], "labels")
+    if pixels.ndim != dimensions:
+        raise CorruptImage(f"{record[key]} is not {kind}")
+    if pixels.shape[:2] != (record["height"], record["width"]):
+        raise CorruptImage(
+            f"{record[key]} has labels {pixels.shape[:2]} for an image {record['height'], record['width']}"
+        )
     return pixels
 
 
 def read_labels(record: Mapping[str, Any], task: str, num_classes: int) -> Labels:
-    """The targets of a record for a task; raises CorruptImage for files that are broken or name unknown classes."""
+    """The targets of a record (with its size) for a task.
+
+    Raises CorruptImage for files that are broken, of another size than the image, or name unknown classes.
+    """
     if task == "instance":
         annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
         pairs = tuple((a["segmentation"], a["category_id"]) for a in annotations if a.get("segmentation"))
