@@ -7,6 +7,7 @@ something a template has to remember. LaTeX templates use ``<< … >>`` and ``<%
 import csv as csv_module
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
@@ -58,7 +59,7 @@ def _latex() -> jinja2.Environment:
         comment_end_string="#>",
     )
     env.globals.update(cell=_latex_cell, tick=_latex_tick, seeds=text.seeds, marks=marks, slug=escape.slug, keys=macro_values)
-    env.globals.update(spans=_latex_spans, comment=_latex_comment)
+    env.globals.update(spans=_latex_spans, comment=_latex_comment, key=_latex_key)
     return env
 
 
@@ -172,17 +173,25 @@ def _latex_comment(value: object) -> Safe:
     return Safe(" ".join(escape.clean(value).split()))
 
 
+def _latex_key(key: str) -> Safe:
+    """A macro's key as it is: slugs and metric names only (letters, digits, dots, hyphens), refused otherwise."""
+    if not re.fullmatch(r"[A-Za-z0-9.-]+", key):
+        raise ValueError(f"not a macro key: {key!r}")
+    return Safe(key)
+
+
 def macro_values(table: Table) -> list[tuple[str, str]]:
     """(key, text) of every number: ``row.metric``, ``row.metric.std``, ``.n``, ``.delta``."""
     found: list[tuple[str, str]] = []
     for row in table.rows:
         for cell, column in zip(row.cells, table.columns, strict=True):
-            found += [(f"{escape.slug(table.name)}.{escape.slug(row.name)}.{key}", value) for key, value in _values(cell, column)]
+            prefix = f"{escape.slug(table.name)}.{escape.slug(row.name)}"
+            found += [(f"{prefix}.{key}", value) for key, value in _values(cell, column)]
     return found
 
 
 def _values(cell: Cell, column: Column) -> list[tuple[str, str]]:
-    key = column.key
+    key = column.key.replace("_", "-")
     if cell.kind is not Kind.VALUE:
         return [(key, "[not available]"), (f"{key}.n", str(cell.n))]
     values = [(key, text.mean(cell, column)), (f"{key}.n", str(cell.n))]

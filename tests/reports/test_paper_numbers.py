@@ -1,0 +1,175 @@
+"""Published numbers: the file is validated, the verdicts are those of the statistics, and mini is never compared."""
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mpformer.errors import UserError
+from reports import paper_numbers
+from reports.collect import SuiteReport
+from reports.paper_numbers import FIELDS, Number, beside, outside, read, schedule_name
+
+Gather = Callable[..., SuiteReport]
+LINE = dict.fromkeys(FIELDS, "") | {
+    "table": "Table 1", "page": "5", "dataset": "coco", "task": "panoptic", "backbone": "R50", "schedule": "50ep", "row": "MP-Former",
+    "metric": "AP", "kind": "value", "value": "15.6", "tolerance": "3", "source": "a paper", "how_sure": "verbatim",
+}  # fmt: skip
+SHARED = Path(__file__).parents[3] / "shared" / "reference" / "published_numbers.csv"
+
+
+def number(**changes: object) -> Number:
+    fields = {key: value for key, value in LINE.items() if key not in ("value", "tolerance")}
+    return replace(Number(line=2, value=15.6, words="", tolerance=3.0, **fields), **changes)  # type: ignore[arg-type]
+
+
+def paper_report(gather: Gather) -> SuiteReport:
+    """The headline suite as if it had run at the paper's scale on COCO with R50 for 50 epochs."""
+    report = gather("headline")
+    for view in report.views:
+        config = view.record["config"]
+        config["dataset"]["name"] = "coco"
+        config["schedule"] |= {"max_iter": 368750, "batch_size": 16}
+        config["model"]["backbone"] |= {"depth": 50, "res2_channels": 256}
+    return replace(report, table=replace(report.table, scale="paper", dataset="coco"))
+
+
+def write(path: Path, *lines: dict[str, str]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(lines)
+    return path
+
+
+def test_the_committed_file_is_valid_and_says_how_sure() -> None:
+    found = read()
+    assert len(found) > 90
+    assert all(n.source and n.how_sure for n in found)
+    abstract = [(n.dataset, n.task, n.metric, n.value) for n in found if n.table == "abstract" and n.kind == "delta"]
+    assert abstract == [("cityscapes", "instance", "AP", 2.3), ("cityscapes", "semantic", "mIoU", 1.6)]
+    assert all(n.tolerance is not None for n in found if n.kind == "delta")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/reference/published_numbers.csv")
+def test_the_committed_file_holds_every_known_number() -> None:
+    known = [line["value"].lstrip("+").rstrip("M") for line in csv.DictReader(SHARED.open())]
+    ours = [n.words if n.value is None else n.value for n in read()]
+    assert len(known) == len(ours)
+    for given, mine in zip(known, ours, strict=True):
+        assert mine == given if isinstance(mine, str) else mine == float(given)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "guess"}, "line 2: unknown kind 'guess'; valid: value, delta, claim"),
+        ({"value": "about 40"}, "line 2: value 'about 40' is not a number"),
+        ({"tolerance": "-1"}, "line 2: tolerance -1 is negative"),
+        ({"source": ""}, "line 2: source is empty; write `not stated`"),
+        ({"task": "detection"}, "line 2: unknown task 'detection'; valid: instance"),
+        ({"dataset": "lvis"}, "line 2: unknown dataset 'lvis'; valid: coco"),
+    ],
+)
+def test_a_bad_line_is_one_clear_message(tmp_path: Path, change: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        read(write(tmp_path / "numbers.csv", LINE | change))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_header_and_a_missing_field_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("table,page\n1,2\n")
+    with pytest.raises(UserError, match="the header must be: table,page,dataset"):
+        read(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text(",".join(FIELDS) + "\nTable 1,5,coco\n")
+    with pytest.raises(UserError, match="line 2: needs 15 fields"):
+        read(tmp_path / "b.csv")
+    with pytest.raises(UserError, match="cannot read the published numbers"):
+        read(tmp_path / "absent.csv")
+
+
+def test_mini_compares_directions_only(gather: Gather) -> None:
+    published, note = beside(gather("headline"), [*read(), number(dataset="coco")])
+    assert "not the paper's setting" in note
+    assert [(p.metric, p.kind, p.verdict) for p in published] == [
+        ("AP", "delta", "same direction (direction only)"),
+        ("mIoU", "delta", "same direction (direction only)"),
+    ]
+    assert all(p.difference == "—" for p in published)
+
+
+def test_opposite_direction_and_no_significance_are_said(gather: Gather) -> None:
+    published, _ = beside(gather("headline", "nuclei"), [number(kind="delta", value=-2.0)])
+    assert published[0].verdict == "opposite direction (direction only)"
+    assert "not established" in published[0].why
+
+
+def test_verdicts(gather: Gather) -> None:
+    report = paper_report(gather)
+    kinds = {}
+    for value, tolerance in ((15.6, 9.0), (15.6, 0.1), (60.0, 1.0), (15.6, None)):
+        (item,), _ = beside(report, [number(value=value, tolerance=tolerance)])
+        kinds[value, tolerance] = item.verdict
+    assert list(kinds.values()) == ["within", "underpowered", "outside", "not comparable"]
+
+
+def test_deltas_are_compared_with_deltas(gather: Gather) -> None:
+    (item,), _ = beside(paper_report(gather), [number(kind="delta", value=2.3, tolerance=5.0)])
+    assert item.verdict == "within"
+    assert item.published == "+2.3"
+    assert item.ours.startswith("+2.3")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"schedule": "12ep"}, "schedule 12ep, ours 50ep"),
+        ({"backbone": "Swin-L"}, "backbone Swin-L, ours R50"),
+        ({"backbone": "not stated"}, "backbone not stated, ours R50"),
+        ({"variant": "multi-scale and flip"}, "multi-scale and flip"),
+    ],
+)
+def test_other_settings_are_not_comparable(gather: Gather, change: dict[str, str], reason: str) -> None:
+    (item,), _ = beside(paper_report(gather), [number(**change)])
+    assert item.verdict == "not comparable"
+    assert reason in item.why
+    assert item.difference == "—"
+
+
+def test_unstated_schedule_of_a_difference_is_a_caveat(gather: Gather) -> None:
+    (item,), _ = beside(paper_report(gather), [number(kind="delta", value=2.3, tolerance=5.0, schedule="not stated")])
+    assert item.verdict == "within"
+    assert "the source does not state its schedule; ours is 50ep" in item.why
+
+
+def test_other_datasets_rows_and_columns_do_not_concern_a_table(gather: Gather) -> None:
+    others = [number(dataset="ade20k"), number(row="Mask DINO"), number(metric="GFLOPs"), number(task="semantic")]
+    published, note = beside(paper_report(gather), others)
+    assert published == ()
+    assert "No published number" in note
+
+
+def test_claims_are_shown_in_words(gather: Gather) -> None:
+    (item,), _ = beside(paper_report(gather), [number(kind="claim", metric="any", value=None, words="outperforms")])
+    assert (item.published, item.verdict) == ("outperforms", "claim")
+
+
+def test_outside_is_what_the_check_fails_on(gather: Gather) -> None:
+    report = paper_report(gather)
+    published, _ = beside(report, [number(value=60.0, tolerance=1.0), number(value=15.6, tolerance=9.0)])
+    lines = outside([("headline@paper", published)])
+    assert len(lines) == 1
+    assert lines[0].startswith("headline@paper: MP-Former, AP (value): ours 15.7 (n = 3), published 60.0")
+
+
+def test_schedule_names() -> None:
+    assert schedule_name("coco", {"max_iter": 368750, "batch_size": 16}) == "50ep"
+    assert schedule_name("cityscapes", {"max_iter": 90000, "batch_size": 16}) == "90k"
+
+
+def test_family_of_a_row_is_its_preset() -> None:
+    assert paper_numbers.family({"mp_queries": False, "query_position": True}) == "Mask2Former"
+    assert paper_numbers.family({"mp_queries": True, "point_noise": 0.7}) == ""

@@ -1,0 +1,212 @@
+"""Templates against committed texts, escaping in every format, and LaTeX that compiles.
+
+After a wanted change: `MPFORMER_UPDATE_GOLDEN=1 pytest tests/reports/test_render.py`, then read the difference.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from reports import escape, site, text
+from reports.build import _with_published
+from reports.collect import SuiteReport
+from reports.model import Cell, Column, Delta, Kind
+from reports.render import macro_values, marks, render
+
+GOLDEN = Path(__file__).parent / "golden"
+Gather = Callable[..., SuiteReport]
+HOSTILE = "<script>alert(1)</script> \\input{/etc/passwd} ${PATH} | a_b \x1b[31mred {{ 7*7 }} <<7*7>> %x &amp; `id` ~ ^ #"
+COLUMN = Column("AP", "AP", "Instance", "AP: x.")
+
+
+def golden(name: str, content: str) -> None:
+    path = GOLDEN / name
+    if os.environ.get("MPFORMER_UPDATE_GOLDEN"):
+        GOLDEN.mkdir(exist_ok=True)
+        path.write_text(content)
+    assert content == path.read_text()
+
+
+@pytest.mark.parametrize("form", ["md", "tex", "macros", "csv", "json"])
+@pytest.mark.parametrize(("suite", "dataset"), [("headline", None), ("components", None), ("headline", "nuclei")])
+def test_template(gather: Gather, suite: str, dataset: str | None, form: str) -> None:
+    report = _with_published(gather(suite, dataset))
+    golden(f"{report.table.name}.{'macros.tex' if form == 'macros' else form}", render(report.table, form))
+
+
+def test_page_template(gather: Gather, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "stamp", lambda: "made at a fixed time")
+    page = site.suite_page(_with_published(gather("headline", "nuclei")), (), None)
+    golden("headline@mini+nuclei.html", page)
+
+
+def hostile(report: SuiteReport) -> SuiteReport:
+    """Everything that a run or a person can name is hostile."""
+    cells = (Cell(Kind.MISSING, reason=HOSTILE, short=HOSTILE),) * len(report.table.columns)
+    rows = tuple(replace(row, label=HOSTILE, name=HOSTILE + str(i), note=HOSTILE, cells=cells) for i, row in enumerate(report.table.rows))
+    notes = tuple(replace(note, text=HOSTILE) for note in report.table.footnotes)
+    published = tuple(replace(p, row=HOSTILE, why=HOSTILE, source=HOSTILE, where=HOSTILE) for p in report.table.published)
+    table = replace(report.table, title=HOSTILE, caption=HOSTILE, rows=rows, footnotes=notes, dataset=HOSTILE, published=published)
+    return replace(report, table=table)
+
+
+@pytest.fixture
+def attacked(gather: Gather) -> SuiteReport:
+    return hostile(_with_published(gather("headline")))
+
+
+def test_markdown_shows_hostile_text_as_text(attacked: SuiteReport) -> None:
+    content = render(attacked.table, "md")
+    assert "<script" not in content
+    assert "\x1b" not in content
+    assert "&lt;script&gt;" in content
+    assert r"\$\{PATH\}" in content
+    rows = [line for line in content.splitlines() if line.startswith("| &lt;script")]
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in rows if "delta" not in line}
+    assert widths == {len(attacked.table.columns) + 3}  # no cell of a row broke out of its column
+
+
+def test_latex_shows_hostile_text_as_text(attacked: SuiteReport) -> None:
+    for form in ("tex", "macros"):
+        content = render(attacked.table, form)
+        assert not re.search(r"^[^%\n]*\\input", content, flags=re.MULTILINE)
+        assert "\x1b" not in content
+    content = render(attacked.table, "tex")
+    assert r"\textbackslash{}input\{/etc/passwd\} \$\{PATH\}" in content
+    assert "49" not in content.replace("-49", "")  # no template ran inside a value
+
+
+def test_html_shows_hostile_text_as_text(attacked: SuiteReport) -> None:
+    page = site.suite_page(attacked, (), None) + site.index_page([(attacked.table, "x")])
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "\x1b" not in page
+    assert page.count("<script>") == 2  # the two pages' own
+
+
+def test_html_log_and_diff_are_text(gather: Gather) -> None:
+    page = site.suite_page(gather("headline"), (), None)
+    assert "+a = 2  # &lt;/pre&gt;&lt;script&gt;alert(2)&lt;/script&gt;" in page
+    assert "\u241b[1miteration 80" in page
+    assert page.count("<script>") == 1
+
+
+def test_script_is_allowed_by_its_hash_alone(gather: Gather) -> None:
+    page = site.suite_page(gather("headline", "nuclei"), (), None)
+    script = re.search(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    assert script is not None
+    assert f"script-src '{site.script_hash(script[1])}'" in page
+    assert "default-src 'none'" in page
+    assert not re.search(r"\son[a-z]+=", page)
+
+
+def test_csv_is_inert_and_readable(attacked: SuiteReport, gather: Gather) -> None:
+    lines = list(csv.DictReader(io.StringIO(render(gather("components").table, "csv"))))
+    assert len(lines) == 25
+    assert lines[5]["label"] == "'+ MP queries, first layer"  # a spreadsheet would run a leading +
+    assert float(lines[0]["mean"]) > 10
+    assert "\x1b" not in render(attacked.table, "csv")
+
+
+def test_json_is_the_whole_model(gather: Gather) -> None:
+    table = gather("headline").table
+    content = json.loads(render(table, "json"))
+    assert content["name"] == "headline@mini"
+    assert content["rows"][1]["cells"][0]["delta"]["n"] == 3
+    assert len(content["rows"][0]["cells"][0]["values"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(1.25, "+1.2"), (-1.25, "−1.2"), (0.04, "±0.0"), (-0.04, "±0.0"), (12.0, "+12.0")]
+)
+def test_signed(value: float, shown: str) -> None:
+    assert text.signed(value, 1) == shown
+
+
+def test_significance_needs_three_pairs_and_holm() -> None:
+    assert not text.significant(Delta(5.0, 2, p=0.001, p_holm=0.001))
+    assert not text.significant(Delta(5.0, 3, 1, 9, p=0.01, p_holm=None))
+    assert text.significant(Delta(5.0, 3, 1, 9, p=0.01, p_holm=0.02))
+    assert text.interval(Delta(1.0, 1), 1) == "n = 1 pair, no significance"
+
+
+def test_change_follows_the_direction_of_the_metric() -> None:
+    cell = Cell(Kind.VALUE, 1.0, delta=Delta(1.0, 3))
+    assert text.change(cell, COLUMN) == "better"
+    assert text.change(cell, replace(COLUMN, direction=-1)) == "worse"
+    assert text.change(cell, replace(COLUMN, direction=0)) == "same"
+
+
+def test_row_marks_go_on_after_z(gather: Gather) -> None:
+    table = gather("components").table
+    many = replace(table, rows=tuple(replace(table.rows[1], name=f"r{i}") for i in range(28)))
+    assert list(marks(many).values())[25:] == ["z", "aa", "ab"]
+
+
+def test_macros_give_complete_numbers_only(gather: Gather) -> None:
+    values = dict(macro_values(gather("components").table))
+    assert values["components-mini.mask2former.AP"] == "13.3"
+    assert values["components-mini.mask2former.AP.n"] == "3"
+    assert values["components-mini.guided.AP"] == "[not available]"
+    assert "components-mini.guided.AP.std" not in values
+
+
+def test_slug() -> None:
+    assert escape.slug("<x> a/b..") == "x-a-b"
+    assert escape.slug("\u241b") == "x"
+
+
+needs_tex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (texlive-latex-recommended)")
+
+
+def compile_tex(folder: Path, name: str) -> str:
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", name]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (folder / name).with_suffix(".pdf").stat().st_size > 10_000
+    return done.stdout
+
+
+@needs_tex
+@pytest.mark.parametrize("suite", ["headline", "components"])
+def test_table_compiles_as_it_is(gather: Gather, tmp_path: Path, suite: str) -> None:
+    (tmp_path / "table.tex").write_text(render(_with_published(gather(suite)).table, "tex"))
+    output = compile_tex(tmp_path, "table.tex")
+    assert suite != "headline" or "Overfull" not in output
+
+
+@needs_tex
+def test_hostile_table_compiles_and_reads_nothing(attacked: SuiteReport, tmp_path: Path) -> None:
+    (tmp_path / "table.tex").write_text(render(attacked.table, "tex"))
+    assert "passwd" not in re.sub(r"\s", "", compile_tex(tmp_path, "table.tex"))
+
+
+@needs_tex
+def test_tables_and_macros_compile_by_input(gather: Gather, tmp_path: Path) -> None:
+    for name, suite in (("one", "headline"), ("two", "components")):
+        table = gather(suite).table
+        (tmp_path / f"{name}.tex").write_text(render(table, "tex"))
+        (tmp_path / f"{name}macros.tex").write_text(render(table, "macros"))
+    body = r"\input{one}\input{two}\input{onemacros} AP is \mpnum{headline-mini.mp-former.AP} (\mpnum{headline-mini.mp-former.AP.delta})."
+    preamble = r"\documentclass{article}\usepackage{booktabs}\usepackage{graphicx}"
+    (tmp_path / "paper.tex").write_text(rf"{preamble}\begin{{document}}{body}\end{{document}}")
+    compile_tex(tmp_path, "paper.tex")
+
+
+@needs_tex
+def test_unknown_macro_is_an_error(gather: Gather, tmp_path: Path) -> None:
+    (tmp_path / "m.tex").write_text(render(gather("headline").table, "macros"))
+    (tmp_path / "p.tex").write_text(r"\documentclass{article}\begin{document}\input{m}\mpnum{nothing}\end{document}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "p.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=300)
+    assert done.returncode != 0
+    assert "No number `nothing'" in done.stdout
