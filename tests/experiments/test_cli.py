@@ -71,7 +71,7 @@ SHORT = ("--set", "schedule.max_iter=12")
         (["plan", "headline", "--scale", "big"], "unknown scale 'big'; valid: mini"),
         (["suites", "--dataset", "imagenet"], "unknown dataset at scale 'mini' 'imagenet'; valid: shapes, nuclei"),
         (["launch", "headline", "--dataset", "nuclei"], "mpformer data prepare nuclei SRC"),
-        (["launch", "headline", "--inline"], "--inline executes one run, this is 6"),
+        (["launch", "headline", "--inline"], "--inline executes one run, this is 2"),
         (["status", "headline"], "unknown launched suite 'headline@mini on shapes'; valid: none yet"),
         (["logs", "nothing"], "unknown run 'nothing'; runs: none yet"),
         (["void", "nothing", "--reason", "x"], "unknown run 'nothing'"),

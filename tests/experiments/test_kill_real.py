@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -175,3 +176,16 @@ def test_a_non_finite_loss_fails_the_run_as_nan(data: Path, tiny: Plan, tmp_path
     (state,) = launching.snapshot(plan, store)
     assert state.label == "FAILED(nan)"
     assert "non-finite loss at iteration" in state.detail
+
+
+def test_a_corrupted_image_fails_the_run_as_data(data: Path, tiny: Plan, tmp_path: Path) -> None:
+    damaged = tmp_path / "datasets"
+    shutil.copytree(data, damaged)
+    for image in damaged.glob("shapes/*/train/*.png"):
+        image.write_bytes(image.read_bytes()[:200])
+    store = Store(tmp_path / "store")
+    watching.follow(tiny, store, launch(tiny, store, damaged, width=ONE), Console(file=io.StringIO()))
+    (state,) = launching.snapshot(tiny, store)
+    assert state.label == "FAILED(data)", _log(tiny, store)
+    assert ".png" in state.detail
+    _finish(tiny, store, data)  # with the dataset mended, launching again is all it takes

@@ -65,7 +65,8 @@ def test_every_suite_resolves_and_its_rows_differ(name: str, dataset: str, tmp_p
     if all(row.not_applicable for row in suite.rows("mini", dataset)):
         pytest.skip("no row applies")
     plan = make(Request(name, dataset=dataset), tmp_path)
-    assert len(plan.unique) == len(plan.runs) == sum(not row.not_applicable for row in plan.rows) * 3
+    applicable = sum(not row.not_applicable for row in plan.rows)
+    assert len(plan.unique) == len(plan.runs) == applicable * len(suite.seeds["mini"])
     keys = {key for row in plan.rows for key in row.changes}
     assert not {key for key in keys if key.startswith(("runtime.", "evaluation."))}
 
@@ -155,7 +156,18 @@ def test_missing_data_is_said_with_its_remedy(tmp_path: Path) -> None:
 
 def test_missing_initial_weights_are_said(data_root: Path) -> None:
     plan = make(Request("headline", overrides=(("model.init_weights", "/nowhere/r50.pkl"),)), data_root)
-    assert plan.missing == ("initial weights /nowhere/r50.pkl are not there",)
+    assert "initial weights /nowhere/r50.pkl are not there; put the file at" in plan.missing[0]
+
+
+def test_initial_weights_enter_the_id_by_their_checksum_not_their_place(data_root: Path, tmp_path: Path) -> None:
+    (data_root / "weights").mkdir()
+    for place in (tmp_path / "r50.pkl", data_root / "weights" / "r50.pkl"):
+        place.write_bytes(b"weights")
+    names = (str(tmp_path / "r50.pkl"), "detectron2://somewhere/r50.pkl", "")
+    ids = [make(Request("headline", overrides=(("model.init_weights", n),)), data_root).runs[0].run_id for n in names]
+    assert ids[0] == ids[1] != ids[2]
+    (data_root / "weights" / "r50.pkl").write_bytes(b"other weights")
+    assert make(Request("headline", overrides=(("model.init_weights", names[1]),)), data_root).runs[0].run_id != ids[1]
 
 
 def test_estimates_are_declared_until_a_run_has_measured(plan: planning.Plan, store: Store) -> None:
@@ -182,7 +194,7 @@ def test_a_record_gains_rows_and_seeds_and_keeps_another_setting_aside(data_root
     assert record["rows"][0]["toggles"]["mp_queries"] is False
     planning.write_record(make(Request("headline"), data_root), store, "c")
     record = read_json(path)
-    assert [len(row["runs"]) for row in record["rows"]] == [3, 3]
+    assert [len(row["runs"]) for row in record["rows"]] == [1, 1]
     assert record["overrides"] == {}
     assert len(list((path.parent / "earlier").glob("headline@mini-*.json"))) == 1
     assert [r["suite"] for r in store.suite_records()] == ["headline"]
