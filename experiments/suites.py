@@ -31,7 +31,7 @@ def _needs_classes(dataset: str, why: str) -> str:
 
 @suite(title="Mask2Former against MP-Former", baseline="mask2former", seeds={"mini": (0,), "paper": (0, 1, 2)})
 def headline(scale: str, dataset: str) -> Iterator[Row]:
-    """Mask piloting as the paper has it, position embeddings and schedule equal; at scale mini one seed, to be quick."""
+    """Mask piloting as the paper has it, position embeddings and schedule equal; at scale mini with one seed."""
     yield _BASELINE
     yield Row("mp-former", "MP-Former", _MP_FORMER)
 
