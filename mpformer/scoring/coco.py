@@ -1,4 +1,7 @@
-"""COCO's average precision of instance masks: pycocotools is recorded, hotcoco serves evaluation during training."""
+"""COCO's average precision of instance masks: pycocotools is recorded, hotcoco serves evaluation during training.
+
+hotcoco matches each few images as they come, so that a scorer for every decoder layer holds no masks.
+"""
 
 import contextlib
 import io
@@ -16,6 +19,8 @@ from mpformer.data.validation import GroundTruth
 COCO_AREAS = (32**2, 96**2)
 #: detections of one image and class that COCO looks at
 MAX_DETECTIONS = 100
+#: images that wait to be matched together by hotcoco
+_IMAGES_AT_A_TIME = 32
 _SIZES = ("all", "small", "medium", "large")
 _KEYS = {"AP": (None, 0), "AP50": (0, 0), "AP75": (5, 0), "APs": (None, 1), "APm": (None, 2), "APl": (None, 3)}
 
@@ -28,7 +33,11 @@ def area_ranges(size_areas: tuple[int, int] | None) -> list[list[float]]:
 
 @dataclass
 class InstanceScorer:
-    """Collects detections and ground truth in memory; ``categories`` are the thing classes (model's class indices)."""
+    """Takes detections and ground truth image by image; ``categories`` are the thing classes (model's class indices).
+
+    ``images``, ``annotations`` and ``detections`` are what has not been matched yet: everything for pycocotools, the
+    last few images for hotcoco.
+    """
 
     categories: Sequence[int]
     size_areas: tuple[int, int] | None = None
@@ -36,24 +45,39 @@ class InstanceScorer:
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     detections: list[dict[str, Any]] = field(default_factory=list)
+    _stream: Any = None
+    _seen: list[int] = field(default_factory=list)
+    _annotated: int = 0
+    _evaluation: "InstanceEvaluation | None" = None
 
     def add(self, instances: Any, truth: GroundTruth) -> None:
         """Add one image: detectron2 Instances with pred_masks (n, H, W), scores (n,), pred_classes (n,)."""
-        self.images.append({"id": truth.image_id, "height": truth.height, "width": truth.width})
-        for annotation in truth.annotations or ():
-            self.annotations.append(self._annotation(annotation, truth))
         classes, scores = (_numpy(getattr(instances, k)).tolist() for k in ("pred_classes", "scores"))
-        for category, score, rle in zip(classes, scores, encode_masks(_numpy(instances.pred_masks)), strict=True):
-            self.detections.append(
+        encoded = encode_masks(_numpy(instances.pred_masks))
+        self.add_encoded(
+            [
                 {"image_id": truth.image_id, "category_id": category + 1, "score": score, "segmentation": rle}
-            )
+                for category, score, rle in zip(classes, scores, encoded, strict=True)
+            ],
+            truth,
+        )
+
+    def add_encoded(self, detections: list[dict[str, Any]], truth: GroundTruth) -> None:
+        """Add one image whose detections are COCO results already; ``category_id`` is the class index + 1."""
+        if self.fast and len(self.images) >= _IMAGES_AT_A_TIME:
+            self._match()
+        self._seen.append(truth.image_id)
+        self.images.append({"id": truth.image_id, "height": truth.height, "width": truth.width})
+        self.annotations += [self._annotation(a, truth) for a in truth.annotations or ()]
+        self.detections += detections
 
     def _annotation(self, annotation: Mapping[str, Any], truth: GroundTruth) -> dict[str, Any]:
         from pycocotools import mask as coco
 
         rle = to_rle(annotation["segmentation"], truth.height, truth.width)
+        self._annotated += 1
         return {
-            "id": len(self.annotations) + 1,
+            "id": self._annotated,
             "image_id": truth.image_id,
             "category_id": annotation["category_id"] + 1,
             "iscrowd": int(annotation.get("iscrowd", 0)),
@@ -63,16 +87,59 @@ class InstanceScorer:
         }
 
     def evaluate(self) -> "InstanceEvaluation":
-        """Match detections and ground truth."""
-        dataset = {
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": [{"id": c + 1, "name": str(c)} for c in self.categories],
-        }
-        run = _hotcoco if self.fast else _pycocotools
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluator = run(dataset, self.detections, area_ranges(self.size_areas))
-        return InstanceEvaluation(evaluator, [i["id"] for i in self.images], len(self.categories))
+        """Match detections and ground truth; nothing can be added afterwards."""
+        if self._evaluation is None:
+            with contextlib.redirect_stdout(io.StringIO()):
+                evaluator = self._streamed() if self.fast else self._pycocotools()
+                evaluator.accumulate()
+            self._evaluation = InstanceEvaluation(evaluator, tuple(self._seen), len(self.categories))
+        return self._evaluation
+
+    def _categories(self) -> list[dict[str, Any]]:
+        return [{"id": c + 1, "name": str(c)} for c in self.categories]
+
+    def _match(self) -> None:
+        """Hand the waiting images to hotcoco and forget them."""
+        import hotcoco
+
+        if self._stream is None:
+            params = _configured(hotcoco.Params("segm"), self.size_areas)
+            self._stream = hotcoco.StreamingEval(self._categories(), "segm", params=params)
+        known = {c + 1 for c in self.categories}
+        scored = [d for d in self.detections if d["category_id"] in known]
+        self._stream.update(self.images, self.annotations, scored)
+        self.images, self.annotations, self.detections = [], [], []
+
+    def _streamed(self) -> Any:
+        self._match()
+        return self._stream.finalize()
+
+    def _pycocotools(self) -> Any:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        truth = COCO()
+        images = {"images": self.images, "categories": self._categories(), "info": {}}
+        truth.dataset = {**images, "annotations": self.annotations}
+        truth.createIndex()
+        if self.detections:
+            found = truth.loadRes(self.detections)
+        else:  # loadRes([]) raises IndexError
+            found = COCO()
+            found.dataset = {**images, "annotations": []}
+            found.createIndex()
+        evaluator = COCOeval(truth, found, "segm")
+        _configured(evaluator.params, self.size_areas)
+        evaluator.evaluate()
+        return evaluator
+
+
+def _configured(params: Any, size_areas: tuple[int, int] | None) -> Any:
+    """Set the area ranges and limits in either package's parameters."""
+    params.areaRng = area_ranges(size_areas)
+    params.areaRngLbl = list(_SIZES)
+    params.maxDets = [1, 10, MAX_DETECTIONS]
+    return params
 
 
 @dataclass(frozen=True)
@@ -121,39 +188,6 @@ def _columns(cells: list[Any]) -> dict[str, Any]:
         "gt_category": [c["category_id"] - 1 for c in cells for _ in c["gtIgnore"]],
         "gt_ignore": [bool(i) for c in cells for i in c["gtIgnore"]],
     }
-
-
-def _pycocotools(dataset: dict[str, Any], detections: list[dict[str, Any]], areas: list[list[float]]) -> Any:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    truth = COCO()
-    truth.dataset = {**dataset, "info": {}}
-    truth.createIndex()
-    if detections:
-        found = truth.loadRes(detections)
-    else:  # loadRes([]) raises IndexError
-        found = COCO()
-        found.dataset = {**dataset, "annotations": []}
-        found.createIndex()
-    return _evaluated(COCOeval(truth, found, "segm"), areas)
-
-
-def _hotcoco(dataset: dict[str, Any], detections: list[dict[str, Any]], areas: list[list[float]]) -> Any:
-    import hotcoco
-
-    truth = hotcoco.COCO(dataset)
-    found = truth.load_res(detections) if detections else hotcoco.COCO({**dataset, "annotations": []})
-    return _evaluated(hotcoco.COCOeval(truth, found, "segm"), areas)
-
-
-def _evaluated(evaluator: Any, areas: list[list[float]]) -> Any:
-    evaluator.params.areaRng = areas
-    evaluator.params.areaRngLbl = list(_SIZES)
-    evaluator.params.maxDets = [1, 10, MAX_DETECTIONS]
-    evaluator.evaluate()
-    evaluator.accumulate()
-    return evaluator
 
 
 def encode_masks(masks: NDArray[Any]) -> list[dict[str, Any]]:

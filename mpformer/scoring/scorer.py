@@ -33,10 +33,14 @@ class SegmentationScorer:
         self._per_image: dict[int, dict[str, Any]] = {}
 
     def add(self, prediction: Mapping[str, Any], truth: GroundTruth) -> None:
-        """Add one image: "instances", "panoptic_seg" and "sem_seg", as far as they are scored, at original size."""
+        """Add one image: "instances", "panoptic_seg" and "sem_seg", as far as they are scored, at original size.
+
+        "instances" may be a list of COCO results too (see :meth:`mpformer.scoring.coco.InstanceScorer.add_encoded`).
+        """
         self._image_ids.append(truth.image_id)
         if self.instance:
-            self.instance.add(prediction["instances"], truth)
+            found = prediction["instances"]
+            (self.instance.add_encoded if isinstance(found, list) else self.instance.add)(found, truth)
         if self.panoptic:
             self.panoptic.add(prediction["panoptic_seg"], truth)
         if self.semantic:
