@@ -42,7 +42,9 @@ def build(
     try:
         return _write_all(reports, base, formats, overview=not suites)
     except OSError as error:
-        raise UserError(f"cannot write the report to {base}: {error.strerror or error}; choose another with --out") from error
+        raise UserError(
+            f"cannot write the report to {base}: {error.strerror or error}; choose another with --out"
+        ) from error
 
 
 def gather(
@@ -74,7 +76,12 @@ def check(
     """
     reports = gather(suites, root, scale, dataset)
     named = [(report.table.name, report.table.published) for report in reports]
-    others = [clean(f"{name}: {item.row}, {item.metric}: {item.verdict}") for name, items in named for item in items if item.verdict != "outside"]
+    others = [
+        clean(f"{name}: {item.row}, {item.metric}: {item.verdict}")
+        for name, items in named
+        for item in items
+        if item.verdict != "outside"
+    ]
     empty = [f"{name}: no published number to check against" for name, items in named if not items]
     return [clean(line) for line in paper_numbers.outside(named)], others + empty
 
@@ -94,7 +101,9 @@ def _write(report: SuiteReport, folder: Path, formats: Sequence[str], overview: 
     downloads = [(_LABELS[form], FILES[form]) for form in formats if form in FILES]
     index = "../index.html" if overview else ""
     gallery = site.find_gallery(report)
-    drawn = suite_figures(report, gallery.cases if gallery else (), gallery.names if gallery else (), folder / "figures")
+    drawn = suite_figures(
+        report, gallery.cases if gallery else (), gallery.names if gallery else (), folder / "figures"
+    )
     written += [folder / "figures" / name for figure in drawn for name in figure.files]
     page = site.suite_page(report, drawn, gallery, downloads=downloads, index_link=index)
     return [*written, _save(folder / "index.html", page)]
@@ -108,4 +117,3 @@ def _save(path: Path, content: str) -> Path:
 def build_report(suites: Sequence[str], root: Path, scale: str, dataset: str | None, out: Path | None) -> list[Path]:
     """:func:`build` with positional arguments."""
     return build(suites, root, scale=scale, dataset=dataset, out=out)
-

@@ -75,7 +75,9 @@ def hardware(provenance: Mapping[str, Any]) -> str:
     if gpus:
         return f"{len(gpus)} × {gpus[0]}"
     processor, threads = provenance.get("processor") or "", provenance.get("threads")
-    return f"{processor}, {threads} thread{'' if threads == 1 else 's'} a run" if processor and threads else str(processor)
+    return (
+        f"{processor}, {threads} thread{'' if threads == 1 else 's'} a run" if processor and threads else str(processor)
+    )
 
 
 def _seeds(table: Table) -> str:
@@ -121,5 +123,3 @@ def _significance(table: Table) -> str:
 
 def _commit(table: Table) -> str:
     return f"Code: {', '.join(table.commits)}." if table.commits else ""
-
-

@@ -319,7 +319,9 @@ def _table(
 def _warnings(commits: Sequence[str]) -> tuple[str, ...]:
     if len(commits) < 2:
         return ()
-    return (f"† mixed commits: the numbers come from {len(commits)} versions of the code; † marks cells that average over them.",)
+    return (
+        f"† mixed commits: the numbers come from {len(commits)} versions of the code; † marks cells that average over them.",
+    )
 
 
 def _progress(views: Sequence[RunView]) -> tuple[tuple[str, int], ...]:

@@ -26,7 +26,17 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 7
 SUFFIXES = ("svg", "pdf", "png", "csv")
-_LAYER_MEASURES = ("mIoU-L", "IoU-gt", "Util", "AP", "PQ", "mIoU", "mIoU-L-last", "Util-consecutive", "empty_attention_share")
+_LAYER_MEASURES = (
+    "mIoU-L",
+    "IoU-gt",
+    "Util",
+    "AP",
+    "PQ",
+    "mIoU",
+    "mIoU-L-last",
+    "Util-consecutive",
+    "empty_attention_share",
+)
 _BANDS = "Lines: mean over seeds; bands: 95 % interval of the mean, from three seeds on; the legend gives n."
 
 
@@ -61,7 +71,11 @@ def _plans(report: SuiteReport, cases: Sequence[Case], names: Sequence[str]) -> 
     if not any(row.done for row in report.rows):
         return
     rows = shown_rows(report)
-    few = "" if len(rows) == len(report.rows) else f" Shown: the baseline and the {len(rows) - 1} best rows of {len(report.rows)}."
+    few = (
+        ""
+        if len(rows) == len(report.rows)
+        else f" Shown: the baseline and the {len(rows) - 1} best rows of {len(report.rows)}."
+    )
     yield _layers_plan(rows, few)
     yield _training_plan(report, rows, few)
     yield from _pair_plans(report)
@@ -131,7 +145,11 @@ def _frame(lines: Iterator[tuple[Any, ...]], x: str = "layer") -> "pd.DataFrame"
 def _training_plan(report: SuiteReport, rows: Sequence[RowRuns], few: str) -> Plan:
     labels = _labels(rows)
     primary = report.table.primary
-    score = primary if any(primary in line.get("metrics", {}) for row in rows for v in row.views for line in v.evaluations) else "AP"
+    score = (
+        primary
+        if any(primary in line.get("metrics", {}) for row in rows for v in row.views for line in v.evaluations)
+        else "AP"
+    )
     data = _frame(
         (
             (labels[row.name], view.seed, iteration, measure, value)
@@ -154,7 +172,11 @@ def _training_plan(report: SuiteReport, rows: Sequence[RowRuns], few: str) -> Pl
 
 def _curve(view: RunView, score: str) -> Iterator[tuple[int, str, float]]:
     """Loss and score lines, the loss as means of at most 120 equal blocks."""
-    losses = [(int(line["iteration"]), float(line["loss"])) for line in view.lines if line.get("kind") == "train" and line.get("loss")]
+    losses = [
+        (int(line["iteration"]), float(line["loss"]))
+        for line in view.lines
+        if line.get("kind") == "train" and line.get("loss")
+    ]
     size = max(1, -(-len(losses) // 120))
     for block in (losses[i : i + size] for i in range(0, len(losses), size)):
         yield block[-1][0], "loss", sum(loss for _, loss in block) / len(block)
@@ -196,7 +218,10 @@ def _transitions_plan(found: Mapping[str, Any], seed: str) -> Plan:
 
     matrices = {text: tables.transitions(table) for text, table in found.items()}
     lines = [
-        (text, i, j, float(value)) for text, matrix in matrices.items() for i, line in enumerate(matrix) for j, value in enumerate(line)
+        (text, i, j, float(value))
+        for text, matrix in matrices.items()
+        for i, line in enumerate(matrix)
+        for j, value in enumerate(line)
     ]
     data = pd.DataFrame(lines, columns=["row", "layer", "other_layer", "same_query"])
 

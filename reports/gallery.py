@@ -155,7 +155,11 @@ def _worst(
 ) -> list[tuple[int, int]]:
     per_image = []
     for image_id, by_run in found.items():
-        confident = [(t.drop, -obj) for obj, t in by_run[which].items() if t.final_score >= MIN_SCORE and (image_id, obj) not in taken]
+        confident = [
+            (t.drop, -obj)
+            for obj, t in by_run[which].items()
+            if t.final_score >= MIN_SCORE and (image_id, obj) not in taken
+        ]
         if confident:
             drop, negative = max(confident)
             per_image.append((-drop, image_id, -negative))
@@ -222,7 +226,15 @@ def tile(step: Step, truth: Mask, picture: str, which: int) -> Markup:
         '<svg class="tile q{which}" viewBox="0 0 {w} {h}" role="img" aria-label="layer {layer}">'
         '<use href="#{picture}"/><path class="mask" d="{mask}"/>'
         '<path class="truth under" d="{truth}"/><path class="truth" d="{truth}"/></svg>'
-    ).format(which=which, w=width, h=height, layer=step.layer, picture=picture, mask=fill_path(step.mask), truth=outline_path(truth))
+    ).format(
+        which=which,
+        w=width,
+        h=height,
+        layer=step.layer,
+        picture=picture,
+        mask=fill_path(step.mask),
+        truth=outline_path(truth),
+    )
 
 
 def picture_definition(case: Case, identifier: str) -> Markup:
@@ -259,7 +271,9 @@ def _strip(track: Track | None, name: str, layer: int) -> "analysis.gallery.Stri
     if track is None:
         return None
     shown = {layer - 1, layer, track.steps[-1].layer}
-    frames = [Frame(s.layer, s.mask, s.score, s.class_name, s.iou_previous, s.iou_gt) for s in track.steps if s.layer in shown]
+    frames = [
+        Frame(s.layer, s.mask, s.score, s.class_name, s.iou_previous, s.iou_gt) for s in track.steps if s.layer in shown
+    ]
     return Strip(name, track.query, tuple(frames))
 
 

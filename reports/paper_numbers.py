@@ -59,7 +59,15 @@ class Number:
     def where(self) -> str:
         """Table, page if known, and what the number is of."""
         page = "" if self.page in NOT_STATED else f", page {self.page}"
-        parts = [f"{self.table}{page}", self.dataset, self.task, self.backbone, f"schedule {self.schedule}", self.variant, self.notes]
+        parts = [
+            f"{self.table}{page}",
+            self.dataset,
+            self.task,
+            self.backbone,
+            f"schedule {self.schedule}",
+            self.variant,
+            self.notes,
+        ]
         return "; ".join(part for part in parts if part)
 
 
@@ -126,7 +134,9 @@ def setting(report: SuiteReport, config: Mapping[str, Any]) -> Setting:
         return Setting(report.table.scale, report.table.dataset, "", "", "")
     dataset = config["dataset"]
     schedule = schedule_name(dataset["name"], config["schedule"])
-    return Setting(report.table.scale, dataset["name"], dataset["task"], caption.backbone(config["model"]["backbone"]), schedule)
+    return Setting(
+        report.table.scale, dataset["name"], dataset["task"], caption.backbone(config["model"]["backbone"]), schedule
+    )
 
 
 def schedule_name(dataset: str, schedule: Mapping[str, Any]) -> str:
@@ -141,7 +151,9 @@ def beside(report: SuiteReport, numbers: Sequence[Number]) -> tuple[tuple[Publis
     """The published numbers that concern this table, each with its verdict, and a sentence about them."""
     if report.table.scale != "paper":
         return _directions(report, numbers)
-    found = [_compare(report, row, number) for row in report.rows for number in numbers if _concerns(report, row, number)]
+    found = [
+        _compare(report, row, number) for row in report.rows for number in numbers if _concerns(report, row, number)
+    ]
     note = "Ours against published numbers: *within*, *outside* and *underpowered* by the 95 % interval over seeds."
     none = "No published number of this table's setting is available; the published columns stay empty rather than guessed."
     return tuple(found), note.replace("*", "") if found else none
@@ -202,7 +214,9 @@ def _compare(report: SuiteReport, row: RowRuns, number: Number) -> Published:
     difference = "—" if verdict.kind == "not comparable" else text.signed(mean - number.value, column.decimals)
     ours = text.signed(mean, column.decimals) if number.kind == "delta" else text.number(mean, column.decimals)
     reason = "; ".join(part for part in (verdict.reason, caveat) if part)
-    return _published(number, row, _shown(number, column), f"{ours} (n = {len(values)})", difference, verdict.kind, reason)
+    return _published(
+        number, row, _shown(number, column), f"{ours} (n = {len(values)})", difference, verdict.kind, reason
+    )
 
 
 def _caveat(report: SuiteReport, row: RowRuns, number: Number) -> str:
@@ -233,9 +247,21 @@ def _shown(number: Number, column: Column) -> str:
     return text.signed(number.value, decimals) if number.kind == "delta" else text.number(number.value, decimals)
 
 
-def _published(number: Number, row: RowRuns, shown: str, ours: str, difference: str, verdict: str, why: str) -> Published:
+def _published(
+    number: Number, row: RowRuns, shown: str, ours: str, difference: str, verdict: str, why: str
+) -> Published:
     return Published(
-        row.label, number.metric, number.kind, shown, ours, difference, verdict, why, number.where, number.source, number.how_sure
+        row.label,
+        number.metric,
+        number.kind,
+        shown,
+        ours,
+        difference,
+        verdict,
+        why,
+        number.where,
+        number.source,
+        number.how_sure,
     )
 
 
@@ -243,7 +269,12 @@ def _directions(report: SuiteReport, numbers: Sequence[Number]) -> tuple[tuple[P
     """At another scale than the paper's: published differences, compared in their direction and nothing else."""
     keys = {column.key for column in report.table.columns}
     deltas = [n for n in numbers if n.kind == "delta" and n.metric in keys]
-    found = [_direction(report, row, n) for row in report.rows for n in deltas if row is not report.baseline and _is_row(row, n)]
+    found = [
+        _direction(report, row, n)
+        for row in report.rows
+        for n in deltas
+        if row is not report.baseline and _is_row(row, n)
+    ]
     note = (
         f"Scale {report.table.scale} is not the paper's setting: no number here is compared with a published one. Published differences "
         "are listed for their direction only."
@@ -273,5 +304,3 @@ def outside(tables: Sequence[tuple[str, Sequence[Published]]]) -> list[str]:
         for item in published
         if item.verdict == "outside"
     ]
-
-

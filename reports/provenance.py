@@ -94,7 +94,9 @@ def section(report: SuiteReport, row: RowRuns, view: RunView) -> RunSection:
         tuple(_facts(view)),
         _diff(view),
         json.dumps(view.config, indent=1) if view.config else "",
-        tuple((key, f"{value:.2f}") for key, value in (view.result or {}).get("metrics", {}).items() if value is not None),
+        tuple(
+            (key, f"{value:.2f}") for key, value in (view.result or {}).get("metrics", {}).items() if value is not None
+        ),
     )
 
 

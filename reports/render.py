@@ -58,7 +58,9 @@ def _latex() -> jinja2.Environment:
         comment_start_string="<#",
         comment_end_string="#>",
     )
-    env.globals.update(cell=_latex_cell, tick=_latex_tick, seeds=text.seeds, marks=marks, slug=escape.slug, keys=macro_values)
+    env.globals.update(
+        cell=_latex_cell, tick=_latex_tick, seeds=text.seeds, marks=marks, slug=escape.slug, keys=macro_values
+    )
     env.globals.update(spans=_latex_spans, comment=_latex_comment, key=_latex_key)
     return env
 
@@ -89,7 +91,9 @@ def to_csv(table: Table) -> str:
     writer = csv_module.DictWriter(out, CSV_FIELDS, lineterminator="\n")
     writer.writeheader()
     for row in table.rows:
-        writer.writerows(_csv_line(table, row, cell, column) for cell, column in zip(row.cells, table.columns, strict=True))
+        writer.writerows(
+            _csv_line(table, row, cell, column) for cell, column in zip(row.cells, table.columns, strict=True)
+        )
     return out.getvalue()
 
 
@@ -100,7 +104,13 @@ def _csv_line(table: Table, row: TableRow, cell: Cell, column: Column) -> dict[s
     delta = cell.delta
     numbers = {"mean": cell.mean, "std": cell.std, "n": cell.n, "planned": cell.planned, "best": int(cell.best)}
     if delta is not None:
-        numbers |= {"delta": delta.mean, "delta_low": delta.low, "delta_high": delta.high, "p": delta.p, "p_holm": delta.p_holm}
+        numbers |= {
+            "delta": delta.mean,
+            "delta_low": delta.low,
+            "delta_high": delta.high,
+            "p": delta.p,
+            "p_holm": delta.p_holm,
+        }
     return {key: escape.csv(value) for key, value in (named | words).items()} | numbers
 
 

@@ -57,7 +57,9 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     script = (TEMPLATES / "page.js").read_text()
-    env.globals.update(css=Markup((TEMPLATES / "style.css").read_text()), script=Markup(script), script_hash=script_hash(script))
+    env.globals.update(
+        css=Markup((TEMPLATES / "style.css").read_text()), script=Markup(script), script_hash=script_hash(script)
+    )
     env.globals.update(text=text, slug=slug, tooltip=tooltip, when=when, took=took, primary=primary, json=json.dumps)
     return env
 
@@ -74,7 +76,10 @@ def script_hash(script: str) -> str:
 
 def tooltip(cell: Cell, column: Column) -> str:
     """What a cell says when pointed at: its kind and reason, its seeds, its difference."""
-    parts = [f"{column.label}: {text.mean(cell, column)} {text.spread(cell, column)}".strip(), f"n = {cell.n} of {cell.planned}"]
+    parts = [
+        f"{column.label}: {text.mean(cell, column)} {text.spread(cell, column)}".strip(),
+        f"n = {cell.n} of {cell.planned}",
+    ]
     if cell.kind is not Kind.VALUE:
         parts.append(f"{cell.kind}: {cell.reason}")
     parts += [f"seed {value.seed}: {text.number(value.value, column.decimals + 1)}" for value in cell.values]
@@ -150,7 +155,8 @@ def case_view(case: Case, number: int) -> CaseView:
     layers = max((step.layer + 1 for track in case.tracks if track for step in track.steps), default=0)
     steps = tuple(_by_layer(track.steps if track else (), layers) for track in case.tracks)
     tiles = tuple(
-        tuple(gallery.tile(step, case.truth, identifier, which) if step else "" for step in row) for which, row in enumerate(steps)
+        tuple(gallery.tile(step, case.truth, identifier, which) if step else "" for step in row)
+        for which, row in enumerate(steps)
     )
     return CaseView(case, gallery.picture_definition(case, identifier), steps, tiles)
 

@@ -71,4 +71,8 @@ def interval(difference: Delta, decimals: int) -> str:
     if difference.low is None or difference.high is None or difference.p is None:
         return f"n = {difference.n} pair{'' if difference.n == 1 else 's'}, no significance"
     text = f"95 % interval {signed(difference.low, decimals)} … {signed(difference.high, decimals)}, p = {difference.p:.3g}"
-    return text + (f", after Holm {difference.p_holm:.3g}" if difference.p_holm is not None else "") + f", n = {difference.n}"
+    return (
+        text
+        + (f", after Holm {difference.p_holm:.3g}" if difference.p_holm is not None else "")
+        + f", n = {difference.n}"
+    )

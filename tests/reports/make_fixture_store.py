@@ -21,7 +21,9 @@ HERE = Path(__file__).parent
 LAYERS = 6
 SIDE, GRID = 128, 32
 CREATED = 1795338000.0
-NASTY = "<script>alert(1)</script> \\input{/etc/passwd} ${PATH} | a_b #1 \x1b[31mred\x1b[0m {{ 7*7 }} `x` ](javascript:x)"
+NASTY = (
+    "<script>alert(1)</script> \\input{/etc/passwd} ${PATH} | a_b #1 \x1b[31mred\x1b[0m {{ 7*7 }} `x` ](javascript:x)"
+)
 CLASSES = ("disc", "triangle", "square", "star", "worm", "ring", "stripes", "checks", "dots")
 
 MASK2FORMER: dict[str, Any] = {}
@@ -44,14 +46,20 @@ HEADLINE = (
 COMPONENTS = (
     RowSpec("mask2former", "Mask2Former", MASK2FORMER, 0.0, ("done", "done", "done")),
     RowSpec(
-        "mp-queries", "+ MP queries, first layer", {"mp_queries": True, "guided_layers": "first"}, 1.2, ("done", "done", "oom")
+        "mp-queries",
+        "+ MP queries, first layer",
+        {"mp_queries": True, "guided_layers": "first"},
+        1.2,
+        ("done", "done", "oom"),
     ),
     RowSpec(
-        "guided", "+ every layer guided", {"mp_queries": True, "guided_layers": "every"}, 2.0, ("running", "queued", "planned")
+        "guided",
+        "+ every layer guided",
+        {"mp_queries": True, "guided_layers": "every"},
+        2.0,
+        ("running", "queued", "planned"),
     ),
-    RowSpec(
-        "point-noise", "+ point noise", {"mp_queries": True, "point_noise": 0.2}, 2.6, ("void", "stale", "lost")
-    ),
+    RowSpec("point-noise", "+ point noise", {"mp_queries": True, "point_noise": 0.2}, 2.6, ("void", "stale", "lost")),
     RowSpec("mp-former", NASTY, PAPER, 3.1, ("done", "done", "done")),
 )
 NUCLEI = (
@@ -62,7 +70,11 @@ NUCLEI = (
 
 def config(dataset: str, toggles: dict[str, Any], seed: int) -> Config:
     """A full mini configuration."""
-    data: dict[str, Any] = {"name": dataset, "task": "panoptic" if dataset == "shapes" else "instance", "fingerprint": "0" * 64}
+    data: dict[str, Any] = {
+        "name": dataset,
+        "task": "panoptic" if dataset == "shapes" else "instance",
+        "fingerprint": "0" * 64,
+    }
     if dataset == "shapes":
         data["shapes"] = {}
     panoptic = dataset == "shapes"
@@ -122,7 +134,14 @@ def metrics(run: Run, share: float = 1.0) -> dict[str, float]:
     }
     scores = {"AP": ap, "AP50": ap * 1.9, "AP75": ap * 0.95, "APs": ap * 0.5, "APm": ap * 1.1, "APl": ap * 1.6}
     if run.dataset == "shapes":
-        scores |= {"PQ": ap + 12, "SQ": 74 + run.noise, "RQ": (ap + 12) * 1.3, "PQ_th": ap + 8, "PQ_st": ap + 20, "mIoU": ap + 19}
+        scores |= {
+            "PQ": ap + 12,
+            "SQ": 74 + run.noise,
+            "RQ": (ap + 12) * 1.3,
+            "PQ_th": ap + 8,
+            "PQ_st": ap + 20,
+            "mIoU": ap + 19,
+        }
     return {key: round(float(value), 4) for key, value in (scores | consistency).items()}
 
 
@@ -137,7 +156,10 @@ def layer_numbers(run: Run) -> dict[str, list[float | None]]:
     layers["mIoU-L"] = [None, *[round(float(final["mIoU-L"] * (0.7 + 0.3 * r)), 4) for r in rise[1:]]]
     layers["mIoU-L-last"] = [round(float(100 - (100 - final["mIoU-L-last"]) * 1.6 * (1 - r)), 4) for r in rise]
     layers["Util"] = [round(float(100 - (100 - final["Util"]) * 1.6 * (1 - r)), 4) for r in rise]
-    layers["Util-consecutive"] = [*[round(float(final["Util-consecutive"] * (0.6 + 0.4 * r)), 4) for r in rise[:-1]], None]
+    layers["Util-consecutive"] = [
+        *[round(float(final["Util-consecutive"] * (0.6 + 0.4 * r)), 4) for r in rise[:-1]],
+        None,
+    ]
     layers["IoU-gt"] = [round(float((66 + run.spec.gain) * r), 4) for r in rise]
     layers["empty_pair_share"] = [None, *[round(float(4 * (1 - r)), 4) for r in rise[1:]]]
     layers["empty_attention_share"] = [round(float(20 * (1.05 - r)), 4) for r in rise[:-1]]
@@ -171,7 +193,13 @@ def metric_lines(run: Run, until: int) -> str:
 def provenance(run: Run) -> dict[str, Any]:
     mixed = run.spec.name == "mp-former" and run.seed == 2 and run.dataset == "shapes"
     diff = "--- a/mpformer/x.py\n+++ b/mpformer/x.py\n@@ -1 +1 @@\n-a = 1\n+a = 2  # </pre><script>alert(2)</script>\n"
-    git = {"sha": ("b" if mixed else "a") * 40, "dirty": mixed, "untracked": [], "diff": diff if mixed else "", "diff_truncated": False}
+    git = {
+        "sha": ("b" if mixed else "a") * 40,
+        "dirty": mixed,
+        "untracked": [],
+        "diff": diff if mixed else "",
+        "diff_truncated": False,
+    }
     return {
         "schema": 1, "time": 1795338000.0, "git": git, "command": ["mpformer", "launch", "headline", "--scale", "mini"],
         "host": "laptop-7", "platform": "Linux x86_64", "processor": "8-core laptop CPU", "cores": 8, "python": "3.11.2",
@@ -184,8 +212,18 @@ def attempt(runs: Path, run: Run, number: int, stage: str, outcome: str, events:
     folder = runs / run.run_id / "attempts" / str(number)
     ended = None if outcome == "" else CREATED + 250
     failed = {"failure_class": "oom", "detail": "out of memory at iteration 321"} if outcome == "failed" else {}
-    write(folder / "stage.json", {"stage": stage, "started": CREATED, "ended": ended, "outcome": outcome or None} | failed)
-    claim = {"host": "far-away", "machine": "another", "pid": 1, "born": "1", "token": "t", "job_id": "4711", "time": 1795338000}
+    write(
+        folder / "stage.json", {"stage": stage, "started": CREATED, "ended": ended, "outcome": outcome or None} | failed
+    )
+    claim = {
+        "host": "far-away",
+        "machine": "another",
+        "pid": 1,
+        "born": "1",
+        "token": "t",
+        "job_id": "4711",
+        "time": 1795338000,
+    }
     write(runs / run.run_id / "claims" / str(number), claim)
     if outcome:
         write(runs / run.run_id / "claims" / f"{number}.released", "")
@@ -225,7 +263,9 @@ def make_run(runs: Path, run: Run) -> None:
     eval_id = "instance-000000000000" if run.state == "stale" else run.eval_id
     write(folder / "evals" / eval_id / "result.json", result(run) | {"eval_id": eval_id})
     if run.state == "void":
-        write(folder / "void.json", {"reason": "point noise was drawn once (bug 12)", "time": CREATED, "by": "a person"})
+        write(
+            folder / "void.json", {"reason": "point noise was drawn once (bug 12)", "time": CREATED, "by": "a person"}
+        )
 
 
 def layers_parquet(folder: Path, run: Run, objects: int = 40) -> None:
@@ -293,10 +333,11 @@ def layer_masks(folder: Path, run: Run, images: int) -> None:
         name = f"{image_id}.png"
         picture(objects, rng).save(folder / "layer_masks" / name, optimize=True)  # type: ignore[arg-type]
         write(folder / "layer_masks" / f"{image_id}.json", json.dumps(one_image(image_id, name, objects, steady, run)))  # type: ignore[arg-type]
-    write(
-        folder / "layer_masks" / "index.json",
-        {"schema": 1, "height": GRID, "width": GRID, "images": [{"image_id": i, "record": f"{i}.json"} for i in range(1, images + 1)]},
-    )
+    shared = {"height": GRID, "width": GRID, "objects": 4}
+    listed = [
+        {"image_id": i, "file": f"val/{i}.png", "image": f"{i}.png", "record": f"{i}.json"} | shared for i in range(1, images + 1)
+    ]
+    write(folder / "layer_masks" / "index.json", {"schema": 1, "images": listed})
 
 
 def one_image(image_id: int, name: str, objects: list[Any], steady: bool, run: Run) -> dict[str, Any]:
@@ -308,7 +349,11 @@ def one_image(image_id: int, name: str, objects: list[Any], steady: bool, run: R
         for k, mask in enumerate(truth):
             drift = 0.15 if steady else 0.35
             jump = not steady and layer == 2 + (k + image_id) % 3
-            source = truth[(k + 1) % len(truth)] if jump else np.roll(mask, round((LAYERS - layer) * drift * (1 + k % 2)), axis=k % 2)
+            source = (
+                truth[(k + 1) % len(truth)]
+                if jump
+                else np.roll(mask, round((LAYERS - layer) * drift * (1 + k % 2)), axis=k % 2)
+            )
             if layer == 0:
                 source = np.roll(mask, 4, axis=k % 2) if steady else np.zeros_like(mask)
             q = 3 * k + (1 if steady else 0)
@@ -320,9 +365,18 @@ def one_image(image_id: int, name: str, objects: list[Any], steady: bool, run: R
             )  # fmt: skip
         layers.append({"layer": layer, "queries": queries})
     described = [
-        {"object": k, "class": k, "class_name": CLASSES[k], "thing": True, "rle": encode(mask)} for k, mask in enumerate(truth)
+        {"object": k, "class": k, "class_name": CLASSES[k], "thing": True, "rle": encode(mask)}
+        for k, mask in enumerate(truth)
     ]
-    return {"image_id": image_id, "file": f"val/{image_id}.png", "image": name, "height": GRID, "width": GRID, "objects": described, "layers": layers}
+    return {
+        "image_id": image_id,
+        "file": f"val/{image_id}.png",
+        "image": name,
+        "height": GRID,
+        "width": GRID,
+        "objects": described,
+        "layers": layers,
+    }
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float | None:
@@ -330,7 +384,9 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float | None:
     return round(float(np.logical_and(a, b).sum() / union), 4) if union else None
 
 
-def make_suite(root: Path, suite: str, dataset: str, title: str, paper_table: str, specs: tuple[RowSpec, ...]) -> list[Run]:
+def make_suite(
+    root: Path, suite: str, dataset: str, title: str, paper_table: str, specs: tuple[RowSpec, ...]
+) -> list[Run]:
     rows, runs = [], []
     for spec in specs:
         mine = [Run(spec, dataset, seed, state) for seed, state in enumerate(spec.states)]

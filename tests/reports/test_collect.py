@@ -133,7 +133,14 @@ def test_one_seed_says_no_significance(gather: Gather) -> None:
 
 def test_caption_names_scale_dataset_preset_and_hardware(gather: Gather) -> None:
     caption = gather("headline").table.caption
-    for part in ("Scale mini", "not the paper's setting", "shapes", "mp-former/paper", "8-core laptop CPU", "1,200 iterations"):
+    for part in (
+        "Scale mini",
+        "not the paper's setting",
+        "shapes",
+        "mp-former/paper",
+        "8-core laptop CPU",
+        "1,200 iterations",
+    ):
         assert part in caption
 
 
@@ -189,7 +196,9 @@ def test_not_finite_result_does_not_count(gather: Gather, store: Path) -> None:
 def test_rows_that_do_not_apply_say_why(gather: Gather, store: Path) -> None:
     path = store / "suites" / "headline@mini.json"
     record = json.loads(path.read_text())
-    record["rows"].append({"name": "x", "label": "x", "toggles": {}, "changes": {}, "runs": [], "not_applicable": "one class"})
+    record["rows"].append(
+        {"name": "x", "label": "x", "toggles": {}, "changes": {}, "runs": [], "not_applicable": "one class"}
+    )
     path.write_text(json.dumps(record))
     report = gather("headline")
     assert cell(report, "x", "AP").reason == "one class"

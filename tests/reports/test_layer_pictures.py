@@ -66,7 +66,9 @@ def test_unsure_queries_and_steady_ones_are_no_case() -> None:
     mask = np.ones((2, 2), bool)
     steps = [gallery.Step(i, mask, 0.3, "x", None if i == 0 else 0.1, 0.5) for i in range(3)]
     unsure = gallery.Track(0, tuple(steps))
-    steady = gallery.Track(1, tuple(gallery.Step(s.layer, mask, 0.9, "x", 1.0 if s.layer else None, 1.0) for s in steps))
+    steady = gallery.Track(
+        1, tuple(gallery.Step(s.layer, mask, 0.9, "x", 1.0 if s.layer else None, 1.0) for s in steps)
+    )
     assert gallery._worst({7: [{0: unsure, 1: steady}]}, 0, 3, set()) == []
 
 

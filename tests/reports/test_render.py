@@ -24,7 +24,9 @@ from reports.render import macro_values, marks, render
 
 GOLDEN = Path(__file__).parent / "golden"
 Gather = Callable[..., SuiteReport]
-HOSTILE = "<script>alert(1)</script> \\input{/etc/passwd} ${PATH} | a_b \x1b[31mred {{ 7*7 }} <<7*7>> %x &amp; `id` ~ ^ #"
+HOSTILE = (
+    "<script>alert(1)</script> \\input{/etc/passwd} ${PATH} | a_b \x1b[31mred {{ 7*7 }} <<7*7>> %x &amp; `id` ~ ^ #"
+)
 COLUMN = Column("AP", "AP", "Instance", "AP: x.")
 
 
@@ -52,10 +54,17 @@ def test_page_template(gather: Gather, monkeypatch: pytest.MonkeyPatch) -> None:
 def hostile(report: SuiteReport) -> SuiteReport:
     """Everything that a run or a person can name is hostile."""
     cells = (Cell(Kind.MISSING, reason=HOSTILE, short=HOSTILE),) * len(report.table.columns)
-    rows = tuple(replace(row, label=HOSTILE, name=HOSTILE + str(i), note=HOSTILE, cells=cells) for i, row in enumerate(report.table.rows))
+    rows = tuple(
+        replace(row, label=HOSTILE, name=HOSTILE + str(i), note=HOSTILE, cells=cells)
+        for i, row in enumerate(report.table.rows)
+    )
     notes = tuple(replace(note, text=HOSTILE) for note in report.table.footnotes)
-    published = tuple(replace(p, row=HOSTILE, why=HOSTILE, source=HOSTILE, where=HOSTILE) for p in report.table.published)
-    table = replace(report.table, title=HOSTILE, caption=HOSTILE, rows=rows, footnotes=notes, dataset=HOSTILE, published=published)
+    published = tuple(
+        replace(p, row=HOSTILE, why=HOSTILE, source=HOSTILE, where=HOSTILE) for p in report.table.published
+    )
+    table = replace(
+        report.table, title=HOSTILE, caption=HOSTILE, rows=rows, footnotes=notes, dataset=HOSTILE, published=published
+    )
     return replace(report, table=table)
 
 

@@ -1,0 +1,216 @@
+"""The layer explorer: ``layer_masks/`` of one or two runs as one HTML page that needs no server and no network.
+
+Each image's masks travel as COCO's run-length strings, deflated; the page inflates and decodes an image when it is
+looked at, so that it opens at once however many there are. Two runs are aligned by ground-truth object, never by
+query index.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from experiments.store import read_json, write_text
+from mpformer.errors import UserError, choices
+from reports.escape import clean
+from reports.gallery import LayerMasks, picture_uri
+from reports.render import TEMPLATES
+from reports.site import script_hash
+
+LIMIT = 30 * 2**20
+"""Largest page that is written, in bytes."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One run's masks; ``label`` is how the page names it."""
+
+    label: str
+    masks: LayerMasks
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the list: an object of an image, with each run's final query, its largest drop, where, and its score.
+
+    The lists have one entry a run, None where no query of the run is matched to the object.
+    """
+
+    image: int
+    object: int
+    name: str
+    query: list[int | None]
+    drop: list[float | None]
+    layer: list[int | None]
+    score: list[float | None]
+
+    @property
+    def worst(self) -> float:
+        """The largest drop of any run; −1 if none is known."""
+        return max((drop for drop in self.drop if drop is not None), default=-1.0)
+
+
+def build_explorer(
+    run_dirs: Sequence[Path],
+    out: Path,
+    *,
+    images: Sequence[int] = (),
+    worst: int | None = None,
+    query: int | None = None,
+    labels: Sequence[str] = (),
+) -> Path:
+    """Write the explorer of one or two runs to ``out`` and return it.
+
+    ``run_dirs`` are run directories (or directories that hold ``layer_masks/``). ``images`` keeps these image ids,
+    ``worst`` the images of the n most inconsistent objects, ``query`` lists only objects that end on this query.
+    Raises UserError where a run kept no masks, an image or query is unknown, or the page would be larger than LIMIT.
+    """
+    if not 1 <= len(run_dirs) <= 2:
+        raise UserError(f"the explorer shows one run or two side by side, not {len(run_dirs)}")
+    sources = [_source(path, labels[i] if i < len(labels) else "") for i, path in enumerate(run_dirs)]
+    records = _chosen_images(sources, images)
+    entries = _chosen_entries(records, worst, query)
+    kept = {entry.image for entry in entries} if worst is not None or query is not None else set(records)
+    page = _page(sources, {i: records[i] for i in records if i in kept}, entries)
+    if len(page.encode()) > LIMIT:
+        raise UserError(
+            f"the page would be {len(page) / 2**20:.0f} MB, more than {LIMIT >> 20}; keep fewer images: --worst N or --images ID,ID"
+        )
+    write_text(out, page)
+    return out
+
+
+def _source(path: Path, label: str) -> Source:
+    folders = [path / "layer_masks", *sorted(path.glob("evals/*/layer_masks"), key=_age, reverse=True)]
+    found = next((LayerMasks(folder) for folder in folders if LayerMasks(folder).images), None)
+    if found is None:
+        raise UserError(
+            f"{path} has no layer masks: evaluate the run with evaluation.layer_mask_images above 0 (mpformer launch … --set)"
+        )
+    return Source(clean(label or _label(path)), found)
+
+
+def _age(folder: Path) -> float:
+    return folder.stat().st_mtime
+
+
+def _label(path: Path) -> str:
+    record = read_json(path / "run.json")
+    if not isinstance(record, dict):
+        return path.name
+    return f"{record.get('row') or path.name}, seed {record.get('seed', '?')}"
+
+
+Records = dict[int, list[Mapping[str, Any] | None]]
+
+
+def _chosen_images(sources: Sequence[Source], images: Sequence[int]) -> Records:
+    """The records by image id, one a run, None where a run kept no masks of the image."""
+    every = list(dict.fromkeys(i for source in sources for i in source.masks.images))
+    if unknown := [i for i in images if i not in every]:
+        raise choices("image", unknown[0], every)
+    chosen = list(images) or every
+    return {i: [source.masks.read(i) if i in source.masks.images else None for source in sources] for i in chosen}
+
+
+def _chosen_entries(records: Records, worst: int | None, query: int | None) -> list[Entry]:
+    entries = [entry for i, by_run in records.items() for entry in _entries(i, by_run)]
+    if query is not None:
+        known = sorted({q for entry in entries for q in entry.query if q is not None})
+        entries = [entry for entry in entries if query in entry.query]
+        if not entries:
+            raise choices("query that is matched to an object", query, known)
+    entries.sort(key=lambda entry: (-entry.worst, entry.image, entry.object))
+    return entries[:worst] if worst is not None else entries
+
+
+def _entries(image_id: int, by_run: Sequence[Mapping[str, Any] | None]) -> list[Entry]:
+    """One entry per object that a query of some run ends on."""
+    finals = [_finals(record) if record else {} for record in by_run]
+    names = {int(o["object"]): str(o["class_name"]) for record in by_run if record for o in record["objects"]}
+    found = []
+    for obj, name in names.items():
+        queries = [final.get(obj) for final in finals]
+        if any(q is not None for q in queries):
+            worst = [_worst(record, q) for record, q in zip(by_run, queries, strict=True)]
+            drops, layers, scores = ([w[k] for w in worst] for k in range(3))
+            found.append(Entry(image_id, obj, name, queries, drops, layers, scores))  # type: ignore[arg-type]
+    return found
+
+
+def _finals(record: Mapping[str, Any]) -> dict[int, int]:
+    """Object → the query that is matched to it at the last layer."""
+    return {int(q["object"]): int(q["query"]) for q in record["layers"][-1]["queries"] if q["object"] >= 0}
+
+
+def _worst(record: Mapping[str, Any] | None, query: int | None) -> tuple[float | None, int | None, float | None]:
+    """(largest drop, the later of its two layers, score at the last layer) of a query."""
+    if record is None or query is None:
+        return None, None, None
+    steps = [(layer["layer"], entry) for layer in record["layers"] for entry in layer["queries"] if entry["query"] == query]
+    known = [(1 - entry["iou_previous"], layer) for layer, entry in steps if entry["iou_previous"] is not None]
+    drop, layer = max(known, default=(None, None))
+    return drop, layer, float(steps[-1][1]["score"])
+
+
+def pack(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record in short keys, class names once: what the page's script reads."""
+    names: dict[str, int] = {}
+    layers = [[_pack_query(entry, names) for entry in layer["queries"]] for layer in record["layers"]]
+    objects = [[o["object"], names.setdefault(clean(o["class_name"]), len(names)), _counts(o["rle"])] for o in record["objects"]]
+    return {"h": record["height"], "w": record["width"], "names": list(names), "objects": objects, "layers": layers}
+
+
+def _pack_query(entry: Mapping[str, Any], names: dict[str, int]) -> list[Any]:
+    name = names.setdefault(clean(entry["class_name"]), len(names))
+    ious = [None if entry[key] is None else round(float(entry[key]), 4) for key in ("iou_previous", "iou_gt")]
+    return [entry["query"], name, round(float(entry["score"]), 4), entry["object"], *ious, _counts(entry["rle"])]
+
+
+def _counts(rle: Any) -> str:
+    return str(rle["counts"] if isinstance(rle, dict) else rle)
+
+
+def deflate(data: Any) -> str:
+    """Plain data as JSON, deflated (raw), in base64."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return base64.b64encode(packer.compress(text) + packer.flush()).decode()
+
+
+def _picture(sources: Sequence[Source], by_run: Sequence[Mapping[str, Any] | None]) -> str:
+    """The image from the first run that kept it."""
+    for source, record in zip(sources, by_run, strict=True):
+        if record and record.get("image"):
+            return picture_uri(source.masks.folder / str(record["image"]), longest=512)
+    return ""
+
+
+def _page(sources: Sequence[Source], records: Records, entries: Sequence[Entry]) -> str:
+    listed = [{"id": i, "file": _file(by_run)} for i, by_run in records.items()]
+    index = {"runs": [source.label for source in sources], "images": listed, "entries": [asdict(entry) for entry in entries]}
+    chunks = [
+        (i, deflate([pack(record) if record else None for record in by_run]), _picture(sources, by_run)) for i, by_run in records.items()
+    ]
+    return _environment().get_template("explorer.html.j2").render(index=index, chunks=chunks, runs=[s.label for s in sources])
+
+
+def _file(by_run: Sequence[Mapping[str, Any] | None]) -> str:
+    return next((clean(record.get("file", "")) for record in by_run if record), "")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    script = (TEMPLATES / "explorer.js").read_text()
+    env.globals.update(css=Markup((TEMPLATES / "explorer.css").read_text()), script=Markup(script), script_hash=script_hash(script))
+    return env
