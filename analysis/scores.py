@@ -56,7 +56,8 @@ class Detections:
         best = np.maximum.reduceat(np.append(values, 0.0), first.ravel()).reshape(first.shape)
         best = np.where(first < ends, best, 0.0)
         best = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1]
-        grid = best.reshape(len(IOU_THRESHOLDS), len(self.categories), -1).transpose(0, 2, 1)
+        shape = (len(IOU_THRESHOLDS), len(self.categories), len(RECALL_THRESHOLDS))
+        grid = best.reshape(shape).transpose(0, 2, 1)
         return np.ascontiguousarray(grid[:, :, truths > 0])
 
     def scores(self, weights: np.ndarray | None = None) -> dict[str, float]:

@@ -137,6 +137,9 @@ def copies(truth: dict, detections: list[dict], weights: np.ndarray) -> tuple[di
 def test_no_ground_truth_is_not_a_score() -> None:
     table = per_image(evaluate(*scene(0, images=10)))
     assert np.isnan(scores.from_table(table).scores(np.zeros(10))["AP"])
+    nothing = pa.Table.from_pylist([{"image_id": i} | {name: [] for name in LISTS} for i in range(3)])
+    nothing = nothing.cast(pa.schema([("image_id", pa.int64()), *LISTS.items()]))
+    assert np.isnan(scores.from_table(nothing).scores()["AP50"])
 
 
 def test_detections_alone_or_truth_alone() -> None:
