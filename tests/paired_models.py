@@ -25,12 +25,14 @@ CLASSES = 5
 class Drawn:
     """Random points of a batch for both models."""
 
-    match: Tensor  # (L + 1, B, N, 2)
+    match: Tensor  # (L + 1 or, shared by all layers, 1, B, N, 2)
+    layers: int  # L + 1
     candidates: Tensor  # (B, oversampled N, 2)
     uniform: Tensor  # (B, N - chosen, 2)
 
     def direct(self) -> Points:
-        return Points(match=dict(enumerate(self.match)), candidates=self.candidates, uniform=self.uniform)
+        match = self.match.expand(self.layers, -1, -1, -1)
+        return Points(match=dict(enumerate(match)), candidates=self.candidates, uniform=self.uniform)
 
     def product(self) -> PointDraw:
         return PointDraw(self.match, self.candidates, self.uniform)
@@ -104,7 +106,8 @@ def _item(random: np.random.Generator, size: tuple[int, int], count: int, classe
     return {"image": torch.from_numpy(image.astype(np.uint8)), "instances": instances}
 
 
-def draw(model: ModelConfig, batch: int, seed: int) -> Drawn:
+def draw(model: ModelConfig, batch: int, seed: int, shared: bool = False) -> Drawn:
+    """Draw points of a batch; with ``shared`` all layers are matched at the same ones."""
     generator = torch.Generator().manual_seed(seed)
     keep = int(model.importance_sample_ratio * model.train_points)
     many = int(model.oversample_ratio * model.train_points)
@@ -112,8 +115,9 @@ def draw(model: ModelConfig, batch: int, seed: int) -> Drawn:
     def rand(*shape: int) -> Tensor:
         return torch.rand(*shape, 2, generator=generator)
 
-    match = rand(model.decoder_layers + 1, batch, model.train_points)
-    return Drawn(match, rand(batch, many), rand(batch, model.train_points - keep))
+    layers = model.decoder_layers + 1
+    match = rand(1 if shared else layers, batch, model.train_points)
+    return Drawn(match, layers, rand(batch, many), rand(batch, model.train_points - keep))
 
 
 def forward_both(

@@ -45,16 +45,20 @@ class Criterion:
         return weight
 
     def __call__(
-        self, out: DirectOutput, targets: list[Target], points: Points | None = None
+        self,
+        out: DirectOutput,
+        targets: list[Target],
+        points: Points | None = None,
+        given: dict[int, list[tuple[Tensor, Tensor]]] | None = None,
     ) -> tuple[dict[str, Tensor], dict[int, list[tuple[Tensor, Tensor]]]]:
-        """Losses by name and the matching of every layer (9 is the last of a 9-layer decoder)."""
+        """Losses by name and the matching of every layer (9 is the last of a 9-layer decoder), unless it is given."""
         points = points or Points()
         last = len(out.logits) - 1
         losses: dict[str, Tensor] = {}
         matches: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for layer in [last, *range(last)]:
             end = "" if layer == last else f"_{layer}"
-            matches[layer] = self._match(out, targets, points, layer)
+            matches[layer] = self.match(out, targets, points, layer) if given is None else given[layer]
             for name, value in self._matching_part(out, targets, points, layer, matches[layer]).items():
                 losses[name + end] = value
             for name, value in self._piloted_part(out, targets, points, layer).items():
@@ -66,9 +70,10 @@ class Criterion:
         weights = {"ce": self.model.class_weight, "mask": self.model.mask_weight, "dice": self.model.dice_weight}
         return torch.stack([value * weights[name.split("_")[1]] for name, value in losses.items()]).sum()
 
-    def _match(
+    def match(
         self, out: DirectOutput, targets: list[Target], points: Points, layer: int
     ) -> list[tuple[Tensor, Tensor]]:
+        """Pairs (query, object) of every image at one layer."""
         if points.match is not None:
             where = points.match[layer]
         else:
