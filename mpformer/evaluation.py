@@ -23,6 +23,7 @@ from mpformer.data.coco_layout import empty_at_stride
 from mpformer.data.validation import validation_items
 from mpformer.errors import RunFailure
 from mpformer.layer_pass import ImageOutput, image_outputs
+from mpformer.layer_scores import add_layer
 from mpformer.modeling.meta_arch import MPFormer, build_model
 from mpformer.process import peak_memory, prepare_process
 from mpformer.scoring import per_image
@@ -96,9 +97,8 @@ class Collector:
         """Score one image at every layer and record its analysis; raises RunFailure("nan")."""
         if not torch.isfinite(image.output.logits[:, image.index]).all():
             raise RunFailure("nan", f"the model's outputs for image {image.image_id} are not finite")
-        self.scorer.add(image.result(), image.truth)
-        for layer, scorer in enumerate(self.layer_scorers):
-            scorer.add(image.result(layer), image.truth)
+        for layer, scorer in enumerate([*self.layer_scorers, self.scorer], start=-len(self.layer_scorers) - 1):
+            add_layer(scorer, image, layer)
         if self.recorder is not None:
             self.recorder.add_prediction(
                 image.image_id, image.prediction, image.masks, image.labels, empty_attention=image.empty_attention
@@ -174,7 +174,7 @@ def probe_scores(
     weights = MatchWeights(config.model.class_weight, config.model.mask_weight, config.model.dice_weight)
     recorder = LayerRecorder(class_table(config.dataset.name, config.dataset.task).is_thing, weights)
     for image in image_outputs(model, validation_items(config, data_root, limit)):
-        scorer.add(image.result(), image.truth)
+        add_layer(scorer, image, -1)
         recorder.add_prediction(
             image.image_id, image.prediction, image.masks, image.labels, empty_attention=image.empty_attention
         )

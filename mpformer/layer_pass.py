@@ -15,7 +15,7 @@ from torch import Tensor
 
 from analysis.matching import ImagePrediction
 from mpformer.data.validation import GroundTruth, ValidationItem
-from mpformer.modeling.inference import infer
+from mpformer.modeling.inference import crop_and_resize, infer, resize
 from mpformer.modeling.meta_arch import MPFormer
 from mpformer.modeling.outputs import DecoderOutput
 
@@ -77,11 +77,23 @@ class ImageOutput:
 
     def result(self, layer: int = -1) -> dict[str, Any]:
         """One layer's predictions in detectron2's format, at the image's original size."""
+        logits, masks, padded = self._raw(layer)
+        return infer(self.model.inference, logits, masks, padded, self.size, self._wanted)
+
+    def resized(self, layer: int) -> tuple[Tensor, Tensor]:
+        """One layer's class logits (Q, C + 1) and mask logits (Q, H, W) at the image's original size."""
+        logits, masks, padded = self._raw(layer)
+        return logits.float(), crop_and_resize(resize(masks.float(), padded), self.size, self._wanted)
+
+    @property
+    def _wanted(self) -> tuple[int, int]:
+        return self.truth.height, self.truth.width
+
+    def _raw(self, layer: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Class logits, mask logits (Q, h, w) and the padded input's (height, width)."""
         features = self.output.mask_features[self.index]
         masks = torch.einsum("qd,dhw->qhw", self.output.mask_embed[layer, self.index], features)
-        padded = (features.shape[-2] * 4, features.shape[-1] * 4)
-        wanted = (self.truth.height, self.truth.width)
-        return infer(self.model.inference, self.output.logits[layer, self.index], masks, padded, self.size, wanted)
+        return self.output.logits[layer, self.index], masks, (features.shape[-2] * 4, features.shape[-1] * 4)
 
 
 @torch.no_grad()
