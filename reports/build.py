@@ -9,6 +9,7 @@ from experiments.worker import queued_runs
 from mpformer.errors import UserError, choices
 from reports import paper_numbers, site
 from reports.escape import clean
+from reports.explorer import build_explorer
 from reports.figures import suite_figures
 from reports.collect import SuiteReport, collect, records
 from reports.render import render
@@ -16,6 +17,7 @@ from reports.runs import Reader
 
 FILES = {"md": "table.md", "tex": "table.tex", "macros": "macros.tex", "csv": "table.csv", "json": "table.json"}
 FORMATS = (*FILES, "html")
+EXPLORED = 100  # objects; the command `mpformer visualize` takes any number
 _LABELS = {"md": "Markdown", "tex": "LaTeX", "macros": "LaTeX macros", "csv": "CSV", "json": "JSON"}
 
 
@@ -105,8 +107,19 @@ def _write(report: SuiteReport, folder: Path, formats: Sequence[str], overview: 
         report, gallery.cases if gallery else (), gallery.names if gallery else (), folder / "figures"
     )
     written += [folder / "figures" / name for figure in drawn for name in figure.files]
-    page = site.suite_page(report, drawn, gallery, downloads=downloads, index_link=index)
-    return [*written, _save(folder / "index.html", page)]
+    explorer = _explorer(gallery, folder)
+    link = explorer[0].name if explorer else ""
+    page = site.suite_page(report, drawn, gallery, downloads=downloads, index_link=index, explorer_link=link)
+    return [*written, *explorer, _save(folder / "index.html", page)]
+
+
+def _explorer(gallery: site.Gallery | None, folder: Path) -> list[Path]:
+    """The layer explorer of the gallery's two runs, for their most inconsistent objects."""
+    if gallery is None or not gallery.cases:
+        return []
+    evaluations = [masks.folder.parent for masks in gallery.folders]
+    labels = [f"{name}, seed {gallery.seed}" for name in gallery.names]
+    return [build_explorer(evaluations, folder / "explorer.html", worst=EXPLORED, labels=labels)]
 
 
 def _save(path: Path, content: str) -> Path:

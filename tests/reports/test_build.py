@@ -1,0 +1,88 @@
+"""The report command's function: which files it writes, from what, and how it fails."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpformer.errors import UserError
+from reports import figures
+from reports.build import FILES, build, check
+
+TABLES = {*FILES.values()}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_everything_with_an_overview(store: Path) -> None:
+    written = build([], store)
+    base = store / "reports"
+    assert names(base) == {"index.html", "headline@mini", "components@mini", "headline@mini+nuclei"}
+    assert names(base / "headline@mini") == TABLES | {"index.html", "figures", "explorer.html"}
+    assert names(base / "headline@mini+nuclei") == TABLES | {"index.html", "figures"}
+    assert all(path.exists() for path in written)
+    drawn = {path.stem for path in (base / "headline@mini" / "figures").glob("*.svg")}
+    assert drawn == {"layers", "training", "transitions", "drops", "query-usage", "gallery"}
+    for stem in drawn:
+        for suffix in ("pdf", "png", "csv"):
+            assert (base / "headline@mini" / "figures" / f"{stem}.{suffix}").stat().st_size > 40
+    page = (base / "headline@mini" / "index.html").read_text()
+    assert "explorer.html" in page
+    assert page.count("<figure") == 5
+
+
+def test_a_second_build_draws_nothing_again(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(["headline"], store, dataset="nuclei", formats=["html"])
+    monkeypatch.setattr(figures, "_save", lambda *_: pytest.fail("drew a figure whose data had not changed"))
+    build(["headline"], store, dataset="nuclei", formats=["html"])
+
+
+def test_changed_data_is_drawn_again(store: Path) -> None:
+    build(["headline"], store, dataset="nuclei", formats=["html"])
+    svg = store / "reports" / "headline@mini+nuclei" / "figures" / "training.svg"
+    before = svg.read_text()
+    for path in store.glob("runs/nuclei-*/metrics.jsonl"):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:10]))
+    build(["headline"], store, dataset="nuclei", formats=["html"])
+    assert svg.read_text() != before
+
+
+def test_formats_out_columns_and_decimals(store: Path, tmp_path: Path) -> None:
+    written = build(["headline"], store, out=tmp_path / "x", formats=["md"], columns=["AP"], decimals=2)
+    assert written == [tmp_path / "x" / "headline@mini" / "table.md"]
+    assert "| 15.66" in written[0].read_text() or "**15.66**" in written[0].read_text()
+    with pytest.raises(UserError, match="unknown report format 'docx'; valid: md, tex"):
+        build(["headline"], store, formats=["docx"])
+
+
+def test_unwritable_output_is_one_clear_line(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write the report to .*file: Not a directory; choose another with --out"):
+        build(["headline"], store, out=tmp_path / "file", formats=["md"])
+
+
+def test_reading_leaves_the_runs_alone(store: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (store / "runs").rglob("*")}
+    build(["components"], store, formats=["md"])
+    assert {path: path.stat().st_mtime_ns for path in (store / "runs").rglob("*") if path.is_file()} == {
+        path: time for path, time in before.items() if path.is_file()
+    }
+
+
+def test_check_has_nothing_outside_at_mini(store: Path) -> None:
+    outside, others = check([], store, scale="mini")
+    assert outside == []
+    assert any("same direction" in line for line in others)
+    assert not any("\x1b" in line for line in others)
+
+
+def test_reports_and_explorer_import_no_torch_nor_plotting() -> None:
+    code = (
+        "import sys; import reports.build, reports.explorer; "
+        "heavy = {'torch', 'detectron2', 'matplotlib', 'pandas', 'mlflow', 'pyarrow', 'scipy'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,204 @@
+"""The pages in a real headless Chromium: no error, no request, no sideways scrolling; deep links, clicks, keys."""
+
+import importlib.util
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.build import build
+from reports.explorer import build_explorer
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.skipif(BROWSER is None, reason="needs chromium"),
+    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="needs playwright"),
+]
+WIDTHS = (1280, 390)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Any]:
+    """Open a file; the test fails on any console message, script error or request for something else."""
+    troubles: list[str] = []
+    pages = []
+
+    def opened(path: Path, width: int = 1280, fragment: str = "", **options: Any) -> Any:
+        page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+        pages.append(page)
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else troubles.append(r.url))
+        page.goto(path.as_uri() + fragment)
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+    assert troubles == []
+
+
+def overflow(page: Any) -> int:
+    return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+
+
+@pytest.fixture
+def site(store: Path) -> Path:
+    """The overview and the pages of all suites; figures are tested elsewhere, so only the small suite's are drawn."""
+    build([], store, formats=["html", "md"])
+    return store / "reports"
+
+
+def test_pages(site: Path, open_page: Any, tmp_path: Path) -> None:
+    for width in WIDTHS:
+        for name in ("index.html", "components@mini/index.html", "headline@mini/index.html"):
+            page = open_page(site / name, width)
+            assert overflow(page) == 0
+            image = page.screenshot(path=tmp_path / f"{width}.png", full_page=True)
+            assert len(image) > 20_000
+    hostile = open_page(site / "components@mini" / "index.html")
+    assert hostile.locator("table.paper tbody th").nth(4).inner_text().startswith("<script>alert(1)</script> \\input")
+    assert hostile.evaluate("document.scripts.length") == 1
+
+    # a number links to its row, and a run's link opens it
+    page = open_page(site / "headline@mini" / "index.html")
+    page.locator("td.cell a").nth(5).click()
+    assert page.url.endswith("#row-mp-former")
+    link = page.locator("#row-mp-former a", has_text="seed 1")
+    target = link.get_attribute("href")[1:]
+    assert page.evaluate(f"document.getElementById('{target}').open") is False
+    link.click()
+    page.wait_for_function(f"document.getElementById('{target}').open")
+    again = open_page(site / "headline@mini" / "index.html", fragment=f"#{target}")
+    assert again.evaluate(f"document.getElementById('{target}').open") is True
+    assert "mpformer launch headline --scale mini" in again.locator(f"#{target} .copy pre").inner_text()
+    again.locator(f"#{target} [data-copy]").click()
+    again.wait_for_function(f"document.querySelector('#{target} [data-copy]').textContent != 'copy'")
+
+    # dark, and printed
+    dark = open_page(site / "headline@mini" / "index.html", color_scheme="dark")
+    assert dark.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+    dark.emulate_media(media="print")
+    assert dark.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not dark.locator("nav.sections").is_visible()
+
+
+def explorer_page(store: Path, out: Path) -> Path:
+    patterns = ("shapes-panoptic-m2f-s0-*", "shapes-panoptic-mp-every-n0.2-f0.2-s0-*")
+    return build_explorer([next((store / "runs").glob(p)) for p in patterns], out)
+
+
+def ready(page: Any) -> Any:
+    page.wait_for_selector("body[data-ready]")
+    return page
+
+
+def test_explorer(store: Path, tmp_path: Path, open_page: Any) -> None:
+    path = explorer_page(store, tmp_path / "explorer.html")
+    page = ready(open_page(path))
+    assert page.locator("#panes canvas").count() == 2
+    assert page.locator("#films .film button").count() == 14
+    assert page.locator("#list button").count() == 16
+
+    # the browser decodes what was encoded: cells of the first run's mask, layer by layer
+    (source,) = store.glob("runs/shapes-panoptic-m2f-s0-*/evals/*/layer_masks/1.json")
+    record = json.loads(source.read_text())
+    from reports.rle import decode
+
+    for layer in (0, 3, 6):
+        for number, entry in enumerate(record["layers"][layer]["queries"]):
+            cells = decode(entry["rle"], 32, 32).astype(int).ravel().tolist()
+            code = f"load(1).then((item) => [...mask(item.runs[0], item.runs[0].layers[{layer}][{number}][6])])"
+            assert page.evaluate(code) == cells
+
+    # slider, keyboard, filmstrip, list
+    page.locator("#layer").fill("2")
+    assert page.locator("#layer-name").inner_text() == "2 of 6"
+    expected = record["layers"][2]["queries"][0]["iou_previous"]
+    assert f"IoU to the layer before {expected:.2f}" in page.locator(".pane .facts").first.inner_text()
+    page.locator("h1").click()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.getElementById('layer-name').textContent == '3 of 6'")
+    before = page.locator("#panes canvas").first.evaluate("c => c.toDataURL()")
+    page.locator("#films .film button").nth(6).click()
+    page.wait_for_function("document.getElementById('layer-name').textContent == '6 of 6'")
+    assert page.locator("#panes canvas").first.evaluate("c => c.toDataURL()") != before
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("document.querySelectorAll('#list button')[1].getAttribute('aria-current') == 'true'")
+    page.locator("#list button").nth(9).click()
+    page.wait_for_function("document.querySelectorAll('#list button')[9].getAttribute('aria-current') == 'true'")
+    text = page.locator("#list button").nth(9).inner_text()
+    assert f"image={text.split()[1].rstrip(',')}&" in page.url
+    page.locator("#all").check()
+    page.locator(".queries summary").click()
+    page.locator("#queries button").first.click()
+    assert "query" in page.locator(".pane .facts").first.inner_text()
+    page.select_option("#class", "star")
+    assert page.locator("#list button").count() == 4
+    page.keyboard.press("]")
+
+    # a deep link, at phone width
+    phone = ready(open_page(path, 390, "#image=3&object=2&layer=5"))
+    assert phone.locator("#layer-name").inner_text() == "5 of 6"
+    assert phone.locator("#image").input_value() == "3"
+    assert phone.locator("#object").input_value() == "2"
+    assert overflow(phone) == 0
+    assert len(phone.screenshot(path=tmp_path / "phone.png")) > 20_000
+
+
+def test_explorer_of_one_run(store: Path, tmp_path: Path, open_page: Any) -> None:
+    run = next((store / "runs").glob("shapes-panoptic-m2f-s0-*"))
+    page = ready(open_page(build_explorer([run], tmp_path / "one.html")))
+    assert page.locator("#panes canvas").count() == 1
+
+
+def test_explorer_opens_at_once(tmp_path: Path, open_page: Any) -> None:
+    """100 images x 10 layers x 20 queries at 128 x 128 cells; the limit is twice the target, since CI is shared."""
+    run = big_run(tmp_path / "run")
+    path = build_explorer([run, run], tmp_path / "big.html", labels=["a", "b"])
+    assert path.stat().st_size < 30 * 2**20
+    started = time.monotonic()
+    ready(open_page(path))
+    assert time.monotonic() - started < 4
+
+
+def big_run(folder: Path) -> Path:
+    """Layer masks of the size that the explorer promises to open."""
+    import numpy as np
+    from make_fixture_store import encode
+
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:128, 0:128]
+    shapes = [((x - cx) ** 2 / rx + (y - cy) ** 2 / ry < 300) ^ (rng.random((128, 128)) < 0.004) for cx, cy, rx, ry in rng.uniform(1, 127, (60, 4)) / (1, 1, 60, 60)]  # fmt: skip
+    strings = [encode(shape) for shape in shapes]
+    masks = folder / "layer_masks"
+    masks.mkdir(parents=True)
+    for image in range(100):
+        layers = [
+            {"layer": layer, "queries": [
+                {"query": q, "class": 0, "class_name": "x", "score": 0.9, "object": q if q < 10 else -1, "iou_gt": 0.5,
+                 "iou_previous": None if layer == 0 else float(rng.random()), "rle": strings[int(rng.integers(0, 60))]}
+                for q in range(20)]}
+            for layer in range(10)
+        ]  # fmt: skip
+        objects = [{"object": k, "class": 0, "class_name": "x", "thing": True, "rle": strings[k]} for k in range(10)]
+        record = {"image_id": image, "file": "", "image": None, "height": 128, "width": 128, "objects": objects, "layers": layers}
+        (masks / f"{image}.json").write_text(json.dumps(record))
+    listed = [{"image_id": image, "record": f"{image}.json"} for image in range(100)]
+    (masks / "index.json").write_text(json.dumps({"images": listed}))
+    return folder
