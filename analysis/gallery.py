@@ -37,7 +37,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Strip:
-    """A run's query that ends on the object: its frames at the two adjacent layers and at the last one."""
+    """A run's query that ends on the object: its frames at three layers at most, the two adjacent ones among them."""
 
     label: str
     query: int
@@ -155,8 +155,15 @@ def _strip(run: GalleryRun, key: tuple[int, int], layer: int) -> Strip | None:
     found = [query["query"] for query in last["queries"] if query["object"] == key[1]]
     if not found:
         return None
-    shown = sorted({layer - 1, layer, len(record["layers"]) - 1})
-    return Strip(run.label, found[0], tuple(_frame(record, at, found[0]) for at in shown))
+    return Strip(
+        run.label, found[0], tuple(_frame(record, at, found[0]) for at in _shown(layer, len(record["layers"])))
+    )
+
+
+def _shown(layer: int, layers: int) -> list[int]:
+    """The pair of layers and the last one; one layer more before a pair that ends with the last."""
+    before = {layer - 2} if layer == layers - 1 and layer >= 2 else set()
+    return sorted({layer - 1, layer, layers - 1} | before)
 
 
 def _frame(record: Record, layer: int, query: int) -> Frame:

@@ -98,8 +98,8 @@ def summarise(table: LayerTable) -> dict[str, Any]:
     """The layer analysis' part of ``result.json``, in percent; None stands for "does not exist".
 
     ``metrics`` holds the means: mIoU-L over i = 1 … L, mIoU-L-last, Util over i = 0 … L − 1, Util-consecutive over
-    its L values. ``layers`` holds the L + 1 values of each. ``effective_queries`` is a number of queries; a table
-    without a line gives None everywhere.
+    its L values; a layer in which every pair is of two empty masks is left out. ``layers`` holds the L + 1 values
+    of each. ``effective_queries`` is a number of queries; a table without a line gives None everywhere.
     """
     layers = {
         "mIoU-L": layer_means(table, "iou_previous"),
@@ -117,7 +117,7 @@ def summarise(table: LayerTable) -> dict[str, Any]:
     }
     counts = query_usage(table)
     return {
-        "metrics": {name: _number(values.mean()) if values.size else None for name, values in metrics.items()},
+        "metrics": {name: _number(_mean_known(values)) for name, values in metrics.items()},
         "layers": {name: [_number(value) for value in values] for name, values in layers.items()},
         "used_query_share": _number(100 * (counts > 0).mean()) if counts.sum() else None,
         "effective_queries": _number(effective_queries(counts)),
@@ -271,6 +271,11 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(
         numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=np.asarray(denominator) != 0
     )
+
+
+def _mean_known(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def _number(value: float) -> float | None:

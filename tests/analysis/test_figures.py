@@ -224,6 +224,13 @@ def test_gallery_reads_an_evaluation(tmp_path: Path) -> None:
     assert gallery.gallery_cases([read], n=1)[0].image_id == 0
 
 
+@pytest.mark.parametrize(
+    ("layer", "layers", "shown"), [(1, 4, [0, 1, 3]), (2, 4, [1, 2, 3]), (3, 4, [1, 2, 3]), (1, 2, [0, 1])]
+)
+def test_layers_shown(layer: int, layers: int, shown: list[int]) -> None:
+    assert gallery._shown(layer, layers) == shown
+
+
 def test_boundary_runs_along_cell_edges() -> None:
     mask = np.zeros((3, 4), dtype=bool)
     mask[1, 1:3] = True

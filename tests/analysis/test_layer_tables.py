@@ -113,6 +113,17 @@ def test_query_usage_and_misses(table: LayerTable) -> None:
     assert tables.iou_drops(table) == pytest.approx(np.array([[0.8, 0.9, 0.3], [0.1, 0.2, 0.7]]))
 
 
+def test_a_layer_of_empty_pairs_is_left_out_of_the_mean(table: LayerTable) -> None:
+    empty = table["layer"] == 1
+    columns = dict(table.columns)
+    columns["iou_previous"] = np.where(empty, np.nan, table["iou_previous"])
+    columns["both_empty_previous"] = empty
+    summary = tables.summarise(LayerTable(columns, LAYERS, QUERIES))
+    assert summary["layers"]["mIoU-L"] == [None, None, pytest.approx(200 / 3)]
+    assert summary["metrics"]["mIoU-L"] == pytest.approx(200 / 3)
+    assert summary["layers"]["empty_pair_share"] == [None, 100, 0]
+
+
 def test_worst_changes_follow_the_rule(table: LayerTable) -> None:
     worst = tables.worst_changes(table, n=5, min_score=0.5)
     # The drop of 0.9 belongs to a query whose last score is 0.3.
