@@ -182,6 +182,7 @@ class _Attempt:
         origin = provenance.collect(self.config.runtime.threads)
         write_json(self.directory / "provenance.json", {**origin, "runtime": self.config.runtime.model_dump()})
         self._event("RUNNING", f"attempt {self.claim.number}, stage {self.stage}")
+        self._write_progress({"stage": "start"})
         self._warn_of_other_threads()
 
     def _end(self, outcome: Outcome) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import claims, scales, watching
-from experiments.states import RunState, derive, last_evaluation
+from experiments.states import RunState, State, derive, last_evaluation
 from experiments.store import RunDir, Store, read_json
 from experiments.worker import queued_runs
 from mpformer.errors import choices
@@ -77,22 +77,20 @@ def _counts(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def table(content: Mapping[str, Any]) -> "Table":
     """Return a view as a table for the terminal."""
-    from rich.table import Table
-
     counts = ", ".join(f"{count} {label}" for label, count in content["counts"].items())
     title = f"{content['suite']}@{content['scale']} on {content['dataset']}: {counts or 'no runs'}"
-    shown = Table(title=title, title_justify="left")
-    for name in ("row", "seed", "state", "iteration", "loss", "ETA", content["primary"], "Δ", "run", "detail"):
-        shown.add_column(name, overflow="fold")
-    for run in content["runs"]:
-        state = RunState(run["run_id"], run["state"], progress=run["progress"])
-        score = watching.score_text(run["metrics"], content["primary"])
-        delta = "" if run["delta"] is None or run["row"] == content["baseline"] else f"{run['delta']:+.1f}"
-        cells = watching.progress_cells(state)
-        shown.add_row(
-            run["row"], str(run["seed"]), run["label"], *cells, score, delta, run["run_id"][-12:], run["detail"]
-        )
-    return shown
+    *first, primary, run, detail = watching.columns(content["primary"])
+    names = (*first, primary, "Δ", run, detail)
+    return watching.compact(title, names, [_line(run, content) for run in content["runs"]])
+
+
+def _line(run: Mapping[str, Any], content: Mapping[str, Any]) -> tuple[str, ...]:
+    state = RunState(run["run_id"], State(run["state"]), "", run["failure_class"], progress=run["progress"])
+    score = watching.score_text(run["metrics"], content["primary"])
+    delta = "" if run["delta"] is None or run["row"] == content["baseline"] else f"{run['delta']:+.1f}"
+    cells = (run["row"], str(run["seed"]), watching.coloured(state), *watching.progress_cells(state), score, delta)
+    detail = "" if state.state is State.RUNNING else str(run["detail"])
+    return (*cells, run["run_id"][-12:], detail)
 
 
 def log(run: RunDir, attempt: int | None, follow: bool) -> Iterator[str]:

@@ -87,20 +87,43 @@ def _stop(plan: Plan, store: Store, launch: Launch, console: "Console") -> None:
     console.print(f"stopped: {done} of {len(states)} runs done; launch again to continue the others")
 
 
-def table(plan: Plan, states: Sequence[RunState], scores: Mapping[str, Mapping[str, float]] | None = None) -> "Table":
+def table(plan: Plan, states: Sequence[RunState]) -> "Table":
     """Return a table of the plan's runs."""
+    runs = {run.run_id: run for run in plan.unique}
+    lines = []
+    for state in states:
+        run = runs[state.run_id]
+        score = score_text(state.metrics, plan.suite.primary)
+        cells = (run.row.name, str(run.seed), coloured(state), *progress_cells(state), score, state.run_id[-12:])
+        lines.append((*cells, state.detail))
+    return compact(f"{plan.suite.name}@{plan.scale} on {plan.dataset}", columns(plan.suite.primary), lines)
+
+
+def columns(primary: str) -> tuple[str, ...]:
+    """Return the headings of a table of runs."""
+    return ("row", "seed", "state", "iteration", "loss", "ETA", primary, "run", "")
+
+
+def coloured(state: RunState) -> str:
+    """Return the state's label in its colour."""
+    colour = COLOURS.get(state.state)
+    return f"[{colour}]{state.label}[/]" if colour else state.label
+
+
+def compact(title: str, names: Sequence[str], lines: Sequence[Sequence[str]]) -> "Table":
+    """Return a table that leaves out columns with nothing in them, so that it fits a narrow terminal."""
+    from rich import box
     from rich.table import Table
 
-    view = Table(title=f"{plan.suite.name}@{plan.scale} on {plan.dataset}", title_justify="left")
-    for name in ("row", "seed", "state", "iteration", "loss", "ETA", plan.suite.primary, "run"):
-        view.add_column(name, overflow="fold" if name == "run" else "ellipsis", no_wrap=name != "run")
-    for state in states:
-        run = next(run for run in plan.unique if run.run_id == state.run_id)
-        style = COLOURS.get(state.state, "")
-        label = f"[{style}]{state.label}[/]" if style else state.label
-        score = score_text((scores or {}).get(state.run_id) or state.metrics, plan.suite.primary)
-        view.add_row(run.row.name, str(run.seed), label, *progress_cells(state), score, state.run_id[-12:])
-    return view
+    shown = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+    )
+    kept = [index for index in range(len(names)) if any(line[index] for line in lines)]
+    for index in kept:
+        shown.add_column(names[index], no_wrap=bool(names[index]))
+    for line in lines:
+        shown.add_row(*(line[index] for index in kept))
+    return shown
 
 
 def progress_cells(state: RunState) -> tuple[str, str, str]:
@@ -108,6 +131,8 @@ def progress_cells(state: RunState) -> tuple[str, str, str]:
     values = state.progress
     if state.state is State.DONE or not values:
         return "", "", ""
+    if values.get("stage") == "start":
+        return "starting", "", ""
     iteration = f"{values['iteration']}/{values['max_iter']}" if "max_iter" in values else ""
     if values.get("stage") == "evaluate":
         iteration = f"evaluating {values.get('image', 0)}/{values.get('images', '?')}"
@@ -152,5 +177,6 @@ class _Lines:
         iteration, loss, eta = progress_cells(state)
         score = score_text(state.metrics, self._plan.suite.primary)
         parts = [f"{run.row.name} seed {run.seed}: {state.label}", iteration, f"loss {loss}" if loss else ""]
-        parts += [f"ETA {eta}" if eta else "", f"{self._plan.suite.primary} {score}" if score else "", state.detail]
+        detail = "" if state.state is State.RUNNING else state.detail
+        parts += [f"ETA {eta}" if eta else "", f"{self._plan.suite.primary} {score}" if score else "", detail]
         return "  ".join(part for part in parts if part)
