@@ -54,7 +54,7 @@ def test_a_submitit_job_runs_and_the_cluster_goes_down(
     cluster.call("down")
     assert cluster.processes() == []
     assert not cluster.status()["up"]
-    assert [path.name for path in cluster.folder.iterdir()] == ["log"]
+    assert {path.name for path in cluster.folder.iterdir()} == {"log", ".gitignore"}
 
 
 def test_down_ends_running_jobs_and_their_children(devcluster: Callable[..., Any]) -> None:

@@ -1,0 +1,206 @@
+"""Where runs execute: typed profiles in YAML, checked in full before anything is submitted.
+
+Facts about a site (partitions, accounts, modules, containers) live in ``slurm/profiles/*.yaml`` and nowhere else. A
+profile is named by its file's stem or by a path. Nothing in it can change a result, so nothing of it enters a run id.
+"""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from mpformer.errors import UserError, choices
+
+FOLDER = Path(__file__).resolve().parent.parent / "slurm" / "profiles"
+
+_WORD = re.compile(r"[A-Za-z0-9_.,:@+*&|()\[\]=-]+")
+_MEMORY = re.compile(r"[1-9]\d*[KMGT]B?")
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?:(?P<hours>\d+):)?(?P<minutes>\d+)(?::(?P<seconds>\d\d))?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def _word(value: str) -> str:
+    if not _WORD.fullmatch(value):
+        raise ValueError("must be one word of letters, digits and _.,:@+*&|()[]=-")
+    return value
+
+
+def _one_line(value: str) -> str:
+    if not value.strip() or any(ord(character) < 32 for character in value):
+        raise ValueError("must be one line, without control characters")
+    return value
+
+
+def _memory(value: str) -> str:
+    if not _MEMORY.fullmatch(value):
+        raise ValueError("must be a number and a unit, such as 32GB or 500MB")
+    return value
+
+
+Word = Annotated[str, AfterValidator(_word)]
+"""A value of an sbatch option; no shell ever sees it unquoted all the same."""
+
+Line = Annotated[str, AfterValidator(_one_line)]
+
+
+class Section(BaseModel):
+    """Base of the profiles: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    environment: dict[str, str] = Field(default_factory=dict, description="variables of every job")
+
+    @field_validator("environment")
+    @classmethod
+    def _names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"{name!r} is not a variable's name")
+        return value
+
+
+class LocalProfile(Section):
+    """This machine, through submitit's local executor."""
+
+    executor: Literal["local"]
+    workers: int | None = Field(None, ge=1, description="worker processes; empty: by cores, GPUs and memory")
+    threads: int = Field(1, ge=1, description="threads a worker")
+
+
+class SlurmProfile(Section):
+    """A Slurm cluster, through submitit's Slurm executor; resources are one job's, that is one run's."""
+
+    executor: Literal["slurm"]
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    exclude: Word | None = Field(None, description="nodes not to use")
+    time: str | int = Field(description="limit: minutes, or [days-]hours:minutes:seconds as for sbatch")
+    nodes: int = Field(1, ge=1)
+    tasks_per_node: int = Field(1, ge=1, description="processes of one run on a node; one a GPU")
+    gpus: int = Field(0, ge=0, description="GPUs a node")
+    cpus: int = Field(1, ge=1, description="processors a task")
+    memory: Annotated[str, AfterValidator(_memory)] | None = Field(None, description="memory a node, such as 32GB")
+    parallelism: int = Field(32, ge=1, description="most jobs of a suite at a time")
+    signal_delay: int = Field(
+        120, ge=10, description="seconds before the limit at which a run checkpoints and requeues"
+    )
+    modules: tuple[Line, ...] = Field((), description="environment modules to load")
+    setup: tuple[Line, ...] = Field((), description="shell lines before the job, as they are")
+    container: Line | None = Field(None, description="image for srun --container-image (pyxis)")
+    container_mounts: Line | None = Field(None, description="value of srun --container-mounts")
+    srun: tuple[Line, ...] = Field((), description="further arguments of srun")
+    sbatch: dict[Word, Line | int | bool] = Field(default_factory=dict, description="further options of sbatch")
+    comment: Line | None = None
+
+    @field_validator("time")
+    @classmethod
+    def _limit(cls, value: str | int) -> str | int:
+        if not 1 <= minutes(value) <= 60 * 24 * 366:
+            raise ValueError("must be minutes, or [days-]hours:minutes:seconds, between 1 minute and a year")
+        return value
+
+    @property
+    def minutes(self) -> int:
+        """The time limit in minutes, rounded up."""
+        return minutes(self.time)
+
+    @property
+    def setup_lines(self) -> list[str]:
+        """Shell lines before the job: the environment's variables, the modules, the site's own lines."""
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return [*exports, *(f"module load {shlex.quote(name)}" for name in self.modules), *self.setup]
+
+    @property
+    def srun_arguments(self) -> list[str]:
+        """Arguments of srun; submitit quotes them."""
+        image = [f"--container-image={self.container}"] if self.container else []
+        mounts = [f"--container-mounts={self.container_mounts}"] if self.container_mounts else []
+        return [*image, *mounts, *self.srun]
+
+    def submitit(self) -> dict[str, Any]:
+        """Return the keyword arguments of ``submitit.SlurmExecutor.update_parameters``."""
+        options = {
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "constraint": self.constraint,
+            "exclude": self.exclude,
+            "mem": self.memory,
+            "comment": self.comment,
+            "gpus_per_node": self.gpus or None,
+            "setup": self.setup_lines or None,
+            "srun_args": self.srun_arguments or None,
+            "additional_parameters": dict(self.sbatch) or None,
+        }
+        asked = {name: value for name, value in options.items() if value is not None}
+        always = {"time": self.minutes, "nodes": self.nodes, "ntasks_per_node": self.tasks_per_node}
+        always |= {"cpus_per_task": self.cpus, "array_parallelism": self.parallelism}
+        return {**asked, **always, "signal_delay_s": self.signal_delay, "stderr_to_stdout": True}
+
+
+Profile = Annotated[LocalProfile | SlurmProfile, Field(discriminator="executor")]
+
+
+def minutes(value: str | int) -> int:
+    """Return a limit in minutes, rounded up, as sbatch reads it; 0 if it is not one.
+
+    ``90`` and ``"90"`` are minutes, ``"90:30"`` minutes and seconds, ``"1:30:00"`` hours, ``"2-12"`` days and hours,
+    ``"2-12:30"`` days, hours and minutes.
+    """
+    if isinstance(value, bool):
+        return 0
+    found = _TIME.fullmatch(str(value))
+    if found is None:
+        return 0
+    days, hours, middle, seconds = (int(part or 0) for part in found.group("days", "hours", "minutes", "seconds"))
+    if found["days"] is not None and found["seconds"] is None:
+        # after days the first number is hours
+        hours, middle = (hours, middle) if found["hours"] is not None else (middle, 0)
+    elif found["days"] is None and found["hours"] is not None and found["seconds"] is None:
+        middle, seconds, hours = hours, middle, 0
+    return days * 1440 + hours * 60 + middle + (seconds + 59) // 60
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the project's own profiles."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+
+
+def load(name: str) -> LocalProfile | SlurmProfile:
+    """Return a profile by its name, or by the path of a YAML file; raises UserError, one line."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise choices("profile", name, (*names(), "or the path of a YAML file"))
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from None
+    return parse(content, str(path))
+
+
+def parse(content: Any, where: str) -> LocalProfile | SlurmProfile:
+    """Check a profile's content; raises UserError that names the key, what was given and what is valid."""
+    if not isinstance(content, dict):
+        raise UserError(f"{where} must hold keys and values, executor among them (local or slurm)")
+    adapter: TypeAdapter[LocalProfile | SlurmProfile] = TypeAdapter(Profile)
+    try:
+        return adapter.validate_python(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_line(error, content)}") from None
+
+
+def _first_line(error: ValidationError, content: dict[str, Any]) -> str:
+    first = error.errors()[0]
+    executor = content.get("executor")
+    if first["type"].startswith("union_tag"):
+        return str(choices("executor", executor, ("local", "slurm")))
+    place = ".".join(str(part) for part in first["loc"][1:])
+    if first["type"] == "extra_forbidden":
+        known = LocalProfile if executor == "local" else SlurmProfile
+        return str(choices("key", place, known.model_fields))
+    return f"{place}: {first['msg'].removeprefix('Value error, ')} (got {first.get('input')!r:.80})"

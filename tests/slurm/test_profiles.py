@@ -1,0 +1,120 @@
+"""Profiles: typed, checked before submission, one clear line for a mistake, and never a word to a shell unquoted."""
+
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments import profiles
+from experiments.profiles import LocalProfile, SlurmProfile, minutes, parse
+from mpformer.errors import UserError
+
+SMALL = {"executor": "slurm", "time": 60}
+
+
+def test_the_projects_own_profiles() -> None:
+    assert profiles.names() == ("a100", "devcluster", "local")
+    assert profiles.load("local") == LocalProfile(executor="local", threads=1)
+    big = profiles.load("a100")
+    assert isinstance(big, SlurmProfile)
+    assert (big.minutes, big.gpus, big.tasks_per_node) == (2880, 8, 8)
+    assert isinstance(profiles.load("devcluster"), SlurmProfile)
+    assert profiles.load(str(profiles.FOLDER / "a100.yaml")) == big
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (90, 90), ("90", 90), ("90:30", 91), ("1:30:00", 90), ("0:00:01", 1), ("2-0", 2880), ("2-12", 3600),
+        ("2-12:30", 3630), ("2-12:30:00", 3630), ("soon", 0), ("", 0), ("1:2:3:4", 0), ("-5", 0), (True, 0),
+    ],
+)  # fmt: skip
+def test_limits_are_read_as_sbatch_does(limit: Any, expected: int) -> None:
+    assert minutes(limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"executor": "pbs"}, "unknown executor 'pbs'; valid: local, slurm"),
+        ({"executor": None}, "unknown executor None; valid: local, slurm"),
+        ({"partitoin": "gpu"}, r"unknown key 'partitoin'; valid: environment, executor, partition, account"),
+        ({"partition": "gpu; rm -rf ~"}, "partition: must be one word"),
+        ({"constraint": "$(id)"}, "constraint: must be one word"),
+        ({"time": "tomorrow"}, "time: must be minutes"),
+        ({"time": 0}, "time: must be minutes"),
+        ({"gpus": -1}, "gpus: Input should be greater than or equal to 0"),
+        ({"gpus": "many"}, r"gpus: .* \(got 'many'\)"),
+        ({"memory": "32"}, "memory: must be a number and a unit, such as 32GB"),
+        ({"setup": ["one\ntwo"]}, "setup.0: must be one line"),
+        ({"environment": {"A B": "1"}}, "environment: 'A B' is not a variable's name"),
+        ({"parallelism": 0}, "parallelism: "),
+    ],
+)
+def test_mistakes_are_one_line(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=f"^here: {line}") as caught:
+        parse({**SMALL, **change}, "here")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_keys_and_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="here: time: Field required"):
+        parse({"executor": "slurm"}, "here")
+    with pytest.raises(UserError, match="unknown profile 'a1000'; valid: a100, devcluster, local, or the path"):
+        profiles.load("a1000")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("executor: [")
+    with pytest.raises(UserError, match="is not YAML"):
+        profiles.load(str(broken))
+    broken.write_text("just text")
+    with pytest.raises(UserError, match="must hold keys and values"):
+        profiles.load(str(broken))
+
+
+def script(profile: LocalProfile | SlurmProfile, folder: Path) -> str:
+    """The batch script that submitit writes for a profile."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    assert isinstance(profile, SlurmProfile)
+    return str(_make_sbatch_string("python -V", folder, **profile.submitit()))
+
+
+def test_the_script_that_submitit_makes(tmp_path: Path) -> None:
+    asked = {
+        "partition": "gpu", "account": "lab", "qos": "high", "constraint": "a100&ib", "time": "1-00:00:00", "nodes": 2,
+        "gpus": 4, "tasks_per_node": 4, "cpus": 6, "memory": "100GB", "modules": ["cuda/13.0"],
+        "setup": ["ulimit -n 4096"], "container": "/images/a.sqsh", "environment": {"WHERE": "here"},
+        "sbatch": {"no-requeue": True, "licenses": "x:1"},
+    }  # fmt: skip
+    lines = script(parse({**SMALL, **asked}, "here"), tmp_path).splitlines()
+    for option in (
+        "partition=gpu", "account=lab", "qos=high", "constraint='a100&ib'", "time=1440", "nodes=2", "gpus-per-node=4",
+        "ntasks-per-node=4", "cpus-per-task=6", "mem=100GB", "signal=USR2@120", "licenses=x:1", "no-requeue",
+    ):  # fmt: skip
+        assert f"#SBATCH --{option}" in lines
+    assert lines.index("export WHERE=here") < lines.index("module load cuda/13.0") < lines.index("ulimit -n 4096")
+    assert "--container-image=/images/a.sqsh" in lines[lines.index("export SUBMITIT_EXECUTOR=slurm") + 1]
+    assert not any(line.startswith("#SBATCH --error") for line in lines)
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40))
+def test_no_value_of_the_environment_reaches_the_shell(value: str) -> None:
+    """Spaces, quotes, newlines, `;`, `$()` and unicode arrive as they are."""
+    profile = parse({**SMALL, "environment": {"VALUE": value}}, "here")
+    assert isinstance(profile, SlurmProfile)
+    (line,) = profile.setup_lines
+    assert shlex.split(line) == ["export", f"VALUE={value}"]
+
+
+def test_a_nasty_value_in_a_real_shell() -> None:
+    value = "a 'b' \"c\"; touch /nonexistent/x $(id) `id` \\ é\nnext"
+    profile = parse({**SMALL, "environment": {"VALUE": value}}, "here")
+    assert isinstance(profile, SlurmProfile)
+    done = subprocess.run(
+        ["bash", "-c", profile.setup_lines[0] + '\nprintf %s "$VALUE"'], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == (value, "")
