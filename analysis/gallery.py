@@ -156,11 +156,11 @@ def _strip(run: GalleryRun, key: tuple[int, int], layer: int) -> Strip | None:
     if not found:
         return None
     return Strip(
-        run.label, found[0], tuple(_frame(record, at, found[0]) for at in _shown(layer, len(record["layers"])))
+        run.label, found[0], tuple(_frame(record, at, found[0]) for at in layers_shown(layer, len(record["layers"])))
     )
 
 
-def _shown(layer: int, layers: int) -> list[int]:
+def layers_shown(layer: int, layers: int) -> list[int]:
     """The pair of layers and the last one; one layer more before a pair that ends with the last."""
     before = {layer - 2} if layer == layers - 1 and layer >= 2 else set()
     return sorted({layer - 1, layer, layers - 1} | before)

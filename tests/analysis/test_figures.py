@@ -228,7 +228,7 @@ def test_gallery_reads_an_evaluation(tmp_path: Path) -> None:
     ("layer", "layers", "shown"), [(1, 4, [0, 1, 3]), (2, 4, [1, 2, 3]), (3, 4, [1, 2, 3]), (1, 2, [0, 1])]
 )
 def test_layers_shown(layer: int, layers: int, shown: list[int]) -> None:
-    assert gallery._shown(layer, layers) == shown
+    assert gallery.layers_shown(layer, layers) == shown
 
 
 def test_boundary_runs_along_cell_edges() -> None:
