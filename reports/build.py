@@ -8,15 +8,16 @@ from experiments.store import Store, write_text
 from experiments.worker import queued_runs
 from mpformer.errors import UserError, choices
 from reports import paper_numbers, site
+from reports.collect import SuiteReport, collect, records
 from reports.escape import clean
 from reports.explorer import build_explorer
-from reports.figures import suite_figures
-from reports.collect import SuiteReport, collect, records
+from reports.figures import DRAWN, suite_figures
 from reports.render import render
 from reports.runs import Reader
 
 FILES = {"md": "table.md", "tex": "table.tex", "macros": "macros.tex", "csv": "table.csv", "json": "table.json"}
-FORMATS = (*FILES, "html")
+FORMATS = (*FILES, "html", *DRAWN)
+"""``html`` brings the figures as SVG and CSV; ``pdf`` and ``png`` add those files of each figure."""
 EXPLORED = 100  # objects; the command `mpformer visualize` takes any number
 _LABELS = {"md": "Markdown", "tex": "LaTeX", "macros": "LaTeX macros", "csv": "CSV", "json": "JSON"}
 

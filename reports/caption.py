@@ -18,7 +18,7 @@ _DATASETS = {
 
 
 def preset(toggles: Mapping[str, Any]) -> str:
-    """Name of the preset that these toggles are, or an empty string; with piloting off its other fields do not count."""
+    """Name of the preset that these toggles are, or an empty string; without piloting its other fields do not count."""
     for name, known in PRESETS.items():
         if _effective(known.model_dump(mode="json")) == _effective(toggles):
             return name
@@ -86,7 +86,10 @@ def _seeds(table: Table) -> str:
         return "n = 1, no significance."
     if planned == 2:
         return "Mean over n = 2 seeds: no deviation, no significance."
-    return f"Mean ± sample standard deviation (ddof = 1) over n seeds, {planned} planned; Δ is to the baseline row, paired by seed."
+    return (
+        f"Mean ± sample standard deviation (ddof = 1) over n seeds, {planned} planned; Δ is to the baseline row, "
+        f"paired by seed."
+    )
 
 
 def _presets(table: Table) -> str:

@@ -1,4 +1,4 @@
-"""Small line charts as SVG text, in the page's own colours (light, dark and print): for run sections, made by the hundred.
+"""Small line charts as SVG text, in the page's own colours (light, dark, print): for run sections, by the hundred.
 
 The figures of a suite are drawn by :mod:`analysis.figures`; these are its sparklines.
 """
@@ -49,6 +49,7 @@ def line_chart(points: Sequence[Point], x_max: float, label: str) -> Markup:
         '<text x="{left}" y="{below}">0</text><text x="{right}" y="{below}" text-anchor="end">{x1}</text>'
         '<text x="{middle}" y="{below}" text-anchor="middle">{label}</text></svg>'
     ).format(
-        w=WIDTH, h=HEIGHT, label=label, y0=f"{low:.3g}", y1=f"{high:.3g}", left=_LEFT, top=_TOP, bottom=bottom, right=right,
+        w=WIDTH, h=HEIGHT, label=label, y0=f"{low:.3g}", y1=f"{high:.3g}", left=_LEFT, top=_TOP, bottom=bottom,
+        right=right,
         path=path, t=_LEFT - 4, top8=_TOP + 8, below=HEIGHT - 6, x1=f"{x_max:g}", middle=(_LEFT + right) / 2,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from reports.model import (
 )
 from reports.runs import Reader, RunView, Standing
 
-STATES = "DONE TRAINED RUNNING REQUEUED QUEUED PLANNED FAILED TIMEOUT LOST CANCELLED VOID UNKNOWN".split()
+STATES = tuple("DONE TRAINED RUNNING REQUEUED QUEUED PLANNED FAILED TIMEOUT LOST CANCELLED VOID UNKNOWN".split())  # noqa: SIM905
 MIXED = "†"
 _TICK_LABELS = {
     "mp_queries": "MP queries",
@@ -243,7 +243,7 @@ def _corrected(cell: Cell, p_holm: float | None) -> Cell:
 
 
 def _with_best(grid: list[list[Cell]], columns: Sequence[Column]) -> list[list[Cell]]:
-    """Mark the best complete number of each column (ties as printed all count); a lone number is not best of anything."""
+    """Mark the best complete number of each column (ties as printed all count); a lone number is best of nothing."""
     for k, column in enumerate(columns):
         means = [c.mean for c in (row[k] for row in grid) if c.kind is Kind.VALUE and c.mean is not None]
         if len(means) < 2 or not column.direction:
@@ -320,7 +320,8 @@ def _warnings(commits: Sequence[str]) -> tuple[str, ...]:
     if len(commits) < 2:
         return ()
     return (
-        f"† mixed commits: the numbers come from {len(commits)} versions of the code; † marks cells that average over them.",
+        f"† mixed commits: the numbers come from {len(commits)} versions of the code; † marks cells that average "
+        f"over them.",
     )
 
 

@@ -7,7 +7,8 @@ _CONSISTENCY = "Consistency of the decoder layers"
 _COST = "Cost"
 
 _LAYERS = (
-    "Layers are 0 … L, 0 being the learnable queries before any decoder layer. V(n, i) is the object matched to query n at "
+    "Layers are 0 … L, 0 being the learnable queries before any decoder layer. V(n, i) is the object matched to "
+    "query n at "
     "layer i (Hungarian matching with the training cost's weights on all cells at mask resolution), or −1."
 )
 
@@ -33,7 +34,8 @@ _COLUMNS = (
         "mIoU-L",
         "mIoU-L",
         _CONSISTENCY,
-        "mIoU-L (this project's formula; the paper names the metric and publishes no code): mean over layers i = 1 … L, and "
+        "mIoU-L (this project's formula; the paper names the metric and publishes no code): mean over layers i = "
+        "1 … L, and "
         "over queries matched at the last layer, of IoU(mask(n, i−1), mask(n, i)), masks binarised at probability 0.5; "
         "pairs of two empty masks are left out.",
     ),
@@ -47,7 +49,8 @@ _COLUMNS = (
         "Util",
         "Util",
         _CONSISTENCY,
-        "Util (this project's formula): mean over layers i = 0 … L−1 of the share of queries matched at the last layer with "
+        "Util (this project's formula): mean over layers i = 0 … L−1 of the share of queries matched at the last "
+        "layer with "
         "V(n, i) = V(n, L).",
     ),
     _score(

@@ -7,7 +7,7 @@ shown by their Unicode pictures everywhere.
 import re
 
 _CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
-_CONTROLS |= {code: 0xFFFD for code in [*range(128, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]}
+_CONTROLS |= dict.fromkeys([*range(128, 160), *range(8234, 8239), *range(8294, 8298)], 65533)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]|$~^])")
 _LATEX = {
     "\\": r"\textbackslash{}",

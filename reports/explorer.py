@@ -81,7 +81,8 @@ def build_explorer(
     page = _page(sources, {i: records[i] for i in records if i in kept}, entries)
     if len(page.encode()) > LIMIT:
         raise UserError(
-            f"the page would be {len(page) / 2**20:.0f} MB, more than {LIMIT >> 20}; keep fewer images: --worst N or --images ID,ID"
+            f"the page would be {len(page) / 2**20:.0f} MB, more than {LIMIT >> 20}; keep fewer images: --worst N "
+            f"or --images ID,ID"
         )
     write_text(out, page)
     return out
@@ -92,7 +93,8 @@ def _source(path: Path, label: str) -> Source:
     found = next((LayerMasks(folder) for folder in folders if LayerMasks(folder).images), None)
     if found is None:
         raise UserError(
-            f"{path} has no layer masks: evaluate the run with evaluation.layer_mask_images above 0 (mpformer launch … --set)"
+            f"{path} has no layer masks: evaluate the run with evaluation.layer_mask_images above 0 (mpformer "
+            f"launch … --set)"
         )
     return Source(clean(label or _label(path)), found)
 
@@ -154,7 +156,9 @@ def _worst(record: Mapping[str, Any] | None, query: int | None) -> tuple[float |
     """(largest drop, the later of its two layers, score at the last layer) of a query."""
     if record is None or query is None:
         return None, None, None
-    steps = [(layer["layer"], entry) for layer in record["layers"] for entry in layer["queries"] if entry["query"] == query]
+    steps = [
+        (layer["layer"], entry) for layer in record["layers"] for entry in layer["queries"] if entry["query"] == query
+    ]
     known = [(1 - entry["iou_previous"], layer) for layer, entry in steps if entry["iou_previous"] is not None]
     drop, layer = max(known, default=(None, None))
     return drop, layer, float(steps[-1][1]["score"])
@@ -164,7 +168,10 @@ def pack(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record in short keys, class names once: what the page's script reads."""
     names: dict[str, int] = {}
     layers = [[_pack_query(entry, names) for entry in layer["queries"]] for layer in record["layers"]]
-    objects = [[o["object"], names.setdefault(clean(o["class_name"]), len(names)), _counts(o["rle"])] for o in record["objects"]]
+    objects = [
+        [o["object"], names.setdefault(clean(o["class_name"]), len(names)), _counts(o["rle"])]
+        for o in record["objects"]
+    ]
     return {"h": record["height"], "w": record["width"], "names": list(names), "objects": objects, "layers": layers}
 
 
@@ -195,11 +202,20 @@ def _picture(sources: Sequence[Source], by_run: Sequence[Mapping[str, Any] | Non
 
 def _page(sources: Sequence[Source], records: Records, entries: Sequence[Entry]) -> str:
     listed = [{"id": i, "file": _file(by_run)} for i, by_run in records.items()]
-    index = {"runs": [source.label for source in sources], "images": listed, "entries": [asdict(entry) for entry in entries]}
+    index = {
+        "runs": [source.label for source in sources],
+        "images": listed,
+        "entries": [asdict(entry) for entry in entries],
+    }
     chunks = [
-        (i, deflate([pack(record) if record else None for record in by_run]), _picture(sources, by_run)) for i, by_run in records.items()
+        (i, deflate([pack(record) if record else None for record in by_run]), _picture(sources, by_run))
+        for i, by_run in records.items()
     ]
-    return _environment().get_template("explorer.html.j2").render(index=index, chunks=chunks, runs=[s.label for s in sources])
+    return (
+        _environment()
+        .get_template("explorer.html.j2")
+        .render(index=index, chunks=chunks, runs=[s.label for s in sources])
+    )
 
 
 def _file(by_run: Sequence[Mapping[str, Any] | None]) -> str:
@@ -209,8 +225,14 @@ def _file(by_run: Sequence[Mapping[str, Any] | None]) -> str:
 @cache
 def _environment() -> jinja2.Environment:
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     script = (TEMPLATES / "explorer.js").read_text()
-    env.globals.update(css=Markup((TEMPLATES / "explorer.css").read_text()), script=Markup(script), script_hash=script_hash(script))
+    env.globals.update(
+        css=Markup((TEMPLATES / "explorer.css").read_text()), script=Markup(script), script_hash=script_hash(script)
+    )
     return env

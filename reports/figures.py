@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from experiments.store import read_json, write_json
+from experiments.store import read_json, write_json, write_text
 from reports.collect import RowRuns, SuiteReport
 from reports.escape import clean
 from reports.gallery import Case
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 MOST_ROWS = 7
-SUFFIXES = ("svg", "pdf", "png", "csv")
+DRAWN = ("svg", "pdf", "png")
 _LAYER_MEASURES = (
     "mIoU-L",
     "IoU-gt",
@@ -62,9 +62,15 @@ class Plan:
     draw: Callable[[], "Drawing"]
 
 
-def suite_figures(report: SuiteReport, cases: Sequence[Case], names: Sequence[str], folder: Path) -> list[Figure]:
-    """Draw a suite's figures into ``folder``; those whose data is not there yet are left out."""
-    return [_drawn(plan, folder) for plan in _plans(report, cases, names) if not plan.data.empty]
+def suite_figures(
+    report: SuiteReport, cases: Sequence[Case], names: Sequence[str], folder: Path, kinds: Sequence[str] = DRAWN
+) -> list[Figure]:
+    """Draw a suite's figures into ``folder``, as ``kinds`` out of DRAWN (SVG always) and with their data as CSV.
+
+    Figures whose data is not there yet are left out.
+    """
+    wanted = tuple(kind for kind in DRAWN if kind == "svg" or kind in kinds)
+    return [_drawn(plan, folder, wanted) for plan in _plans(report, cases, names) if not plan.data.empty]
 
 
 def _plans(report: SuiteReport, cases: Sequence[Case], names: Sequence[str]) -> Iterator[Plan]:
@@ -124,7 +130,8 @@ def _layers_plan(rows: Sequence[RowRuns], few: str) -> Plan:
         if value is not None
     )
     caption = (
-        "Consistency of each decoder layer (left) beside the quality of the same layer (right): a decoder that never refines is "
+        "Consistency of each decoder layer (left) beside the quality of the same layer (right): a decoder that "
+        "never refines is "
         f"perfectly consistent. Layer 0: the bare learnable queries. {_BANDS}{few}"
     )
 
@@ -160,7 +167,10 @@ def _training_plan(report: SuiteReport, rows: Sequence[RowRuns], few: str) -> Pl
         ),
         "iteration",
     )
-    caption = f"Training loss (left) and {score} at the evaluations during training (right), on a few images until the last. {_BANDS}{few}"
+    caption = (
+        f"Training loss (left) and {score} at the evaluations during training (right), on a few images until the "
+        f"last. {_BANDS}{few}"
+    )
 
     def draw() -> "Drawing":
         from analysis.figures import training_curves
@@ -252,7 +262,10 @@ def _drops_plan(found: Mapping[str, Any], seed: str) -> Plan:
 
         return drop_distribution(data, list(found))
 
-    caption = f"How far the masks of matched queries move between adjacent layers: 1 − IoU. Pairs of two empty masks are left out. {seed}"
+    caption = (
+        f"How far the masks of matched queries move between adjacent layers: 1 − IoU. Pairs of two empty masks are "
+        f"left out. {seed}"
+    )
     return Plan("drops", "Distribution of IoU drops", caption, data, draw)
 
 
@@ -299,28 +312,36 @@ def _code_digest() -> str:
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
 
 
-def _drawn(plan: Plan, folder: Path) -> Figure:
-    stem = folder / plan.name
-    files = tuple(f"{plan.name}.{suffix}" for suffix in SUFFIXES)
+def _drawn(plan: Plan, folder: Path, kinds: Sequence[str]) -> Figure:
+    files = tuple(f"{plan.name}.{suffix}" for suffix in (*kinds, "csv"))
     text = plan.data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     digest = hashlib.sha256(f"{_code_digest()}\n{text}".encode()).hexdigest()
     record = folder / f".{plan.name}.json"
     if read_json(record) != {"digest": digest} or not all((folder / name).exists() for name in files):
-        _save(plan.draw(), plan.data, stem)
+        _draw(plan, folder / plan.name, kinds)
+        write_text(folder / f"{plan.name}.csv", text)
         write_json(record, {"digest": digest})
-    svg = inline_svg(stem.with_suffix(".svg").read_text(), plan.title, plan.name)
+    svg = inline_svg((folder / f"{plan.name}.svg").read_text(), plan.title, plan.name)
     return Figure(plan.name, plan.title, plan.caption, svg, files)
 
 
-def _save(drawing: "Drawing", data: "pd.DataFrame", stem: Path) -> None:
-    """Write all formats; the layout is computed once, not once a format."""
-    from analysis.figures import save
+def _draw(plan: Plan, stem: Path, kinds: Sequence[str]) -> None:
+    """Draw a figure and write it as each kind; the layout, most of the time, is computed once, not once a kind."""
     from analysis.style import styled
 
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    drawing = plan.draw()
     with styled():
-        drawing.draw_without_rendering()
-    drawing.set_layout_engine("none")
-    save(drawing, data, stem)
+        if drawing.get_layout_engine() is None:
+            whole: Any = "tight"
+        else:
+            drawing.draw_without_rendering()
+            drawing.set_layout_engine("none")
+            whole = drawing.bbox_inches
+        for kind in kinds:
+            # the time of day would change the bytes of an unchanged figure
+            dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+            drawing.savefig(stem.with_name(f"{stem.name}.{kind}"), format=kind, metadata=dated, bbox_inches=whole)
 
 
 def inline_svg(document: str, title: str, prefix: str) -> Markup:

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
 MIN_SCORE = 0.5
 RULE = (
-    f"Chosen by rule: among queries matched at the last layer with a final score of at least {MIN_SCORE}, the largest drop of IoU "
-    "between adjacent layers, one case an image; the worst of each run, then the same ground-truth object in the other run. "
-    "Outline: ground truth; filled: the mask of the query that ends on this object. Below each picture: IoU of the mask to the layer before and to the ground truth."
+    f"Chosen by rule: among queries matched at the last layer with a final score of at least {MIN_SCORE}, the "
+    f"largest drop of IoU "
+    "between adjacent layers, one case an image; the worst of each run, then the same ground-truth object in the "
+    "other run. "
+    "Outline: ground truth; filled: the mask of the query that ends on this object. Below each picture: IoU of "
+    "the mask to the layer before and to the ground truth."
 )
 
 

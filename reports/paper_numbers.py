@@ -2,11 +2,14 @@
 
 The file is meant to be extended with a text editor: one number a line, columns
 
-``table``, ``page``, ``dataset`` (coco, ade20k, cityscapes), ``task``, ``backbone`` (R50, Swin-L …), ``schedule`` (50ep, 90k …), ``row``
-(a row's name or label, or Mask2Former or MP-Former), ``metric`` (as in our tables; ``any`` for a claim), ``variant`` (empty, or how the
-number was made), ``kind`` (``value``, ``delta`` of the row to Mask2Former, ``claim`` in words), ``value``, ``tolerance`` (needed for a
-verdict), ``source``, ``how_sure``, ``notes``. What is not known is written ``not stated`` or ``not available``; what is not in the
-file is not available, and no report fills it in.
+- ``table``, ``page``, ``dataset`` (coco, ade20k, cityscapes), ``task``, ``backbone`` (R50, Swin-L …), ``schedule``
+  (50ep, 90k …), ``row`` (a row's name or label, or Mask2Former or MP-Former),
+- ``metric`` (as in our tables; ``any`` for a claim), ``variant`` (empty, or how the number was made), ``kind``
+  (``value``, ``delta`` of the row to Mask2Former, ``claim`` in words), ``value``, ``tolerance`` (needed for a verdict),
+- ``source``, ``how_sure``, ``notes``.
+
+What is not known is written ``not stated`` or ``not available``; what is not in the file is not available, and no
+report fills it in.
 """
 
 import csv
@@ -155,7 +158,10 @@ def beside(report: SuiteReport, numbers: Sequence[Number]) -> tuple[tuple[Publis
         _compare(report, row, number) for row in report.rows for number in numbers if _concerns(report, row, number)
     ]
     note = "Ours against published numbers: *within*, *outside* and *underpowered* by the 95 % interval over seeds."
-    none = "No published number of this table's setting is available; the published columns stay empty rather than guessed."
+    none = (
+        "No published number of this table's setting is available; the published columns stay empty rather than "
+        "guessed."
+    )
     return tuple(found), note.replace("*", "") if found else none
 
 
@@ -276,10 +282,14 @@ def _directions(report: SuiteReport, numbers: Sequence[Number]) -> tuple[tuple[P
         if row is not report.baseline and _is_row(row, n)
     ]
     note = (
-        f"Scale {report.table.scale} is not the paper's setting: no number here is compared with a published one. Published differences "
+        f"Scale {report.table.scale} is not the paper's setting: no number here is compared with a published one. "
+        f"Published differences "
         "are listed for their direction only."
     )
-    none = f"Scale {report.table.scale} is not the paper's setting, and no published difference concerns this table's rows and columns."
+    none = (
+        f"Scale {report.table.scale} is not the paper's setting, and no published difference concerns this table's "
+        f"rows and columns."
+    )
     return tuple(found), note if found else none
 
 

@@ -80,9 +80,9 @@ def to_json(table: Table) -> str:
 
 
 CSV_FIELDS = (
-    "suite scale dataset row label preset metric unit kind mean std n planned delta delta_low delta_high p p_holm "
-    "best reason flags runs"
-).split()
+    *("suite", "scale", "dataset", "row", "label", "preset", "metric", "unit", "kind", "mean", "std", "n", "planned"),
+    *("delta", "delta_low", "delta_high", "p", "p_holm", "best", "reason", "flags", "runs"),
+)
 
 
 def to_csv(table: Table) -> str:

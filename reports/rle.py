@@ -1,4 +1,4 @@
-"""COCO's compressed run-length strings, read with numpy alone (the page's own reader is in ``templates/explorer.js``)."""
+"""COCO's compressed run-length strings, read with numpy alone (the page's reader: ``templates/explorer.js``)."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""One run as a report sees it: its state, its numbers and its provenance, read from plain files that may be half-written."""
+"""One run as a report sees it: state, numbers and provenance, read from plain files that may be half-written."""
 
 import hashlib
 import json

@@ -70,7 +70,10 @@ def interval(difference: Delta, decimals: int) -> str:
     """``95 % interval +0.1 … +2.0, p = 0.012, Holm 0.024``; says why where n does not allow it."""
     if difference.low is None or difference.high is None or difference.p is None:
         return f"n = {difference.n} pair{'' if difference.n == 1 else 's'}, no significance"
-    text = f"95 % interval {signed(difference.low, decimals)} … {signed(difference.high, decimals)}, p = {difference.p:.3g}"
+    text = (
+        f"95 % interval {signed(difference.low, decimals)} … {signed(difference.high, decimals)}, p = "
+        f"{difference.p:.3g}"
+    )
     return (
         text
         + (f", after Holm {difference.p_holm:.3g}" if difference.p_holm is not None else "")

@@ -1,14 +1,16 @@
 """A copy of the committed fixture store whose claims are as old as each run's state says."""
 
+import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from experiments.store import Store
+from reports import figures
 from reports.collect import SuiteReport, collect, records
 from reports.runs import Reader
 
@@ -37,3 +39,17 @@ def gather(store: Path) -> Callable[..., SuiteReport]:
         return collect(records(opened, [suite], "mini", dataset)[0], Reader(opened), **options)  # type: ignore[arg-type]
 
     return one
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the drawing, which is what takes time; each blank figure has a number of its own."""
+    numbers = itertools.count()
+
+    def draw(plan: figures.Plan, stem: Path, kinds: Sequence[str]) -> None:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for kind in kinds:
+            svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><text>{next(numbers)}</text></svg>'
+            stem.with_name(f"{stem.name}.{kind}").write_text(svg)
+
+    monkeypatch.setattr(figures, "_draw", draw)

@@ -82,15 +82,20 @@ def config(dataset: str, toggles: dict[str, Any], seed: int) -> Config:
         {
             "dataset": data,
             "model": {
-                "hidden_dim": 64, "conv_dim": 64, "mask_dim": 64, "decoder_layers": LAYERS, "queries": 20,
-                "attention_strides": (16, 8, 4), "backbone": {"kind": "resnet", "depth": 18, "norm": "GN"},
+                "hidden_dim": 64,
+                "conv_dim": 64,
+                "mask_dim": 64,
+                "decoder_layers": LAYERS,
+                "queries": 20,
+                "attention_strides": (16, 8, 4),
+                "backbone": {"kind": "resnet", "depth": 18, "norm": "GN"},
             },
             "toggles": toggles,
             "schedule": {"max_iter": 1200, "batch_size": 8, "base_lr": 3e-4, "lr_schedule": "poly"},
             "evaluation": {"panoptic": panoptic, "semantic": panoptic},
             "seed": seed,
         }
-    )  # fmt: skip
+    )
 
 
 def write(path: Path, content: Any) -> None:
@@ -168,11 +173,21 @@ def layer_numbers(run: Run) -> dict[str, list[float | None]]:
 
 def result(run: Run) -> dict[str, Any]:
     return {
-        "schema": 1, "run_id": run.run_id, "eval_id": run.eval_id, "iteration": 1200, "complete": True, "images": 500,
-        "metrics": metrics(run), "layers": layer_numbers(run), "used_query_share": 82.5, "effective_queries": 11.3,
-        "scorers": {"pycocotools": "2.0.10", "panopticapi": "0.1"}, "seconds": 31.2, "peak_memory_bytes": 1_650_000_000,
+        "schema": 1,
+        "run_id": run.run_id,
+        "eval_id": run.eval_id,
+        "iteration": 1200,
+        "complete": True,
+        "images": 500,
+        "metrics": metrics(run),
+        "layers": layer_numbers(run),
+        "used_query_share": 82.5,
+        "effective_queries": 11.3,
+        "scorers": {"pycocotools": "2.0.10", "panopticapi": "0.1"},
+        "seconds": 31.2,
+        "peak_memory_bytes": 1_650_000_000,
         "empty_ground_truth_share": {"16": 9.1, "8": 1.2, "4": 0.1},
-    }  # fmt: skip
+    }
 
 
 def metric_lines(run: Run, until: int) -> str:
@@ -181,8 +196,17 @@ def metric_lines(run: Run, until: int) -> str:
     lines = []
     for i in range(40, until + 1, 40):
         loss = 38 * np.exp(-i / 500) + 14 - run.spec.gain / 3 + rng.normal(0, 0.6)
-        line = {"kind": "train", "iteration": i, "loss": loss, "loss_ce": loss * 0.2, "loss_mask": loss * 0.35,
-                "loss_dice": loss * 0.45, "lr": 3e-4 * (1 - i / 1200) ** 0.9, "seconds": 0.19, "time": 1795338000 + i * 0.19}  # fmt: skip
+        line = {
+            "kind": "train",
+            "iteration": i,
+            "loss": loss,
+            "loss_ce": loss * 0.2,
+            "loss_mask": loss * 0.35,
+            "loss_dice": loss * 0.45,
+            "lr": 3e-4 * (1 - i / 1200) ** 0.9,
+            "seconds": 0.19,
+            "time": 1795338000 + i * 0.19,
+        }
         lines.append({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()})
         if i % 400 == 0:
             probe = {k: round(v, 3) for k, v in metrics(run, i / 1200).items() if k in ("AP", "PQ", "mIoU")}
@@ -201,11 +225,21 @@ def provenance(run: Run) -> dict[str, Any]:
         "diff_truncated": False,
     }
     return {
-        "schema": 1, "time": 1795338000.0, "git": git, "command": ["mpformer", "launch", "headline", "--scale", "mini"],
-        "host": "laptop-7", "platform": "Linux x86_64", "processor": "8-core laptop CPU", "cores": 8, "python": "3.11.2",
-        "packages": {"torch": "2.4.1", "detectron2": "0.6"}, "threads": 1, "world_size": 1, "job_id": "4711",
+        "schema": 1,
+        "time": 1795338000.0,
+        "git": git,
+        "command": ["mpformer", "launch", "headline", "--scale", "mini"],
+        "host": "laptop-7",
+        "platform": "Linux x86_64",
+        "processor": "8-core laptop CPU",
+        "cores": 8,
+        "python": "3.11.2",
+        "packages": {"torch": "2.4.1", "detectron2": "0.6"},
+        "threads": 1,
+        "world_size": 1,
+        "job_id": "4711",
         "environment": {"OMP_NUM_THREADS": "1"},
-    }  # fmt: skip
+    }
 
 
 def attempt(runs: Path, run: Run, number: int, stage: str, outcome: str, events: list[tuple[str, str]]) -> None:
@@ -240,9 +274,17 @@ def make_run(runs: Path, run: Run) -> None:
     folder = runs / run.run_id
     write(
         folder / "run.json",
-        {"schema": 1, "run_id": run.run_id, "scheme": 1, "seed": run.seed, "toggles": run.config.toggles.model_dump(mode="json"),
-         "config": run.config.model_dump(mode="json"), "row": run.spec.name, "created": CREATED},
-    )  # fmt: skip
+        {
+            "schema": 1,
+            "run_id": run.run_id,
+            "scheme": 1,
+            "seed": run.seed,
+            "toggles": run.config.toggles.model_dump(mode="json"),
+            "config": run.config.model_dump(mode="json"),
+            "row": run.spec.name,
+            "created": CREATED,
+        },
+    )
     if run.state == "queued":
         return
     until = {"running": 800, "oom": 320, "lost": 120}.get(run.state, 1200)
@@ -257,9 +299,14 @@ def make_run(runs: Path, run: Run) -> None:
         return
     write(
         folder / "trained.json",
-        {"iterations": 1200, "seconds": 231.0 + run.seed, "peak_memory_bytes": 1_900_000_000, "weights": "checkpoints/final.pth",
-         "weights_sha256": "c" * 64},
-    )  # fmt: skip
+        {
+            "iterations": 1200,
+            "seconds": 231.0 + run.seed,
+            "peak_memory_bytes": 1_900_000_000,
+            "weights": "checkpoints/final.pth",
+            "weights_sha256": "c" * 64,
+        },
+    )
     eval_id = "instance-000000000000" if run.state == "stale" else run.eval_id
     write(folder / "evals" / eval_id / "result.json", result(run) | {"eval_id": eval_id})
     if run.state == "void":
@@ -280,11 +327,22 @@ def layers_parquet(folder: Path, run: Run, objects: int = 40) -> None:
             keeps = last or rng.random() < steady + 0.04 * layer
             near = 1.0 if last else float(np.clip(rng.beta(5 * steady * (layer + 1), 2), 0, 1))
             line = {
-                "image_id": 1 + k // 4, "layer": layer, "object": k % 4, "class": k % 4, "thing": True, "area": 300, "query_final": final,
-                "query_here": final if keeps else int(rng.integers(-1, 20)), "iou_previous": near if layer else np.nan, "iou_last": near,
-                "iou_gt": near * 0.9, "score": min(1.0, 0.4 + 0.1 * layer), "predicted_class": k % 4, "both_empty_previous": False,
+                "image_id": 1 + k // 4,
+                "layer": layer,
+                "object": k % 4,
+                "class": k % 4,
+                "thing": True,
+                "area": 300,
+                "query_final": final,
+                "query_here": final if keeps else int(rng.integers(-1, 20)),
+                "iou_previous": near if layer else np.nan,
+                "iou_last": near,
+                "iou_gt": near * 0.9,
+                "score": min(1.0, 0.4 + 0.1 * layer),
+                "predicted_class": k % 4,
+                "both_empty_previous": False,
                 "both_empty_last": False,
-            }  # fmt: skip
+            }
             for name, value in line.items():
                 names[name].append(value)
     columns = {name: np.asarray(names[name], dtype=dtype) for name, dtype in tables.COLUMNS.items()}
@@ -323,7 +381,7 @@ def picture(objects: list[tuple[float, float, float, float]], rng: np.random.Gen
 
 
 def layer_masks(folder: Path, run: Run, images: int) -> None:
-    """Masks of every layer: the baseline's masks jump to a neighbour in the middle layers, mask piloting's hardly do."""
+    """Masks of every layer: the baseline's jump to a neighbour in the middle layers, mask piloting's hardly do."""
     steady = run.spec.gain > 1
     (folder / "layer_masks").mkdir(parents=True, exist_ok=True)
     for image_id in range(1, images + 1):
@@ -335,7 +393,8 @@ def layer_masks(folder: Path, run: Run, images: int) -> None:
         write(folder / "layer_masks" / f"{image_id}.json", json.dumps(one_image(image_id, name, objects, steady, run)))  # type: ignore[arg-type]
     shared = {"height": GRID, "width": GRID, "objects": 4}
     listed = [
-        {"image_id": i, "file": f"val/{i}.png", "image": f"{i}.png", "record": f"{i}.json"} | shared for i in range(1, images + 1)
+        {"image_id": i, "file": f"val/{i}.png", "image": f"{i}.png", "record": f"{i}.json"} | shared
+        for i in range(1, images + 1)
     ]
     write(folder / "layer_masks" / "index.json", {"schema": 1, "images": listed})
 
@@ -360,9 +419,17 @@ def one_image(image_id: int, name: str, objects: list[Any], steady: bool, run: R
             iou_previous = None if q not in previous else overlap(previous[q], source)
             previous[q] = source
             queries.append(
-                {"query": q, "class": k, "class_name": CLASSES[k], "score": round(0.3 + 0.1 * layer + 0.01 * k, 3),
-                 "object": k if not jump else -1, "iou_previous": iou_previous, "iou_gt": overlap(mask, source), "rle": encode(source)}
-            )  # fmt: skip
+                {
+                    "query": q,
+                    "class": k,
+                    "class_name": CLASSES[k],
+                    "score": round(0.3 + 0.1 * layer + 0.01 * k, 3),
+                    "object": k if not jump else -1,
+                    "iou_previous": iou_previous,
+                    "iou_gt": overlap(mask, source),
+                    "rle": encode(source),
+                }
+            )
         layers.append({"layer": layer, "queries": queries})
     described = [
         {"object": k, "class": k, "class_name": CLASSES[k], "thing": True, "rle": encode(mask)}
@@ -399,11 +466,25 @@ def make_suite(
     name = f"{suite}@mini" + ("" if dataset == "shapes" else f"+{dataset}")
     write(
         root / "suites" / f"{name}.json",
-        {"schema": 1, "suite": suite, "scale": "mini", "dataset": dataset, "title": title, "paper_table": paper_table,
-         "baseline": "mask2former", "columns": columns, "primary": "AP", "rows": rows, "created": CREATED,
-         "ticks": suite == "components", "command": f"mpformer launch {suite} --scale mini",
-         "not_applicable_columns": dict.fromkeys(("PQ", "mIoU"), "nuclei has one class and no stuff") if dataset == "nuclei" else {}},
-    )  # fmt: skip
+        {
+            "schema": 1,
+            "suite": suite,
+            "scale": "mini",
+            "dataset": dataset,
+            "title": title,
+            "paper_table": paper_table,
+            "baseline": "mask2former",
+            "columns": columns,
+            "primary": "AP",
+            "rows": rows,
+            "created": CREATED,
+            "ticks": suite == "components",
+            "command": f"mpformer launch {suite} --scale mini",
+            "not_applicable_columns": dict.fromkeys(("PQ", "mIoU"), "nuclei has one class and no stuff")
+            if dataset == "nuclei"
+            else {},
+        },
+    )
     return runs
 
 

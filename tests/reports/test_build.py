@@ -11,36 +11,49 @@ from reports import figures
 from reports.build import FILES, build, check
 
 TABLES = {*FILES.values()}
+LIGHT = (*FILES, "html")  # figures as SVG and CSV alone: drawing is what takes time
 
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_everything_with_an_overview(store: Path) -> None:
-    written = build([], store)
+def test_everything_with_an_overview(store: Path, blank_figures: None) -> None:
+    written = build([], store, formats=LIGHT)
     base = store / "reports"
     assert names(base) == {"index.html", "headline@mini", "components@mini", "headline@mini+nuclei"}
     assert names(base / "headline@mini") == TABLES | {"index.html", "figures", "explorer.html"}
     assert names(base / "headline@mini+nuclei") == TABLES | {"index.html", "figures"}
     assert all(path.exists() for path in written)
-    drawn = {path.stem for path in (base / "headline@mini" / "figures").glob("*.svg")}
-    assert drawn == {"layers", "training", "transitions", "drops", "query-usage", "gallery"}
-    for stem in drawn:
-        for suffix in ("pdf", "png", "csv"):
-            assert (base / "headline@mini" / "figures" / f"{stem}.{suffix}").stat().st_size > 40
     page = (base / "headline@mini" / "index.html").read_text()
     assert "explorer.html" in page
     assert page.count("<figure") == 5
 
 
-def test_a_second_build_draws_nothing_again(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_figure_is_drawn(store: Path) -> None:
+    build(["headline"], store, formats=LIGHT)
+    folder = store / "reports" / "headline@mini" / "figures"
+    drawn = {path.stem for path in folder.glob("*.svg")}
+    assert drawn == {"layers", "training", "transitions", "drops", "query-usage", "gallery"}
+    assert all((folder / f"{stem}.csv").stat().st_size > 40 for stem in drawn)
+    assert all("<metadata" not in page for page in [(folder.parent / "index.html").read_text()])
+
+
+def test_a_second_build_draws_nothing_again(store: Path, blank_figures: None, monkeypatch: pytest.MonkeyPatch) -> None:
     build(["headline"], store, dataset="nuclei", formats=["html"])
-    monkeypatch.setattr(figures, "_save", lambda *_: pytest.fail("drew a figure whose data had not changed"))
+    monkeypatch.setattr(figures, "_draw", lambda *_: pytest.fail("drew a figure whose data had not changed"))
     build(["headline"], store, dataset="nuclei", formats=["html"])
 
 
-def test_changed_data_is_drawn_again(store: Path) -> None:
+def test_figures_are_written_as_every_kind(store: Path) -> None:
+    build(["headline"], store, dataset="nuclei")
+    folder = store / "reports" / "headline@mini+nuclei" / "figures"
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
+        f"{stem}.{kind}" for stem in ("layers", "training") for kind in ("svg", "pdf", "png", "csv")
+    }
+
+
+def test_changed_data_is_drawn_again(store: Path, blank_figures: None) -> None:
     build(["headline"], store, dataset="nuclei", formats=["html"])
     svg = store / "reports" / "headline@mini+nuclei" / "figures" / "training.svg"
     before = svg.read_text()
@@ -60,7 +73,9 @@ def test_formats_out_columns_and_decimals(store: Path, tmp_path: Path) -> None:
 
 def test_unwritable_output_is_one_clear_line(store: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write the report to .*file: Not a directory; choose another with --out"):
+    with pytest.raises(
+        UserError, match=r"cannot write the report to .*file: Not a directory; choose another with --out"
+    ):
         build(["headline"], store, out=tmp_path / "file", formats=["md"])
 
 

@@ -58,8 +58,8 @@ def overflow(page: Any) -> int:
 
 
 @pytest.fixture
-def site(store: Path) -> Path:
-    """The overview and the pages of all suites; figures are tested elsewhere, so only the small suite's are drawn."""
+def site(store: Path, blank_figures: None) -> Path:
+    """The overview and the pages of all suites, without drawing figures."""
     build([], store, formats=["html", "md"])
     return store / "reports"
 
@@ -184,7 +184,9 @@ def big_run(folder: Path) -> Path:
 
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:128, 0:128]
-    shapes = [((x - cx) ** 2 / rx + (y - cy) ** 2 / ry < 300) ^ (rng.random((128, 128)) < 0.004) for cx, cy, rx, ry in rng.uniform(1, 127, (60, 4)) / (1, 1, 60, 60)]  # fmt: skip
+    places = rng.uniform(1, 127, (60, 4)) / (1, 1, 60, 60)
+    discs = [(x - cx) ** 2 / rx + (y - cy) ** 2 / ry < 300 for cx, cy, rx, ry in places]
+    shapes = [disc ^ (rng.random((128, 128)) < 0.004) for disc in discs]
     strings = [encode(shape) for shape in shapes]
     masks = folder / "layer_masks"
     masks.mkdir(parents=True)
@@ -197,7 +199,15 @@ def big_run(folder: Path) -> Path:
             for layer in range(10)
         ]  # fmt: skip
         objects = [{"object": k, "class": 0, "class_name": "x", "thing": True, "rle": strings[k]} for k in range(10)]
-        record = {"image_id": image, "file": "", "image": None, "height": 128, "width": 128, "objects": objects, "layers": layers}
+        record = {
+            "image_id": image,
+            "file": "",
+            "image": None,
+            "height": 128,
+            "width": 128,
+            "objects": objects,
+            "layers": layers,
+        }
         (masks / f"{image}.json").write_text(json.dumps(record))
     listed = [{"image_id": image, "record": f"{image}.json"} for image in range(100)]
     (masks / "index.json").write_text(json.dumps({"images": listed}))

@@ -14,9 +14,20 @@ from reports.paper_numbers import FIELDS, Number, beside, outside, read, schedul
 
 Gather = Callable[..., SuiteReport]
 LINE = dict.fromkeys(FIELDS, "") | {
-    "table": "Table 1", "page": "5", "dataset": "coco", "task": "panoptic", "backbone": "R50", "schedule": "50ep", "row": "MP-Former",
-    "metric": "AP", "kind": "value", "value": "15.6", "tolerance": "3", "source": "a paper", "how_sure": "verbatim",
-}  # fmt: skip
+    "table": "Table 1",
+    "page": "5",
+    "dataset": "coco",
+    "task": "panoptic",
+    "backbone": "R50",
+    "schedule": "50ep",
+    "row": "MP-Former",
+    "metric": "AP",
+    "kind": "value",
+    "value": "15.6",
+    "tolerance": "3",
+    "source": "a paper",
+    "how_sure": "verbatim",
+}
 SHARED = Path(__file__).parents[3] / "shared" / "reference" / "published_numbers.csv"
 
 

@@ -205,7 +205,8 @@ def test_tables_and_macros_compile_by_input(gather: Gather, tmp_path: Path) -> N
         table = gather(suite).table
         (tmp_path / f"{name}.tex").write_text(render(table, "tex"))
         (tmp_path / f"{name}macros.tex").write_text(render(table, "macros"))
-    body = r"\input{one}\input{two}\input{onemacros} AP is \mpnum{headline-mini.mp-former.AP} (\mpnum{headline-mini.mp-former.AP.delta})."
+    key = "headline-mini.mp-former.AP"
+    body = rf"\input{{one}}\input{{two}}\input{{onemacros}} AP is \mpnum{{{key}}} (\mpnum{{{key}.delta}})."
     preamble = r"\documentclass{article}\usepackage{booktabs}\usepackage{graphicx}"
     (tmp_path / "paper.tex").write_text(rf"{preamble}\begin{{document}}{body}\end{{document}}")
     compile_tex(tmp_path, "paper.tex")
