@@ -194,9 +194,14 @@ def _read_semantic(files: SplitFiles) -> dict[str, Record]:
     assert files.semantic_png is not None
     if not files.semantic_png.is_dir():
         raise UserError(f"{files.semantic_png} is not there; {files.advice()}")
+    # of images and of labels, so that a file that only one of the folders has is missed in the other
+    stems = {p.stem for p in files.semantic_png.glob("*.png")} | {p.stem for p in files.images.glob(f"*{files.suffix}")}
     return {
-        path.stem: {"file_name": str(files.images / (path.stem + files.suffix)), "sem_seg_file_name": str(path)}
-        for path in sorted(files.semantic_png.glob("*.png"))
+        stem: {
+            "file_name": str(files.images / (stem + files.suffix)),
+            "sem_seg_file_name": str(files.semantic_png / f"{stem}.png"),
+        }
+        for stem in sorted(stems)
     }
 
 

@@ -1,4 +1,7 @@
-"""Cityscapes through detectron2's own loaders, with integer image ids and clear errors."""
+"""Cityscapes through detectron2's own loaders, with integer image ids and clear errors.
+
+``image_id`` counts the images by file name, ``image_key`` is Cityscapes' own (``aachen_000000_000019``).
+"""
 
 from pathlib import Path
 from typing import Any
@@ -24,16 +27,26 @@ def read_split(root: Path, split: str, tasks: frozenset[str]) -> list[dict[str, 
     for part in parts:
         for record in part:
             merged.setdefault(record["file_name"], {}).update(record)
-    records = [{**merged[name], "image_id": i + 1} for i, name in enumerate(sorted(merged))]
+    records = [
+        {**merged[name], "image_id": i + 1, "image_key": Path(name).name.removesuffix("_leftImg8bit.png")}
+        for i, name in enumerate(sorted(merged))
+    ]
     check_files(records, "cityscapes", ADVICE)
     return records
 
 
 def _instances(root: Path, split: str) -> list[dict[str, Any]]:
-    """Polygons from the JSON files, exteriors only, painted in order (as Cityscapes' and Mask2Former's training)."""
+    """Masks from ``*_instanceIds.png``, which Cityscapes' own scripts paint from the polygons and evaluate against.
+
+    (Mask2Former's training set has the polygons' outlines, half a pixel fatter and without holes.)
+    """
     from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 
-    return load_cityscapes_instances(str(root / "leftImg8bit" / split), str(root / "gtFine" / split))
+    folders = str(root / "leftImg8bit" / split), str(root / "gtFine" / split)
+    try:
+        return load_cityscapes_instances(*folders, from_json=False, to_polygons=False)
+    except ImportError as error:
+        raise UserError(f"cityscapes needs its scripts ({error.name}): pip install cityscapesscripts") from None
 
 
 def _semantic(root: Path, split: str) -> list[dict[str, Any]]:

@@ -175,7 +175,7 @@ def _annotations(image_id: int, scene: Scene, masks: NDArray[np.bool_]) -> list[
             "category_id": category + 1,
             "iscrowd": crowd,
             "area": int(mask.sum()),
-            "bbox": _box(mask),
+            "bbox": box(mask),
             "segmentation": encode_mask(mask),
         }
         for i, (category, mask, crowd) in enumerate(things)
@@ -184,10 +184,10 @@ def _annotations(image_id: int, scene: Scene, masks: NDArray[np.bool_]) -> list[
 
 def _segment_info(segment_id: int, category: int, mask: NDArray[np.bool_]) -> Record:
     area = int(mask.sum())
-    return {"id": segment_id, "category_id": category + 1, "iscrowd": 0, "area": area, "bbox": _box(mask)}
+    return {"id": segment_id, "category_id": category + 1, "iscrowd": 0, "area": area, "bbox": box(mask)}
 
 
-def _box(mask: NDArray[np.bool_]) -> list[int]:
+def box(mask: NDArray[np.bool_]) -> list[int]:
     """COCO's (x, y, width, height)."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):

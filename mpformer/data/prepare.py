@@ -63,11 +63,12 @@ class Recipe:
         return "panoptic" in tasks_of(self.name)
 
     def chunks(self) -> list[Chunk]:
-        return [
-            Chunk(split, start, min(start + _CHUNK, count))
-            for split, count in self.counts.items()
-            for start in range(0, count, _CHUNK)
-        ]
+        return [chunk for split, count in self.counts.items() for chunk in chunks_of(split, count)]
+
+
+def chunks_of(split: str, count: int) -> list[Chunk]:
+    """Cut a split into chunks of at most 50 images."""
+    return [Chunk(split, start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
 
 
 def prepare_shapes(
@@ -173,7 +174,7 @@ def _records(recipe: Recipe, root: Path, progress: Progress | None, workers: int
     missing = [c for c in chunks if not (root / "chunks" / c.file).exists()]
     done = sum(c.stop - c.start for c in chunks) - sum(c.stop - c.start for c in missing)
     total = sum(recipe.counts.values())
-    for chunk in _run(recipe.work, root, missing, workers):
+    for chunk in run_chunks(recipe.work, root, missing, workers):
         done += chunk.stop - chunk.start
         if progress:
             progress(done, total)
@@ -183,8 +184,8 @@ def _records(recipe: Recipe, root: Path, progress: Progress | None, workers: int
     return records
 
 
-def _run(work: Work, root: Path, chunks: list[Chunk], workers: int | None) -> Iterator[Chunk]:
-    """Do the chunks, in processes if that pays, and give each when it is done."""
+def run_chunks(work: Work, root: Path, chunks: list[Chunk], workers: int | None) -> Iterator[Chunk]:
+    """Do the chunks, in processes if there are several, keep each one's records, and give it when it is done."""
     workers = min(workers or len(os.sched_getaffinity(0)), len(chunks))
     if workers <= 1:
         for chunk in chunks:

@@ -115,10 +115,10 @@ def read_image(record: Mapping[str, Any]) -> Pixels:
 def _open(path: str, kind: str) -> Pixels:
     try:
         with Image.open(path) as file:
-            if file.mode.startswith("I;16") or file.mode == "I":
-                return (np.asarray(file).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
             if kind == "labels":
                 return np.asarray(file)
+            if file.mode.startswith("I;16") or file.mode == "I":
+                return (np.asarray(file).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
             return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise CorruptImage(f"{path} cannot be read: {error}") from None

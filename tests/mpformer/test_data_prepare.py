@@ -72,13 +72,14 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = ShapesConfig(side=32, train_images=60, val_images=3)
+    monkeypatch.setattr(prepare, "_CHUNK", 5)
+    config = ShapesConfig(side=32, train_images=8, val_images=3)
     drawn: list[tuple[str, int]] = []
     original = shapes.generate
 
     def stop_late(config: ShapesConfig, split: str, index: int) -> shapes.Scene:
         drawn.append((split, index))
-        if len(drawn) == 56:
+        if len(drawn) == 7:
             raise KeyboardInterrupt
         return original(config, split, index)
 
@@ -91,8 +92,8 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     drawn.clear()
     monkeypatch.setattr(shapes, "generate", lambda *args: drawn.append(args[1:]) or original(*args))
     prepare.prepare_shapes(config, tmp_path, lambda done, total: seen.append((done, total)), workers=1)
-    assert drawn[0] == ("train", 50)  # the first chunk of 50 was kept
-    assert seen[-1] == (63, 63)
+    assert drawn[0] == ("train", 5)  # the first chunk of five was kept
+    assert seen[-1] == (11, 11)
     whole = prepare.prepare_shapes(config, tmp_path / "again", workers=1)
     assert (target / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
     assert not [p for p in target.parent.iterdir() if p != target]

@@ -1,0 +1,231 @@
+"""COCO, ADE20K and Cityscapes in miniature, in their true layouts: convert, register, train, validate, score."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mpformer.classes import TASKS, class_table, num_classes
+from mpformer.config import Config, validate
+from mpformer.data import convert as conversion
+from mpformer.data import prepare
+from mpformer.data.check import check
+from mpformer.data.convert import convert
+from mpformer.data.loader import train_batches
+from mpformer.data.miniature import write_miniature
+from mpformer.data.validation import ValidationItem, validation_items
+from mpformer.errors import UserError
+from mpformer.scoring.scorer import SegmentationScorer
+
+RELEASES = ("coco", "ade20k", "cityscapes")
+CROP = {"kind": "crop", "min_sizes": (64, 96), "crop_size": (64, 64), "category_max_area": 0.75, "color": True}
+LSJ = {"kind": "lsj", "lsj_size": 96}
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with all three, converted."""
+    root = tmp_path_factory.mktemp("releases")
+    for name in RELEASES:
+        write_miniature(name, root, images=4, side=96)
+        convert(name, root, workers=1)
+    return root
+
+
+def config_of(name: str, task: str, **augmentation: Any) -> Config:
+    tasks = {"instance": task != "semantic", "panoptic": task == "panoptic", "semantic": task != "instance"}
+    return validate(
+        {
+            "dataset": {"name": name, "task": task, "augmentation": augmentation},
+            "schedule": {"batch_size": 4},
+            "evaluation": {**tasks, "min_size_test": 64, "max_size_test": 200},
+        }
+    )
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", RELEASES)
+def test_every_task_trains(releases: Path, name: str, task: str) -> None:
+    for augmentation in ({}, LSJ, CROP):
+        batch = next(train_batches(config_of(name, task, **augmentation), releases))
+        assert len(batch) == 4
+        classes = torch.cat([item["instances"].gt_classes for item in batch])
+        assert len(classes) > 4
+        assert 0 <= classes.min() <= classes.max() < num_classes(name, task)
+        for item in batch:
+            assert item["image"].shape[1:] == item["instances"].gt_masks.shape[1:] == item["instances"].image_size
+            assert isinstance(item["image_id"], int)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", RELEASES)
+def test_perfect_predictions_score_well(releases: Path, name: str, task: str) -> None:
+    """The targets at the original size, handed back as predictions."""
+    config = config_of(name, task).replace({"evaluation.min_size_test": 0})
+    scorers = [SegmentationScorer(config, fast=fast) for fast in (False, True)]
+    for item in validation_items(config, releases):
+        for scorer in scorers:
+            scorer.add(perfect(item, class_table(name, task).is_thing, task), item.truth)
+    recorded, fast = (scorer.result() for scorer in scorers)
+    assert recorded == pytest.approx(fast, abs=1e-6)
+    expected = {"instance": {"AP50"}, "panoptic": {"AP50", "PQ", "mIoU"}, "semantic": {"mIoU"}}[task]
+    assert expected <= recorded.keys()
+    # COCO's polygons have no holes, and the pixels of Cityscapes' groups are no panoptic targets but do have a class
+    assert all(recorded[key] > (90 if key == "mIoU" else 99) for key in expected), recorded
+
+
+def perfect(item: ValidationItem, is_thing: tuple[bool, ...], task: str) -> dict[str, Any]:
+    found = item.inputs["instances"]
+    h, w = item.truth.height, item.truth.width
+    things = torch.tensor([is_thing[c] for c in found.gt_classes.tolist()], dtype=torch.bool)
+    ids, semantic = torch.zeros(h, w, dtype=torch.int64), torch.full((h, w), -1, dtype=torch.int64)
+    for number, (mask, category) in enumerate(zip(found.gt_masks, found.gt_classes, strict=True)):
+        ids[mask], semantic[mask] = number + 1, category
+    semantic[semantic < 0] = 0
+    return {
+        "instances": SimpleNamespace(
+            pred_masks=found.gt_masks[things],
+            scores=torch.ones(int(things.sum())),
+            pred_classes=found.gt_classes[things],
+        ),
+        "panoptic_seg": (ids, [{"id": n + 1, "category_id": int(c)} for n, c in enumerate(found.gt_classes)]),
+        "sem_seg": semantic,
+    }
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_test_images_are_resized(releases: Path, name: str) -> None:
+    item = next(iter(validation_items(config_of(name, "panoptic"), releases)))
+    assert min(item.inputs["image"].shape[1:]) == 64
+    assert item.truth.ids is not None
+    assert item.truth.ids.shape == (item.inputs["height"], item.inputs["width"])
+
+
+def test_coco_semantic_is_the_panoptic_map(releases: Path) -> None:
+    item = next(iter(validation_items(config_of("coco", "panoptic"), releases)))
+    assert item.truth.ids is not None
+    assert item.truth.semantic is not None
+    for segment in item.truth.segments:
+        assert (item.truth.semantic[item.truth.ids == segment.id] == segment.category).all()
+    assert (item.truth.semantic[item.truth.ids == 0] == 255).all()
+
+
+def test_cityscapes_files_are_those_of_its_own_scripts(releases: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cityscapesscripts")
+    from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
+
+    fine = releases / "cityscapes" / "gtFine"
+    with contextlib.redirect_stdout(io.StringIO()):
+        convert2panoptic(str(fine), str(tmp_path), False, ["train", "val"])
+    for split in ("train", "val"):
+        ours = json.loads((fine / f"cityscapes_panoptic_{split}.json").read_text())
+        theirs = json.loads((tmp_path / f"cityscapes_panoptic_{split}.json").read_text())
+        assert ours["images"] == theirs["images"]
+        assert ours["annotations"] == theirs["annotations"]
+        given = [{k: c[k] for k in ("id", "name", "isthing")} for c in theirs["categories"]]
+        assert sorted(ours["categories"], key=str) == sorted(given, key=str)
+        for file in (tmp_path / f"cityscapes_panoptic_{split}").glob("*.png"):
+            mine = fine / f"cityscapes_panoptic_{split}" / file.name
+            assert (np.asarray(Image.open(file)) == np.asarray(Image.open(mine))).all()
+
+
+def test_cityscapes_training_labels_are_those_of_its_own_scripts(releases: Path) -> None:
+    labels = pytest.importorskip("cityscapesscripts.helpers.labels")
+    for file in (releases / "cityscapes" / "gtFine").rglob("*_labelTrainIds.png"):
+        ids = np.asarray(Image.open(str(file).replace("labelTrainIds", "labelIds")))
+        expected = np.vectorize(lambda i: labels.id2label[i].trainId % 256)(ids)
+        assert (np.asarray(Image.open(file)) == expected).all()
+
+
+def test_ade20k_things_come_from_the_instances(releases: Path) -> None:
+    ade = releases / "ADEChallengeData2016"
+    panoptic = json.loads((ade / "ade20k_panoptic_train.json").read_text())
+    instances = json.loads((ade / "ade20k_instance_train.json").read_text())
+    table = class_table("ade20k", "panoptic")
+    assert len(panoptic["categories"]) == 150
+    assert [c["name"] for c in instances["categories"]] == list(table.things)
+    things = [s for a in panoptic["annotations"] for s in a["segments_info"] if table.is_thing[s["category_id"]]]
+    assert len(things) == len(instances["annotations"]) > 10
+    names = sorted(table.names[s["category_id"]] for s in things)
+    assert names == sorted(table.things[a["category_id"] - 1] for a in instances["annotations"])
+
+
+def test_conversions_leave_a_manifest_and_go_on(
+    releases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "_CHUNK", 5)
+    write_miniature("ade20k", tmp_path, images=8, side=32)
+    root = tmp_path / "ADEChallengeData2016"
+    original, calls = conversion._ade_segments, []
+
+    def stop(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(conversion, "_ade_segments", stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert("ade20k", tmp_path, workers=1)
+    assert not (root / conversion.MANIFEST).exists()
+    monkeypatch.setattr(conversion, "_ade_segments", original)
+    seen: list[tuple[int, int]] = []
+    convert("ade20k", tmp_path, lambda done, total: seen.append((done, total)), workers=1)
+    assert seen[0] == (8, 12)  # the first five were done
+    assert seen[-1] == (12, 12)
+    manifest = json.loads((root / conversion.MANIFEST).read_text())
+    assert "ade20k_panoptic_train.json" in manifest["files"]
+    assert len(manifest["files"]) == 2 * 12 + 4
+    assert not (root / ".convert").exists()
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_check_counts_what_is_there(releases: Path, name: str) -> None:
+    (report,) = check(name, releases)
+    assert not report.ok  # a miniature is not the whole release
+    assert "opens" in report.sample
+    assert any(item.ok for item in report.items)
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_missing_release_is_one_clear_line(tmp_path: Path, name: str) -> None:
+    for task in TASKS:
+        with pytest.raises(UserError, match=f"mpformer data check {name}"):
+            train_batches(config_of(name, task), tmp_path)
+    with pytest.raises(UserError, match=f"mpformer data check {name}"):
+        convert(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_unconverted_release_is_one_clear_line(tmp_path: Path, name: str) -> None:
+    write_miniature(name, tmp_path, images=2, side=48)
+    task = "semantic" if name == "coco" else "panoptic"
+    with pytest.raises(UserError, match=f"mpformer data check {name}"):
+        train_batches(config_of(name, task), tmp_path)
+
+
+def test_half_extracted_releases(tmp_path: Path) -> None:
+    for name in RELEASES:
+        write_miniature(name, tmp_path, images=3, side=48)
+        convert(name, tmp_path, workers=1)
+    next((tmp_path / "coco/train2017").glob("*.jpg")).unlink()
+    next((tmp_path / "ADEChallengeData2016/annotations_detectron2/training").glob("*.png")).unlink()
+    next((tmp_path / "cityscapes/gtFine").rglob("train*_labelTrainIds.png")).unlink()
+    for name, task in (("coco", "panoptic"), ("ade20k", "semantic"), ("cityscapes", "semantic")):
+        with pytest.raises(UserError, match=r"missing|incomplete"):
+            train_batches(config_of(name, task), tmp_path)
+
+
+def test_ade20k_with_a_class_outside_the_list(tmp_path: Path) -> None:
+    write_miniature("ade20k", tmp_path, images=2, side=48)
+    file = next((tmp_path / "ADEChallengeData2016/annotations/training").glob("*.png"))
+    Image.fromarray(np.full((48, 48), 151, np.uint8)).save(file)
+    with pytest.raises(UserError, match="holds class 151; valid: 0-150"):
+        convert("ade20k", tmp_path, workers=1)
