@@ -69,26 +69,35 @@ def column_reasons(dataset: str) -> dict[str, str]:
 
 
 def _mini_model(queries: int) -> ModelConfig:
-    """A narrow Mask2Former for 128-pixel images, attending at strides 16, 8, 4 (at 32 two thirds of masks vanish)."""
+    """A narrow Mask2Former for images of about 100 pixels, attending at strides 16, 8, 4 (at 32 most masks vanish)."""
     return ModelConfig(
-        backbone=ResNetConfig(depth=18, stem_channels=32, res2_channels=32, norm="GN", freeze_at=0),
+        backbone=ResNetConfig(depth=18, stem_channels=32, res2_channels=32, norm="BN", freeze_at=0),
         hidden_dim=64,
         conv_dim=64,
         mask_dim=64,
         heads=4,
-        encoder_layers=2,
+        encoder_layers=1,
         encoder_ffn=128,
         decoder_layers=6,
         decoder_ffn=128,
         queries=queries,
         attention_strides=(16, 8, 4),
-        train_points=1024,
+        size_divisibility=16,
+        train_points=128,  # a mask has 24 x 24 cells
     )
 
 
 def _mini_schedule() -> ScheduleConfig:
+    """From scratch in minutes: a tenfold learning rate for the whole model, no fine-tuning clip."""
     return ScheduleConfig(
-        max_iter=1200, batch_size=8, base_lr=3e-4, backbone_multiplier=1.0, lr_schedule="poly", warmup_iters=20
+        max_iter=800,
+        batch_size=8,
+        base_lr=2e-3,
+        backbone_multiplier=1.0,
+        lr_schedule="poly",
+        warmup_iters=20,
+        warmup_factor=0.1,
+        clip_norm=1.0,
     )
 
 
@@ -98,9 +107,15 @@ def _mini(dataset: DatasetConfig, queries: int, evaluation: EvaluationConfig) ->
         model=_mini_model(queries),
         schedule=_mini_schedule(),
         evaluation=evaluation,
-        runtime=RuntimeConfig(checkpoint_period=100, eval_period=150, probe_images=64),
+        runtime=RuntimeConfig(checkpoint_period=100, eval_period=160, probe_images=64),
     )
 
+
+_LIGHT_STRESS = ShapesConfig(
+    side=96, crowding=0.15, thin=0.1, split=0.2, camouflage=0.05, clutter=0.1, noise=0.2, blur=0.0
+)
+"""What a narrow model learns within minutes; at the defaults of ShapesConfig 800 iterations reach an AP below 1.
+`--set dataset.shapes.crowding=0.55` and the like bring the stress back, one parameter at a time or together."""
 
 _MINI_AREAS = (16**2, 32**2)
 """COCO's limits (32² and 96² of 640 pixels) mean nothing at 128 pixels: mini has its own, and says so."""
@@ -108,8 +123,8 @@ _MINI_AREAS = (16**2, 32**2)
 
 def _mini_shapes() -> Config:
     """Panoptic training, so that AP, PQ and mIoU come from one model."""
-    dataset = DatasetConfig(name="shapes", task="panoptic", shapes=ShapesConfig(), augmentation=AugmentationConfig())
-    return _mini(dataset, 30, EvaluationConfig(instance=True, panoptic=True, semantic=True, size_areas=_MINI_AREAS))
+    dataset = DatasetConfig(name="shapes", task="panoptic", shapes=_LIGHT_STRESS, augmentation=AugmentationConfig())
+    return _mini(dataset, 25, EvaluationConfig(instance=True, panoptic=True, semantic=True, size_areas=_MINI_AREAS))
 
 
 def _mini_nuclei() -> Config:
