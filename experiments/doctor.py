@@ -184,14 +184,15 @@ def slurm() -> Finding:
     absent = [name for name in ("srun", "squeue", "scontrol") if not shutil.which(name)]
     if absent:
         return Finding("Slurm", NOTE, f"sbatch is here, {', '.join(absent)} not", "install all of slurm-client")
-    number = _output(["sinfo", "--version"]).removeprefix("slurm ") or "of unknown version"
     config = _output(["scontrol", "show", "config"])
     if not config:
-        return Finding("Slurm", NOTE, f"{number}, but its controller does not answer", "see `scontrol ping`")
+        advice = "set SLURM_CONF (`slurm/devcluster env` prints it), or see `scontrol ping`"
+        return Finding("Slurm", NOTE, "the clients are installed, but no controller answers", advice)
     found = re.search(r"^AccountingStorageType\s*=\s*(\S+)", config, re.MULTILINE)
     accounting = found is not None and not found[1].endswith("/none") and bool(shutil.which("sacct"))
     partitions = ", ".join(_output(["sinfo", "-h", "-o", "%P"]).split()) or "no partition"
     said = "accounting" if accounting else "no accounting (states come from files and squeue)"
+    number = _output(["sinfo", "--version"]).removeprefix("slurm ") or "of unknown version"
     return Finding("Slurm", OK, f"{number}, partitions {partitions}, {said}")
 
 

@@ -70,25 +70,28 @@ def shown(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
-def sync(store: Store, uri: str | None = None) -> Summary:
+def sync(store: Store, uri: str | None = None, patience: float = 20.0) -> Summary:
     """Bring a server up to the store; can be repeated and interrupted at any moment.
 
-    Raises UserError, one line, if the server fails or if another process mirrors this store.
+    Raises UserError, one line, if the server fails or if another process mirrors this store for more than ``patience``
+    seconds: the background process of a launch ends soon after its last run.
     """
     if not (store.root / "runs").is_dir():
         raise UserError(f"there are no runs in {store.root}; launch a suite, or name another store with --root")
     uri = uri or default_uri(store.root)
-    with _only_one(store), _one_line(uri):
+    with _only_one(store, patience), _one_line(uri):
         return one_pass(connect(store, uri), store, uri)
 
 
 @contextlib.contextmanager
-def _only_one(store: Store) -> Iterator[None]:
+def _only_one(store: Store, patience: float = 0.0) -> Iterator[None]:
     directory = store.root / "mlflow" / "claims"
-    claim = claims.acquire(directory)
+    deadline = time.monotonic() + patience
+    while (claim := claims.acquire(directory)) is None and time.monotonic() < deadline:
+        time.sleep(0.5)
     if claim is None:
         raise UserError(
-            "another process is mirroring this store to MLflow; it goes on until the runs end, try again then"
+            "another process mirrors this store to MLflow already, until its runs end; nothing needs to be done"
         )
     with claims.Heartbeat(claim):
         try:

@@ -82,7 +82,7 @@ def test_slurm_absent_silent_and_present(clients: Path) -> None:
         client(clients, name)
     client(clients, "scontrol", code=1)
     client(clients, "sinfo", "slurm 22.05.8")
-    assert "does not answer" in doctor.slurm().detail
+    assert "no controller answers" in doctor.slurm().detail
     client(clients, "scontrol", "AccountingStorageType   = accounting_storage/slurmdbd")
     assert doctor.slurm().level == OK
     assert doctor.slurm().detail.endswith(", accounting")

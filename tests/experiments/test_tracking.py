@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -231,10 +232,11 @@ def test_final_scores_end_the_run(store: Store, mirrored: RunDir, history: Any) 
 def test_only_one_process_mirrors(store: Store, mirrored: RunDir) -> None:
     claim = claims.acquire(store.root / "mlflow" / "claims")
     assert claim is not None
-    with pytest.raises(UserError, match="another process is mirroring"):
-        tracking.sync(store)
+    with pytest.raises(UserError, match="another process mirrors this store"):
+        tracking.sync(store, patience=0)
     assert tracking.start_background_sync(store.root) is None
-    claim.release()
+    threading.Timer(0.3, claim.release).start()
+    assert tracking.sync(store).runs == 1, "it waits for one that is about to end"
 
 
 def test_a_server_that_is_not_there_is_one_line_and_hides_the_password(store: Store, mirrored: RunDir) -> None:
