@@ -203,6 +203,8 @@ class _Attempt:
             kind = stop.reason.split(":", 1)[0]
             name = kind if kind in ("cancelled", "timeout", "requeued") else "interrupted"
             return Outcome(name, "", f"{stop}; launch again to continue", self.claim.number)
+        except KeyboardInterrupt:  # outside the trainer, which sees to it by itself
+            return Outcome("interrupted", "", "Ctrl-C; launch again to continue", self.claim.number)
         except BaseException as error:
             self._reserve.unlink(missing_ok=True)
             outcome = failure(error, self.claim.number)
@@ -376,7 +378,6 @@ _CLASSES: tuple[tuple[type[BaseException], str], ...] = (
     (FloatingPointError, "nan"),
     (FileNotFoundError, "data"),
     (OSError, "disk"),
-    (KeyboardInterrupt, "killed"),
     (SystemExit, "killed"),
 )
 

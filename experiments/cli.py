@@ -313,6 +313,8 @@ def _watch_launch(resolved: "Plan", store: "Store", started: Any, width: Any, de
     if detach:
         return 0
     states = watching.follow(resolved, store, started, console)
+    for line in started.problems():
+        console.print(line, soft_wrap=True, markup=False)
     return _summary(states, State.DONE, console)
 
 

@@ -6,6 +6,7 @@ The executor is a seam: anything that starts :func:`experiments.worker.work` (or
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -33,6 +34,9 @@ class Executor(Protocol):
     def running(self) -> bool:
         """Whether one of the submitted jobs still runs."""
 
+    def problems(self) -> list[str]:
+        """What ended jobs, one line each, other than the failures of their runs."""
+
 
 class LocalExecutor:
     """submitit's local executor: every worker is a process of this machine that outlives this one."""
@@ -58,6 +62,22 @@ class LocalExecutor:
     def running(self) -> bool:
         """Whether a controller process is left."""
         return any(not job.done() for job in self._jobs)
+
+    def problems(self) -> list[str]:
+        """The exceptions of the workers themselves, and workers that died."""
+        found = []
+        for job in self._jobs:
+            if not job.paths.result_pickle.exists():
+                found.append(f"worker {job.job_id} died; its log: {job.paths.stdout}")
+            elif (error := job.exception()) is not None:
+                found.append(f"worker {job.job_id}: {_telling(str(error))}; its log: {job.paths.stdout}")
+        return found
+
+
+def _telling(trace: str) -> str:
+    """The line of a printed traceback that says what went wrong."""
+    lines = [line for line in trace.splitlines() if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt)\b", line)]
+    return lines[-1] if lines else trace.strip()[:200]
 
 
 _FOREVER_MINUTES = 60 * 24 * 365
@@ -90,6 +110,10 @@ class Launch:
     def working(self) -> bool:
         """Whether one of this launch's jobs still runs."""
         return self.executor is not None and self.executor.running()
+
+    def problems(self) -> list[str]:
+        """What ended workers before their time."""
+        return self.executor.problems() if self.executor is not None else []
 
     def close(self) -> None:
         """Note that nothing of the launch runs any more, so that its waiting runs are no longer QUEUED."""

@@ -76,6 +76,8 @@ def derive(run: RunDir, eval_id: str, queued: frozenset[str] = frozenset()) -> R
         return RunState(run.run_id, State.DONE, attempt=number, metrics=result["metrics"])
     if claims.holder(run.path / "claims") is not None:
         return _running(run, number)
+    if run.cancel_file.exists():
+        return RunState(run.run_id, State.CANCELLED, "by the user", attempt=number, progress=progress_of(run, number))
     if run.run_id in queued:
         return RunState(run.run_id, State.QUEUED, attempt=number, progress=progress_of(run, number))
     return _resting(run, number)

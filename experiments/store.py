@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.identity import SCHEME
 from mpformer.config import Config, validate
 from mpformer.errors import UserError
 
@@ -100,13 +101,13 @@ class RunDir:
         return (self.path / "run.json").exists()
 
     def create(self, config: Config, row: str) -> None:
-        """Write ``run.json`` unless it is there: it is immutable."""
-        if self.exists():
+        """Write ``run.json`` unless it is there, sound: it is immutable."""
+        if read_json(self.path / "run.json") is not None:
             return
         record = {
             "schema": SCHEMA,
             "run_id": self.run_id,
-            "scheme": 1,
+            "scheme": SCHEME,
             "seed": config.seed,
             "toggles": config.toggles.model_dump(mode="json"),
             "config": config.model_dump(mode="json"),

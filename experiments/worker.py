@@ -70,7 +70,7 @@ def _next(job: WorkerJob, tried: Sequence[str]) -> Task | None:
     store = Store(job.root)
     for task in job.tasks:
         run = store.run(task.run_id)
-        given_up = tried.count(task.run_id) >= MAX_LOST or _exhausted(run, job.launch)
+        given_up = tried.count(task.run_id) >= MAX_LOST or _exhausted(run, job.launch) or run.cancel_file.exists()
         if not given_up and should_start(derive(run, task.eval_id), job.retry):
             return task
     return None

@@ -145,6 +145,20 @@ def test_a_cancelled_run_ends_as_cancelled(
     assert derive(one, setting(one)).state is State.CANCELLED
 
 
+class _Interrupted:
+    """Ctrl-C while nothing looks out for it."""
+
+    def train(self, *_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_a_debugger_is_no_failure(
+    store: Store, one: RunDir, options: Options, counter: Make, setting: Setting
+) -> None:
+    assert _run(store, one, options, _Interrupted()).name == "interrupted"
+    assert derive(one, setting(one)).state is State.CANCELLED
+
+
 def _killed(store: Store, run: RunDir, options: Options, runner: Any) -> None:
     process = multiprocessing.get_context("fork").Process(target=_run, args=(store, run, options, runner))
     process.start()
@@ -231,9 +245,12 @@ def test_a_void_run_is_done_again_and_what_was_there_is_kept(
 
 
 def test_a_damaged_run_record_is_a_clear_error(store: Store, one: RunDir, options: Options, counter: Make) -> None:
+    config = one.config()
     (one.path / "run.json").write_text('{"schema": 1, "con')
     with pytest.raises(UserError, match=r"run\.json is missing or damaged"):
         _run(store, one, options, counter())
+    one.create(config, "row")
+    assert one.config() == config
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from experiments import launching, watching
 from experiments.launching import Width, launch
 from experiments.planning import Plan, Request, make
 from experiments.states import State
-from experiments.store import Store, read_json
+from experiments.store import Store, read_json, write_json
 from experiments.worker import MAX_LOST, queued_runs
 from mpformer.errors import UserError
 
@@ -227,3 +227,32 @@ def test_the_width_fits_cores_memory_and_runs(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(launching, "available_gib", lambda: 0.5)
     assert launching.fit(None, 100) == Width(1, 1)
     assert launching.fit(Width(50, 4), 5) == Width(5, 4)
+
+
+def test_a_waiting_run_can_be_cancelled_before_it_begins(
+    plan: Plan, store: Store, data_root: Path, counter: Make
+) -> None:
+    started = launch(plan, store, data_root, width=Width(1, 1), runner=counter(seconds=0.1))
+    last = store.run(plan.runs[-1].run_id)
+    write_json(last.cancel_file, {})
+    _follow(plan, store, started)
+    assert [state.label for state in launching.snapshot(plan, store)] == ["DONE", "DONE", "DONE", "CANCELLED"]
+    assert not last.attempts()
+    again = launch(plan, store, data_root, width=Width(1, 1), runner=counter())
+    assert [run.run_id for run in again.started] == [last.run_id]
+    _follow(plan, store, again)
+    assert _states(plan, store) == {"DONE"}
+
+
+class _Unpicklable:
+    """Cannot be loaded by a worker."""
+
+    def __reduce__(self) -> Any:
+        return (int, ("not a number",))
+
+
+def test_a_worker_that_cannot_begin_says_why(plan: Plan, store: Store, data_root: Path) -> None:
+    started = launch(plan, store, data_root, width=Width(1, 1), runner=_Unpicklable())  # type: ignore[arg-type]
+    _follow(plan, store, started)
+    assert "invalid literal for int" in " ".join(started.problems())
+    assert _states(plan, store) == {"PLANNED"}
