@@ -4,6 +4,7 @@ Nothing here is needed by a single process; every function then does nothing and
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,8 +41,8 @@ def process_group(device: torch.device) -> Iterator[Place]:
     here = place()
     ours = here.size > 1 and not dist.is_initialized()
     if ours:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29500")
+        os.environ.setdefault("MASTER_ADDR", _first_host(os.environ.get("SLURM_STEP_NODELIST", "")))
+        os.environ.setdefault("MASTER_PORT", str(20000 + _number("SLURM_JOB_ID", default=9500) % 20000))
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=here.rank, world_size=here.size)
     try:
@@ -72,6 +73,12 @@ def agree(reason: str | None) -> str | None:
     reasons: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(reasons, reason)
     return next((r for r in reasons if r), None)
+
+
+def _first_host(nodes: str) -> str:
+    """The first name of Slurm's compressed list: ``gpu[03-05,9],cpu1`` → ``gpu03``; this machine if it is empty."""
+    match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
+    return f"{match[1]}{match[2] or ''}" if match else "127.0.0.1"
 
 
 def _number(*names: str, default: int = 0) -> int:

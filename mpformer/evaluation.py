@@ -6,7 +6,7 @@ Files written into the evaluation's directory: ``layers.parquet``, ``per_image.p
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from mpformer.checkpoints import disk_failures
 from mpformer.classes import class_table
 from mpformer.config import Config
 from mpformer.data.coco_layout import empty_at_stride
-from mpformer.data.validation import validation_items
+from mpformer.data.validation import ValidationItem, validation_items
 from mpformer.errors import RunFailure
 from mpformer.layer_pass import ImageOutput, image_outputs
 from mpformer.layer_scores import add_layer
@@ -167,13 +167,13 @@ def _spread(images: int, wanted: int) -> set[int]:
 
 
 def probe_scores(
-    model: MPFormer, config: Config, data_root: Path, limit: int
+    model: MPFormer, config: Config, items: Iterable[ValidationItem]
 ) -> tuple[dict[str, float], LayerRecorder]:
-    """Quick scores of the last layer on the first `limit` validation images, with the layer analysis' recorder."""
+    """Quick scores of the last layer on some validation images, with the layer analysis' recorder."""
     scorer = SegmentationScorer(config, fast=True)
     weights = MatchWeights(config.model.class_weight, config.model.mask_weight, config.model.dice_weight)
     recorder = LayerRecorder(class_table(config.dataset.name, config.dataset.task).is_thing, weights)
-    for image in image_outputs(model, validation_items(config, data_root, limit)):
+    for image in image_outputs(model, items):
         add_layer(scorer, image, -1)
         recorder.add_prediction(
             image.image_id, image.prediction, image.masks, image.labels, empty_attention=image.empty_attention

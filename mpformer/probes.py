@@ -5,6 +5,7 @@ matching from one probe to the next, on the first few validation images.
 """
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from analysis import tables
 from mpformer.checkpoints import disk_failures
 from mpformer.config import Config
+from mpformer.data.validation import ValidationItems, validation_items
 from mpformer.evaluation import probe_scores
 from mpformer.modeling.meta_arch import MPFormer
 
@@ -34,9 +36,14 @@ class Prober:
         self.path = directory / "probes.parquet"
         self._before: tables.LayerTable | None = None
 
+    @cached_property
+    def _items(self) -> ValidationItems:
+        """Read once: a large dataset's annotations take a minute to parse."""
+        return validation_items(self._config, self._data_root, self._config.runtime.probe_images)
+
     def probe(self, model: MPFormer, iteration: int) -> dict[str, float]:
         """Score the model, add its lines to the file and return the metrics of the last layer, in percent."""
-        scores, recorder = probe_scores(model, self._config, self._data_root, self._config.runtime.probe_images)
+        scores, recorder = probe_scores(model, self._config, self._items)
         summary, table = recorder.summary(), recorder.table()
         stability = np.full(table.layers, np.nan)
         if self._before is not None:

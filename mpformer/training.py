@@ -47,6 +47,7 @@ def train(config: Config, directory: Path, data_root: Path, hooks: TrainHooks | 
         RunFailure: ``nan``, ``disk``, ``oom`` or ``data``; the last sound checkpoint is kept.
     """
     hooks = hooks or TrainHooks()
+    _check_extra(config)
     device = prepare_process(config)
     with distributed.process_group(device) as place, _failures():
         trainer = Trainer(config, directory, data_root, _main_only(hooks, place), device, place)
@@ -319,6 +320,15 @@ def initial_model(config: Config) -> MPFormer:
             raise UserError(f"initial weights {path.name} differ from model.init_checksum: another file was planned")
         load_weights(model, path, allow_backbone=True)
     return model
+
+
+def _check_extra(config: Config) -> None:
+    """Say that keys of detectron2 which nothing here reads are recorded, not obeyed; UserError for unknown ones."""
+    if config.extra_cfg:
+        from mpformer.cfgnode import validate_extra
+
+        names = ", ".join(validate_extra(config))
+        _log.warning("extra_cfg keys are part of the run's identity, but no component here reads them: %s", names)
 
 
 def _main_only(hooks: TrainHooks, place: distributed.Place) -> TrainHooks:

@@ -2,10 +2,12 @@
 
 Parameter names here equal Mask2Former's, so a released file needs no renaming but for what its older versions
 called differently. Torch files are read with ``weights_only=True``; a ``.pkl`` is read by an unpickler
-that admits numpy arrays in plain containers and refuses everything else, so that no file runs code.
+that admits arrays in plain containers and refuses everything else, so that no file runs code. (Mask2Former's Swin
+converter pickles torch tensors; their bytes go through ``weights_only=True`` too.)
 """
 
 import collections
+import io
 import logging
 import pickle
 import re
@@ -31,11 +33,6 @@ _DERIVED = re.compile(r"criterion\.empty_weight|pixel_(mean|std)|.*\.(relative_p
 _CLASSIFIER = re.compile(r"(stem\.)?fc\.|head\.|norm\.(weight|bias)$")
 #: in a backbone of ours, but not in an ImageNet classifier (Swin's norms of the intermediate outputs)
 _FRESH = re.compile(r"backbone\.norm\d\.(weight|bias)")
-_ARRAYS = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
 _ARRAY_FUNCTIONS = {("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer")}
 
 
@@ -75,17 +72,18 @@ def detect_toggles(path: Path) -> dict[str, Any]:
     """Toggles that a full model's file was trained with, as far as its parameters tell; dotted keys.
 
     ``toggles.query_position`` is on in Mask2Former's files and off in MP-Former's; ``toggles.mp_queries`` is
-    on where there is a label embedding.
+    on where there is a label embedding, ``toggles.class_embedding`` is ``learnt`` where that has one row.
     """
-    names = read_weights(path).keys()
-    if not any(name.startswith(_PREDICTOR) for name in names):
+    state = read_weights(path)
+    if not any(name.startswith(_PREDICTOR) for name in state):
         raise UserError(f"{path.name} holds a backbone, not a whole model: toggles cannot be told from it")
-    found = {
-        "toggles.query_position": f"{_PREDICTOR}query_embed.weight" in names,
-        "toggles.mp_queries": any(name.startswith((f"{_PREDICTOR}label_enc", f"{_PREDICTOR}pilot")) for name in names),
+    content, classes = state.get(f"{_PREDICTOR}label_enc.weight"), state.get(f"{_PREDICTOR}class_embed.bias")
+    found: dict[str, Any] = {
+        "toggles.query_position": f"{_PREDICTOR}query_embed.weight" in state,
+        "toggles.mp_queries": content is not None,
     }
-    if found["toggles.mp_queries"] and f"{_PREDICTOR}label_enc.weight" not in names:
-        found["toggles.class_embedding"] = "learnt"  # type: ignore[assignment]
+    if content is not None and classes is not None and len(content) == 1 and len(classes) > 2:
+        found["toggles.class_embedding"] = "learnt"
     return found
 
 
@@ -116,8 +114,22 @@ def local_path(name: str) -> Path:
         raise UserError(f"cannot fetch {name}: {error}; download it and give the file's path instead") from None
 
 
+def _storage(data: bytes) -> Any:
+    """A pickled tensor's numbers, read as an untrusted torch file."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+_ARRAYS = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch.storage", "_load_from_bytes"): _storage,
+}
+
+
 class _ArrayUnpickler(pickle.Unpickler):
-    """Admits numpy arrays, plain containers and numbers; refuses any other class or function."""
+    """Admits arrays, plain containers and numbers; refuses any other class or function."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ARRAYS:
@@ -143,7 +155,7 @@ def _read_pickle(path: Path) -> Any:
             return _ArrayUnpickler(file, encoding="latin1").load()
     except pickle.UnpicklingError as error:
         raise _untrusted(path, error) from None
-    except (EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError, ImportError) as error:
+    except (EOFError, ValueError, TypeError, AttributeError, LookupError, ImportError, RuntimeError) as error:
         raise UserError(f"cannot read {path.name}: damaged or not a pickle of arrays ({error})") from None
 
 
