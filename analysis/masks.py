@@ -37,7 +37,7 @@ def layer_mask_record(
     at the last layer, then those of the highest last score. RLEs are COCO's compressed strings at mask resolution
     (``height``, ``width`` of the record); an IoU that does not exist is None.
     """
-    gt_masks = gt_masks.bool()
+    gt_masks = gt_masks.to(prediction.class_logits.device).bool()
     cells = ground_truth_cells(gt_masks, prediction.grid)
     if assignment is None:
         assignment = match_layers(prediction, cells, gt_labels, weights)

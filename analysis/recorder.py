@@ -98,7 +98,7 @@ class LayerRecorder:
         self._count_attention(empty_attention)
         if len(gt_labels) == 0:
             return
-        gt_masks = gt_masks.bool()
+        gt_masks = gt_masks.to(prediction.class_logits.device).bool()
         cells = ground_truth_cells(gt_masks, prediction.grid)
         assignment = match_layers(prediction, cells, gt_labels, self.weights)
         labels = gt_labels.cpu().numpy()
