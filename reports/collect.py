@@ -248,7 +248,7 @@ def _with_best(grid: list[list[Cell]], columns: Sequence[Column]) -> list[list[C
         means = [c.mean for c in (row[k] for row in grid) if c.kind is Kind.VALUE and c.mean is not None]
         if len(means) < 2 or not column.direction:
             continue
-        top = round(max(means, key=lambda m: m * column.direction), column.decimals)
+        top = round((max(means) if column.direction > 0 else min(means)), column.decimals)
         for row in grid:
             mine = row[k]
             if mine.kind is Kind.VALUE and mine.mean is not None and round(mine.mean, column.decimals) == top:

@@ -86,9 +86,9 @@ def test_pages(site: Path, open_page: Any, tmp_path: Path) -> None:
     page.wait_for_function(f"document.getElementById('{target}').open")
     again = open_page(site / "headline@mini" / "index.html", fragment=f"#{target}")
     assert again.evaluate(f"document.getElementById('{target}').open") is True
-    assert "mpformer launch headline --scale mini" in again.locator(f"#{target} .copy pre").inner_text()
-    again.locator(f"#{target} [data-copy]").click()
-    again.wait_for_function(f"document.querySelector('#{target} [data-copy]').textContent != 'copy'")
+    assert "mpformer launch headline --scale mini" in again.locator(f"[id='{target}'] .copy pre").inner_text()
+    again.locator(f"[id='{target}'] [data-copy]").click()
+    again.wait_for_function(f"document.getElementById('{target}').querySelector('[data-copy]').textContent != 'copy'")
 
     # dark, and printed
     dark = open_page(site / "headline@mini" / "index.html", color_scheme="dark")
