@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpformer.classes import class_table, tasks_of
 from mpformer.config import Config, DatasetConfig, ShapesConfig
 from mpformer.data import nuclei, shapes
 from mpformer.data.coco_layout import Layout, Record, write_annotations, write_json, write_manifest, write_scene
 from mpformer.errors import UserError, choices
+
+if TYPE_CHECKING:
+    from mpformer.data.check import Report
 
 Progress = Callable[[int, int], None]
 PREPARED = ("shapes", "nuclei")
@@ -290,3 +293,10 @@ def check_name(name: str) -> None:
     """Raise UserError if there is no dataset of this name."""
     if name not in (*PREPARED, *RELEASES):
         raise choices("dataset", name, (*PREPARED, *RELEASES))
+
+
+def check(name: str, data_root: Path, full: bool = False) -> "tuple[Report, ...]":
+    """What of a dataset is there; see :func:`mpformer.data.check.check`."""
+    from mpformer.data.check import check as look
+
+    return look(name, data_root, full)
