@@ -229,6 +229,13 @@ def _request(
     return planning.Request(suite, scale, dataset, tuple(rows), chosen, changed)
 
 
+def _as_launched(request: "Request", store: "Store") -> "Request":
+    """Fill in rows, seeds and overrides that were not given from the suite's last launch."""
+    from experiments import planning
+
+    return planning.as_launched(request, store)
+
+
 @cli.command()
 @click.argument("suite")
 @_plan_options
@@ -527,7 +534,8 @@ def retry(
     from experiments.store import Store
 
     store = Store(root)
-    resolved = launching.only_failed(planning.make(_request(suite, **asked), data_root), store, classes)
+    request = _as_launched(_request(suite, **asked), store)
+    resolved = launching.only_failed(planning.make(request, data_root), store, classes)
     kinds = launching.failure_classes(resolved, store)
     width = launching.Width(workers or launching.fit(None, len(resolved.unique)).workers, threads)
     started = launching.launch(resolved, store, data_root, command=_command(), width=width, retry=kinds)
@@ -545,7 +553,7 @@ def cancel(suite: str, root: Path, data_root: Path, yes: bool, **asked: Any) -> 
     from experiments.store import Store, write_json
 
     store = Store(root)
-    resolved = planning.make(_request(suite, **asked), data_root)
+    resolved = planning.make(_as_launched(_request(suite, **asked), store), data_root)
     active = [state for state in launching.snapshot(resolved, store) if state.active]
     if not active:
         click.echo("nothing of it is running or waiting")

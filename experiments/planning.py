@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,18 @@ def make(request: Request, data_root: Path) -> Plan:
     return Plan(request, suite, scale, dataset, every, runs, data, configs, missing)
 
 
+def as_launched(request: Request, store: Store) -> Request:
+    """Return the request with overrides, rows and seeds that it leaves open taken from the suite's record, if any."""
+    scale, dataset = scales.check(request.scale, request.dataset)
+    record = read_json(_record_path(store, request.suite, scale, dataset))
+    if not isinstance(record, dict) or request.overrides:
+        return request
+    launched = [row for row in record["rows"] if row["runs"]]
+    rows = request.rows or tuple(row["name"] for row in launched)
+    seeds = request.seeds or tuple(sorted({run["seed"] for row in launched for run in row["runs"]}))
+    return replace(request, rows=rows, seeds=seeds, overrides=tuple(record["overrides"].items()))
+
+
 def parse_override(text: str) -> tuple[str, Any]:
     """Parse ``KEY=VALUE``; the value is JSON where it parses as such (numbers, true, lists, null), text otherwise."""
     key, equals, value = text.partition("=")
@@ -137,8 +149,7 @@ def write_record(plan: Plan, store: Store, command: str) -> Path:
     Launching other seeds or rows of the same setting adds to the record; launching another setting (``--set``, or a
     changed suite) replaces it, and the earlier record is kept under ``suites/earlier``.
     """
-    default = plan.dataset == scales.datasets(plan.scale)[0]
-    path = store.suite_path(plan.suite.name, plan.scale, None if default else plan.dataset)
+    path = _record_path(store, plan.suite.name, plan.scale, plan.dataset)
     record = _record(plan, command)
     before = read_json(path)
     if isinstance(before, dict):
@@ -149,6 +160,11 @@ def write_record(plan: Plan, store: Store, command: str) -> Path:
             write_json(path.parent / "earlier" / f"{path.stem}-{stamp}.json", before)
     write_json(path, record)
     return path
+
+
+def _record_path(store: Store, suite: str, scale: str, dataset: str) -> Path:
+    default = dataset == scales.datasets(scale)[0]
+    return store.suite_path(suite, scale, None if default else dataset)
 
 
 def _chosen_rows(suite: Suite, every: Sequence[Row], names: Iterable[str]) -> tuple[Row, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import hypothesis
 import pytest
 
 from experiments import planning
@@ -80,6 +81,10 @@ _FAILURES: dict[str, BaseException] = {
 }
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+# a busy machine is no reason to fail
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture

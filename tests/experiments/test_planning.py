@@ -200,6 +200,16 @@ def test_a_record_gains_rows_and_seeds_and_keeps_another_setting_aside(data_root
     assert [r["suite"] for r in store.suite_records()] == ["headline"]
 
 
+def test_what_acts_on_a_launch_finds_its_rows_seeds_and_overrides(data_root: Path, store: Store) -> None:
+    launched = Request("headline", rows=("mp-former",), seeds=(3, 4), overrides=(("schedule.max_iter", 12),))
+    assert planning.as_launched(Request("headline"), store) == Request("headline")
+    planning.write_record(make(launched, data_root), store, "")
+    assert planning.as_launched(Request("headline"), store) == launched
+    assert planning.as_launched(Request("headline", seeds=(4,)), store).seeds == (4,)
+    runs = {run.run_id for run in make(launched, data_root).runs}
+    assert {run.run_id for run in make(planning.as_launched(Request("headline"), store), data_root).runs} == runs
+
+
 def test_the_record_of_another_dataset_has_a_file_of_its_own(tmp_path: Path, store: Store) -> None:
     path = planning.write_record(make(Request("components", dataset="nuclei"), tmp_path), store, "")
     assert path.name == "components@mini+nuclei.json"
