@@ -46,16 +46,16 @@ def test_overlays_have_the_images_size_and_differ_from_them(config: Config, weig
 
 
 def test_each_kind_of_result_is_painted(config: Config) -> None:
-    pixels = np.zeros((20, 20, 3), dtype=np.uint8)
-    ids = torch.zeros(20, 20, dtype=torch.int32)
-    ids[15:, 15:] = 1
+    pixels = np.zeros((120, 120, 3), dtype=np.uint8)
+    ids = torch.zeros(120, 120, dtype=torch.int32)
+    ids[60:, 60:] = 1
     painted = overlay(pixels, {"panoptic_seg": (ids, [{"id": 1, "isthing": True, "category_id": 0}])}, config)
-    assert painted[19, 19].any()
-    assert not painted[10, 2].any()
-    semantic = torch.zeros(12, 20, 20)
-    semantic[3, :, 10:] = 1
+    assert painted[119, 119].any()
+    assert not painted[:60].any()
+    semantic = torch.zeros(12, 120, 120)
+    semantic[3, :, 60:] = 1
     painted = overlay(pixels, {"sem_seg": semantic}, config)
-    assert len({tuple(pixel) for pixel in painted[19]}) >= 2
+    assert len({tuple(pixel) for pixel in painted[80]}) >= 2
 
 
 @pytest.mark.parametrize("names", [["gone.png"], [], ["a.png", "b/a.jpg"]])
