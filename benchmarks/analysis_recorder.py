@@ -1,10 +1,12 @@
 """CPU seconds and memory of the layer analysis, one thread.
 
     python benchmarks/analysis_recorder.py mini [images]   128-pixel images, 7 layers, 30 queries, 10 objects
-    python benchmarks/analysis_recorder.py coco [images]   COCO val: 800 × 1066 pixels, 10 layers, 100 queries, 7 objects
 
-The model is not part of it: a few random mask features and embeddings are used again and again. With fewer images than the set has, the
-seconds of the whole set are extrapolated; the memory that grows with the set is measured from the recorder itself.
+    python benchmarks/analysis_recorder.py coco [images]   800 × 1066 pixels, 10 layers, 100 queries, 7 objects
+
+The model is not part of it: a few random mask features and embeddings are used again and again. With fewer images
+than the set has, the seconds of the whole set are extrapolated; the memory that grows with the set is measured from
+the recorder itself.
 """
 
 import resource
@@ -39,7 +41,9 @@ SETTINGS = {
 
 
 def inputs(setting: Setting, seed: int) -> tuple[torch.Tensor, ...]:
-    """(mask embeddings, mask features, class logits, masks, labels): boxes as objects, embeddings that paint about their size."""
+    """(mask embeddings, mask features, class logits, masks, labels): boxes as objects, embeddings that paint about
+    their size.
+    """
     g = torch.Generator().manual_seed(seed)
     height, width = setting.image
     embed = torch.randn(setting.layers, setting.queries, setting.width, generator=g)
