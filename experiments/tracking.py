@@ -34,6 +34,9 @@ _log = logging.getLogger(__name__)
 PERIOD = 10.0
 """Seconds between two passes of the background process."""
 
+LOWEST = 19
+"""Niceness of the background process."""
+
 RETRY_PERIOD = 60.0
 """Seconds until it tries again after a failure."""
 
@@ -165,9 +168,10 @@ def _reports(store: Store) -> Iterator[tuple[Path, str]]:
             yield folder, f"{record['dataset']}/{record['scale']}"
 
 
-def start_background_sync(root: Path) -> subprocess.Popen[bytes] | None:
+def start_background_sync(root: Path, niceness: int = LOWEST) -> subprocess.Popen[bytes] | None:
     """Start the mirroring process of a store, if there is none; None (and a logged warning) if that fails.
 
+    It has the lowest priority, so that on a full machine it waits for the trainings rather than slows them.
     It ends by itself when nothing of the store is running or waiting. Its log is ``<root>/mlflow/sync.log``.
     """
     folder = root / "mlflow"
@@ -177,7 +181,7 @@ def start_background_sync(root: Path) -> subprocess.Popen[bytes] | None:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "sync.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "experiments.tracking", str(root.resolve())],
+                [sys.executable, "-m", "experiments.tracking", str(root.resolve()), str(niceness)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=_environment(),
             )  # fmt: skip
     except OSError as error:
@@ -212,14 +216,14 @@ def follow(store: Store, uri: str | None = None, period: float = PERIOD) -> None
             time.sleep(pause)
 
 
-def main(root: str) -> None:
-    """Entry point of the background process: the lowest priority, so that it never slows training."""
+def main(root: str, niceness: str) -> None:
+    """Entry point of the background process."""
     with contextlib.suppress(OSError):
-        os.nice(19)
+        os.nice(int(niceness))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with contextlib.suppress(UserError):  # another process does it already
         follow(Store(Path(root)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
