@@ -318,6 +318,7 @@ def _watch_launch(resolved: "Plan", store: "Store", started: Any, width: Any, de
     else:
         console.print("nothing to start: every run is done, running, or failed")
     if detach:
+        console.print(f"they go on by themselves; look with: mpformer status {resolved.suite.name} --watch")
         return 0
     states = watching.follow(resolved, store, started, console)
     for line in started.problems():
@@ -345,19 +346,32 @@ def status(
     """Show where the runs of SUITE stand (default: of every launched suite); reads files only."""
     from experiments import overview
 
-    console = _console()
-    while True:
-        records = overview.chosen(root, suite, scale, dataset)
-        views = [overview.view(root, record) for record in records]
-        if as_json:
-            return _print_json(views)
-        if watch:
-            console.clear()
-        for view in views:
-            console.print(overview.table(view))
-        if not watch:
-            return None
-        time.sleep(2)
+    def views() -> list[dict[str, Any]]:
+        return [overview.view(root, record) for record in overview.chosen(root, suite, scale, dataset)]
+
+    if as_json:
+        return _print_json(views())
+    if watch:
+        return _watch_status(views)
+    found = views()
+    for view in found:
+        _console().print(overview.table(view))
+    if not found:
+        click.echo(f"nothing was launched into {root} yet; start with: mpformer launch headline")
+    return None
+
+
+def _watch_status(views: Callable[[], list[dict[str, Any]]], period: float = 2.0) -> None:
+    """Show the tables anew every few seconds until Ctrl-C."""
+    from rich.console import Group
+    from rich.live import Live
+
+    from experiments import overview
+
+    with Live(console=_console(), auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):
+        while True:
+            live.update(Group(*(overview.table(view) for view in views())), refresh=True)
+            time.sleep(period)
 
 
 @cli.command()

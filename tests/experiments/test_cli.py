@@ -115,7 +115,7 @@ def test_plan_shows_runs_states_ids_and_labelled_estimates(run: Make) -> None:
 
 def test_plan_and_status_write_nothing(run: Make, tmp_path: Path) -> None:
     run("plan", "headline")
-    run("status")
+    assert "start with: mpformer launch headline" in run("status").out
     assert not (tmp_path / "store").exists()
 
 
