@@ -116,7 +116,7 @@ def _write(report: SuiteReport, folder: Path, formats: Sequence[str], overview: 
 
 def _explorer(gallery: site.Gallery | None, folder: Path) -> list[Path]:
     """The layer explorer of the gallery's two runs, for their most inconsistent objects."""
-    if gallery is None or not gallery.cases:
+    if gallery is None:
         return []
     evaluations = [masks.folder.parent for masks in gallery.folders]
     labels = [f"{name}, seed {gallery.seed}" for name in gallery.names]
@@ -126,8 +126,3 @@ def _explorer(gallery: site.Gallery | None, folder: Path) -> list[Path]:
 def _save(path: Path, content: str) -> Path:
     write_text(path, content)
     return path
-
-
-def build_report(suites: Sequence[str], root: Path, scale: str, dataset: str | None, out: Path | None) -> list[Path]:
-    """:func:`build` with positional arguments."""
-    return build(suites, root, scale=scale, dataset=dataset, out=out)

@@ -1,5 +1,6 @@
 """The words around a table: the caption that says scale, dataset and hardware, the preset of a row, the footnotes."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,10 +30,18 @@ def _effective(toggles: Mapping[str, Any]) -> dict[str, Any]:
     return dict(toggles) if toggles.get("mp_queries") else {"query_position": toggles.get("query_position", True)}
 
 
-def caption(table: Table, views: Sequence[RunView]) -> str:
+def caption(table: Table, views: Sequence[RunView], record: Mapping[str, Any]) -> str:
     """Title, scale, data, model, schedule, hardware and seeds in a few sentences."""
     config = next((view.config for view in views if view.config), {})
-    parts = [f"{table.title}.", _scale(table), *_setting(config), _hardware(views), _seeds(table), _presets(table)]
+    parts = [
+        f"{table.title}.",
+        _scale(table),
+        *_setting(config),
+        _overrides(record),
+        _hardware(views),
+        _seeds(table),
+        _presets(table),
+    ]
     return " ".join(part for part in parts if part)
 
 
@@ -61,6 +70,12 @@ def backbone(config: Mapping[str, Any]) -> str:
     depth = config.get("depth", 50)
     full = 64 if depth < 50 else 256
     return f"R{depth}" if config.get("res2_channels", full) == full else f"R{depth} (narrow)"
+
+
+def _overrides(record: Mapping[str, Any]) -> str:
+    """What the launch changed in every row."""
+    changed = [f"{key} = {json.dumps(value)}" for key, value in (record.get("overrides") or {}).items()]
+    return f"Changed in every row: {', '.join(changed)}." if changed else ""
 
 
 def _hardware(views: Sequence[RunView]) -> str:

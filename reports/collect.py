@@ -137,7 +137,7 @@ def cell(row: RowRuns, column: Column, record: Mapping[str, Any]) -> Cell:
         return _missing(f"does not apply: {reasons[column.key]}", "n/a", planned)
     values = tuple(_seed_values(row.done, column.key, lambda view: view.result))
     if row.done and not values:
-        return _missing(f"{column.label} was not measured on this dataset", "n/a", planned)
+        return _missing(_unmeasured(row, column), "n/a", planned)
     if not values:
         return _untrusted(row, column)
     whole = len(values) == planned
@@ -145,6 +145,13 @@ def cell(row: RowRuns, column: Column, record: Mapping[str, Any]) -> Cell:
     reason = "" if whole else _why(row.views)
     short = "" if whole else f"{len(values)} of {planned} seeds"
     return replace(_value_cell(Kind.VALUE if whole else Kind.PARTIAL, values, planned, reason, short), flags=flags)
+
+
+def _unmeasured(row: RowRuns, column: Column) -> str:
+    """Why runs that are done have no value: not in their results, or a mean over nothing."""
+    if any(column.key in (view.result or {}).get("metrics", {}) for view in row.done):
+        return f"{column.label} has no value: nothing is left to average over (such as mask pairs that are all empty)"
+    return f"{column.label} was not measured"
 
 
 def _seed_values(views: Sequence[RunView], key: str, result: Any) -> list[SeedValue]:
@@ -243,12 +250,13 @@ def _corrected(cell: Cell, p_holm: float | None) -> Cell:
 
 
 def _with_best(grid: list[list[Cell]], columns: Sequence[Column]) -> list[list[Cell]]:
-    """Mark the best complete number of each column (ties as printed all count); a lone number is best of nothing."""
+    """Mark the best complete number of each column (ties as printed all count), unless all are equal."""
     for k, column in enumerate(columns):
         means = [c.mean for c in (row[k] for row in grid) if c.kind is Kind.VALUE and c.mean is not None]
-        if len(means) < 2 or not column.direction:
+        shown = {round(mean, column.decimals) for mean in means}
+        if len(shown) < 2 or not column.direction:
             continue
-        top = round((max(means) if column.direction > 0 else min(means)), column.decimals)
+        top = max(shown) if column.direction > 0 else min(shown)
         for row in grid:
             mine = row[k]
             if mine.kind is Kind.VALUE and mine.mean is not None and round(mine.mean, column.decimals) == top:
@@ -313,7 +321,7 @@ def _table(
         warnings=_warnings(commits),
     )
     notes = tuple(Footnote(text) for text in caption.footnotes(table))
-    return replace(table, caption=caption.caption(table, views), footnotes=notes)
+    return replace(table, caption=caption.caption(table, views, record), footnotes=notes)
 
 
 def _warnings(commits: Sequence[str]) -> tuple[str, ...]:

@@ -299,11 +299,16 @@ def _direction(report: SuiteReport, row: RowRuns, number: Number) -> Published:
     if cell.delta is None or number.value is None:
         return _published(number, row, shown, "—", "—", "no number of ours", cell.reason)
     mean, low, high = cell.delta.mean, cell.delta.low, cell.delta.high
-    same = "same direction" if mean * number.value > 0 else "opposite direction"
+    same = _sign(round(mean, column.decimals) * number.value)
     certain = low is not None and high is not None and low * high > 0
     why = "" if certain else f"the interval includes 0 or n < {statistics.MIN_SEEDS}: not established"
     ours = f"{text.signed(mean, column.decimals)} (n = {cell.delta.n})"
     return _published(number, row, shown, ours, "—", f"{same} (direction only)", why)
+
+
+def _sign(product: float) -> str:
+    """What the product of our difference and the published one says."""
+    return "no difference" if product == 0 else "same direction" if product > 0 else "opposite direction"
 
 
 def outside(tables: Sequence[tuple[str, Sequence[Published]]]) -> list[str]:

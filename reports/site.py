@@ -132,6 +132,7 @@ def suite_page(
         letters=marks(report.table),
         figures=figures,
         cases=cases,
+        gallery_found=found is not None,
         layers=layers,
         gallery_rule=gallery.RULE,
         gallery_names=found.names if found else (),

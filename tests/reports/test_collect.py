@@ -158,6 +158,23 @@ def test_component_table_ticks_what_differs(gather: Gather) -> None:
     assert tick(0.25) == "0.25"
 
 
+def test_equal_numbers_are_best_of_nothing(gather: Gather, store: Path) -> None:
+    for path in store.glob("runs/nuclei-*/evals/*/result.json"):
+        content = json.loads(path.read_text())
+        content["metrics"] = {"AP": 0.0, "mIoU-L": None}
+        path.write_text(json.dumps(content))
+    report = gather("headline", "nuclei")
+    assert not any(row.cells[0].best for row in report.table.rows)
+    assert "nothing is left to average over" in cell(report, "mp-former", "mIoU-L").reason
+    assert cell(report, "mp-former", "Util").reason == "Util was not measured"
+
+
+def test_overrides_of_a_launch_are_in_the_caption(gather: Gather, store: Path) -> None:
+    path = store / "suites" / "headline@mini.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"overrides": {"schedule.max_iter": 12}}))
+    assert "Changed in every row: schedule.max_iter = 12." in gather("headline").table.caption
+
+
 def test_columns_and_decimals_can_be_chosen(gather: Gather) -> None:
     table = gather("headline", columns=["AP50", "hours"], decimals=3).table
     assert [(c.key, c.decimals) for c in table.columns] == [("AP50", 3), ("hours", 3)]

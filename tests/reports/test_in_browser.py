@@ -180,14 +180,14 @@ def test_explorer_opens_at_once(tmp_path: Path, open_page: Any) -> None:
 def big_run(folder: Path) -> Path:
     """Layer masks of the size that the explorer promises to open."""
     import numpy as np
-    from make_fixture_store import encode
+    from pycocotools import mask as coco
 
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:128, 0:128]
     places = rng.uniform(1, 127, (60, 4)) / (1, 1, 60, 60)
     discs = [(x - cx) ** 2 / rx + (y - cy) ** 2 / ry < 300 for cx, cy, rx, ry in places]
     shapes = [disc ^ (rng.random((128, 128)) < 0.004) for disc in discs]
-    strings = [encode(shape) for shape in shapes]
+    strings = [coco.encode(np.asfortranarray(shape.astype(np.uint8)))["counts"].decode() for shape in shapes]
     masks = folder / "layer_masks"
     masks.mkdir(parents=True)
     for image in range(100):

@@ -118,6 +118,14 @@ def test_opposite_direction_and_no_significance_are_said(gather: Gather) -> None
     assert "not established" in published[0].why
 
 
+def test_no_difference_is_no_direction() -> None:
+    assert [paper_numbers._sign(product) for product in (0.0, 1.0, -1.0)] == [
+        "no difference",
+        "same direction",
+        "opposite direction",
+    ]
+
+
 def test_verdicts(gather: Gather) -> None:
     report = paper_report(gather)
     kinds = {}
