@@ -149,7 +149,7 @@ def memory(run: Callable[[Clock], Any]) -> dict[str, dict[str, float]]:
     Per stage: ``peak`` while it runs, and ``kept`` at its end, both above the step's start; ``added`` is what the
     stage leaves behind for the backward pass.
     """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         run(Clock())
     events = found.profiler.kineto_results.events()
     stages = [(e.name()[6:], e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if _is_stage(e)]

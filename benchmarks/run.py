@@ -69,7 +69,7 @@ def training(setting: Setting, piloted: bool, repeats: int) -> dict[str, Any]:
         paths["transformers"] = peer
     load = os.getloadavg()[0]
     clocks = interleaved({name: _step(path) for name, path in paths.items()}, repeats)
-    used = {name: memory(_step(path)) for name, path in paths.items()}
+    used = {name: _memory(path) for name, path in paths.items()}
     return {
         "agreement": {name: vars(check) for name, check in checks.items()},
         "repeats": repeats,
@@ -88,6 +88,11 @@ def training(setting: Setting, piloted: bool, repeats: int) -> dict[str, Any]:
 
 def _step(path: Path) -> Callable[[Clock], Any]:
     return lambda clock: step(path, clock)
+
+
+def _memory(path: Path) -> dict[str, dict[str, float]]:
+    path.model.zero_grad(set_to_none=True)  # its own gradients count, those of the run before do not
+    return memory(_step(path))
 
 
 def evaluation(setting: Setting, repeats: int) -> dict[str, Any]:
