@@ -6,7 +6,7 @@ points are sampled from these logits. Everything here is float32, whatever autoc
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -21,12 +21,15 @@ from mpformer.modeling.points import (
     PointDraw,
     Points,
     PointSettings,
+    SharedPoints,
     draw_points,
     most_uncertain,
     sample,
 )
 
 _IGNORED = -1
+_ROWS = 64
+"""Rows whose points are worked on at a time; bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -153,20 +156,21 @@ def mask_loss_sums(
     """Per part, the sums over objects of the mask and the dice loss, each (L+1,); features (B, D, h, w)."""
     layers = len(parts[0].logits)
     sums = [[features.new_zeros(2, layers)] for _ in parts]
-    for image, masks in enumerate(targets.masks):
+    for image, (masks, maps) in enumerate(zip(targets.masks, features.unbind(), strict=True)):
         if len(masks) == 0:
             continue
         # The parts share the image's features and points: their rows are one batch.
         embed = torch.cat([_row_embeddings(part, image) for part in parts], dim=1)
         objects = torch.cat([part.rows[image].objects for part in parts], dim=1)
-        logits = torch.einsum("lrd,dhw->lrhw", embed, features[image])
+        logits = torch.einsum("lrd,dhw->lrhw", embed, maps)
         if isinstance(points, FixedPoints):
             fixed = torch.cat([_fixed_points(part, image, points) for part in parts], dim=1)
-            at_points = _at_fixed_points(logits, masks.float(), objects, fixed)
+            losses = torch.stack(point_losses(*_at_fixed_points(logits, masks.float(), objects, fixed)))
         else:
-            at_points = _at_drawn_points(logits, masks.float(), objects, points, image, uncertain)
-        losses = torch.stack(_point_losses(*at_points)).view(2, layers, -1)
-        for total, rows in zip(sums, losses.split([p.rows[image].queries.shape[1] for p in parts], dim=2), strict=True):
+            drawn = (points.candidates[image], points.uniform[image])
+            losses = DrawnPointLosses.apply(logits.flatten(0, 1), masks.float(), objects.flatten(), *drawn, uncertain)
+        counts = [part.rows[image].queries.shape[1] for part in parts]
+        for total, rows in zip(sums, losses.view(2, layers, -1).split(counts, dim=2), strict=True):
             total.append(rows.sum(2))
     if not any(targets.counts):
         # Keeps every parameter in the graph, which distributed training relies on.
@@ -175,27 +179,57 @@ def mask_loss_sums(
     return [(mask, dice) for mask, dice in totals]
 
 
+class DrawnPointLosses(torch.autograd.Function):
+    """Mask and dice loss of each row at its most uncertain candidates and at the uniform points.
+
+    A row's losses depend on its own logits alone, so that their gradients are taken at once and kept as two maps per
+    row; the many values at the points are gone before the next image.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, masks: Tensor, objects: Tensor, candidates: Tensor, rest: Tensor, uncertain: int
+    ) -> Tensor:
+        """Logits (R, h, w), masks (n, H, W), objects (R,), points (., 2); returns the losses (2, R)."""
+        where = torch.cat([candidates, rest])
+        truth = sample(masks[None], where[None])[0]
+        shared = SharedPoints.at(where, (logits.shape[-2], logits.shape[-1]))
+        found = [
+            _losses_and_gradients(rows, truth, owners, shared, len(candidates), uncertain)
+            for rows, owners in zip(logits.split(_ROWS), objects.split(_ROWS), strict=True)
+        ]
+        ctx.save_for_backward(torch.cat([gradients for _, gradients in found], dim=1))
+        return torch.cat([losses for losses, _ in found], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Weight the kept gradients (2, R, h, w) with those of the losses (2, R)."""
+        (gradients,) = ctx.saved_tensors
+        return torch.einsum("kr,krhw->rhw", upstream, gradients), None, None, None, None, None
+
+
+def _losses_and_gradients(
+    logits: Tensor, truth: Tensor, objects: Tensor, points: SharedPoints, candidates: int, uncertain: int
+) -> tuple[Tensor, Tensor]:
+    """Losses (2, R) of logits (R, h, w) against truth (n, K)[objects], and their gradients (2, R, h, w)."""
+    sampled = points.sample(logits).contiguous()
+    chosen = most_uncertain(sampled[:, :candidates], uncertain)
+    rest = torch.arange(candidates, sampled.shape[1], device=chosen.device)
+    chosen = torch.cat([chosen, rest.expand(len(chosen), -1)], dim=1)
+    with torch.enable_grad():
+        values = sampled.gather(1, chosen).requires_grad_()
+        losses = point_losses(values, truth.take(objects[:, None] * truth.shape[1] + chosen))
+        gradients = [torch.autograd.grad(loss.sum(), values, retain_graph=True)[0] for loss in losses]
+    at_points = sampled.new_zeros(2, *sampled.shape)
+    for dense, gradient in zip(at_points, gradients, strict=True):
+        dense.scatter_(1, chosen, gradient)
+    return torch.stack(losses).detach(), points.scatter(at_points.flatten(0, 1)).reshape(2, *logits.shape)
+
+
 def _row_embeddings(part: Part, image: int) -> Tensor:
     """Mask embeddings (L+1, r, D) of the rows of one image."""
     embed = part.embed[:, image].float()
     return embed.gather(1, part.rows[image].queries[..., None].expand(-1, -1, embed.shape[-1]))
-
-
-def _at_drawn_points(
-    logits: Tensor, masks: Tensor, objects: Tensor, points: PointDraw, image: int, uncertain: int
-) -> tuple[Tensor, Tensor]:
-    """Logits and ground truth, both (rows, K), at each row's most uncertain candidates and at the uniform points."""
-    candidates = points.candidates.shape[1]
-    where = torch.cat([points.candidates[image], points.uniform[image]])[None]
-    sampled = sample(logits.flatten(0, 1)[None], where)[0]
-    truth = sample(masks[None], where)[0]
-    chosen = most_uncertain(sampled[:, :candidates], uncertain)
-    rows = objects.flatten()
-    picked = truth.flatten()[rows[:, None] * truth.shape[1] + chosen]
-    return (
-        torch.cat([sampled.gather(1, chosen), sampled[:, candidates:]], dim=1),
-        torch.cat([picked, truth[rows, candidates:]], dim=1),
-    )
 
 
 def _at_fixed_points(logits: Tensor, masks: Tensor, objects: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,7 +249,7 @@ def _fixed_points(part: Part, image: int, points: FixedPoints) -> Tensor:
     return given[torch.arange(len(given), device=order.device)[:, None], order]
 
 
-def _point_losses(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+def point_losses(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy and dice loss of each row (R, K) -> (R,)."""
     mask = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
     probability = logits.sigmoid()

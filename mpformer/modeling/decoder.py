@@ -5,11 +5,13 @@ share the prediction heads, and layer 0 of the output is the heads on the bare q
 as one optional :class:`~mpformer.modeling.mask_piloting.PilotBatch`; the decoder knows nothing else of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mpformer.modeling.mask_piloting import PilotBatch
 from mpformer.modeling.outputs import DecoderOutput
@@ -39,10 +41,10 @@ class DecoderSettings:
 class Level:
     """One attention level, prepared once for all layers that attend to it."""
 
-    memory: Tensor
-    """(B, h*w, hidden) values."""
-    keyed: Tensor
-    """(B, h*w, hidden) the same plus the position embedding: keys."""
+    keys: tuple[Tensor, ...]
+    """Per decoder layer that attends here, in order: (B, h*w, hidden) projected keys."""
+    values: tuple[Tensor, ...]
+    """Likewise the projected values."""
     mask_features: Tensor
     """(B, D, h*w) mask features at this size, without gradient."""
     size: tuple[int, int]
@@ -61,17 +63,18 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None) -> Tensor:
-        """Attend from query (B, N, D) to key, value (B, S, D).
+    def project(self, inputs: Tensor, first: int, count: int) -> tuple[Tensor, ...]:
+        """Project (B, N, D) with ``count`` of the query, key, value projections (0, 1, 2), from ``first`` on."""
+        part = slice(first * inputs.shape[-1], (first + count) * inputs.shape[-1])
+        return F.linear(inputs, self.in_proj_weight[part], self.in_proj_bias[part]).chunk(count, dim=-1)
 
-        ``blocked`` (B or 1, N, S) or (N, S) is True where attention is forbidden; no row may be all True.
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None) -> Tensor:
+        """Attend from projected query (B, N, D) to projected key, value (B, S, D).
+
+        ``blocked`` (B or 1, N, S) is True where attention is forbidden; no row may be all True.
         """
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (
-            F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for x, w, b in zip((query, key, value), weights, biases, strict=True)
-        )
-        allowed = None if blocked is None else ~(blocked if blocked.dim() == 2 else blocked[:, None])
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        allowed = None if blocked is None else ~blocked[:, None]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
@@ -86,8 +89,9 @@ class SelfAttentionLayer(nn.Module):
 
     def forward(self, queries: Tensor, position: Tensor | None, blocked: Tensor | None) -> Tensor:
         """Refine queries (B, N, D); position (N, D) is added to queries and keys only."""
-        keyed = _positioned(queries, position)
-        return self.norm(queries + self.self_attn(keyed, keyed, queries, blocked))
+        query, key = self.self_attn.project(_positioned(queries, position), 0, 2)
+        (value,) = self.self_attn.project(queries, 2, 1)
+        return self.norm(queries + self.self_attn(query, key, value, blocked))
 
 
 class CrossAttentionLayer(nn.Module):
@@ -98,10 +102,10 @@ class CrossAttentionLayer(nn.Module):
         self.multihead_attn = Attention(channels, heads)
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, queries: Tensor, position: Tensor | None, level: Level, blocked: Tensor) -> Tensor:
-        """Refine queries (B, N, D); blocked (B, N, h*w) has no row that is all True."""
-        attended = self.multihead_attn(_positioned(queries, position), level.keyed, level.memory, blocked)
-        return self.norm(queries + attended)
+    def forward(self, queries: Tensor, position: Tensor | None, key: Tensor, value: Tensor, blocked: Tensor) -> Tensor:
+        """Refine queries (B, N, D); projected key, value (B, S, D); blocked (B, N, S) has no row that is all True."""
+        (query,) = self.multihead_attn.project(_positioned(queries, position), 0, 1)
+        return self.norm(queries + self.multihead_attn(query, key, value, blocked))
 
 
 class FeedForwardLayer(nn.Module):
@@ -116,8 +120,11 @@ class FeedForwardLayer(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, queries: Tensor) -> Tensor:
-        """Refine queries (B, N, D)."""
-        return self.norm(queries + self.linear2(F.relu(self.linear1(queries))))
+        """Refine queries (B, N, D); the wide hidden layer is made again in the backward pass, not kept."""
+        return self.norm(queries + checkpoint(self._expand, queries, use_reentrant=False, preserve_rng_state=False))
+
+    def _expand(self, queries: Tensor) -> Tensor:
+        return self.linear2(F.relu(self.linear1(queries)))
 
 
 class MaskHead(nn.Module):
@@ -190,9 +197,14 @@ class MaskedAttentionDecoder(nn.Module):
         size = (maps.shape[-2], maps.shape[-1])
         memory = self.input_proj[index](maps).flatten(2).transpose(1, 2) + self.level_embed.weight[index]
         keyed = memory + sine_position(size, self.settings.hidden, maps.device)
+        # The layers that attend here project the same tokens: one product instead of one per layer.
+        attentions = [
+            layer.multihead_attn for layer in self.transformer_cross_attention_layers[index :: self.settings.levels]
+        ]
+        keys, values = (_project_for_all(attentions, x, which) for which, x in ((1, keyed), (2, memory)))
         # Resizing is linear: resized features x embedding = resized (features x embedding).
         resized = _resize(mask_features.detach(), size).flatten(2)
-        return Level(memory, keyed, resized, size)
+        return Level(keys, values, resized, size)
 
     def _predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (B, N, C+1) and mask embeddings (B, N, D) of queries (B, N, hidden)."""
@@ -219,7 +231,9 @@ class MaskedAttentionDecoder(nn.Module):
     ) -> Tensor:
         if pilot is not None:
             queries = pilot.feed(index, queries)
-        queries = self.transformer_cross_attention_layers[index](queries, position, level, blocked)
+        turn = index // self.settings.levels
+        key, value = level.keys[turn], level.values[turn]
+        queries = self.transformer_cross_attention_layers[index](queries, position, key, value, blocked)
         hidden = None if pilot is None else pilot.self_attention
         queries = self.transformer_self_attention_layers[index](queries, position, hidden)
         return self.transformer_ffn_layers[index](queries)
@@ -229,6 +243,13 @@ def open_blocked_rows(blocked: Tensor) -> tuple[Tensor, Tensor]:
     """Open rows (..., cells) that are blocked everywhere; returns (mask, which rows those were)."""
     empty = blocked.all(dim=-1)
     return blocked & ~empty[..., None], empty
+
+
+def _project_for_all(attentions: Sequence[Attention], tokens: Tensor, which: int) -> tuple[Tensor, ...]:
+    """Project tokens (B, S, D) with the key (1) or value (2) projection of several attentions at once."""
+    weight = torch.cat([attention.in_proj_weight.chunk(3)[which] for attention in attentions])
+    bias = torch.cat([attention.in_proj_bias.chunk(3)[which] for attention in attentions])
+    return F.linear(tokens, weight, bias).chunk(len(attentions), dim=-1)
 
 
 def _positioned(queries: Tensor, position: Tensor | None) -> Tensor:

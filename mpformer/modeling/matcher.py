@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mpformer.modeling.outputs import DecoderOutput, Targets
-from mpformer.modeling.points import cell_centres, sample
+from mpformer.modeling.points import SharedPoints, cell_centres, sample
 
 _CHUNK = 1 << 21
 """Logits worked on at a time: enough to keep the cores busy, little enough to stay in the cache."""
@@ -79,7 +79,8 @@ def image_costs(
 
 def _sampled(features: Tensor, masks: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Features (D, K) and masks (n, K) at points (K, 2): sampling is linear, so logits need not exist first."""
-    return sample(features[None], points[None])[0], sample(masks[None], points[None])[0]
+    shared = SharedPoints.at(points, (features.shape[-2], features.shape[-1]))
+    return shared.sample(features), sample(masks[None], points[None])[0]
 
 
 def _mask_costs(embed: Tensor, features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

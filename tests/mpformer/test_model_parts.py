@@ -93,7 +93,8 @@ def test_attention_is_multihead_attention() -> None:
     blocked = torch.rand(2, 5, 7) > 0.6
     blocked[..., 0] = False
     expected, _ = theirs(query, memory + 1, memory, attn_mask=blocked.repeat_interleave(4, 0))
-    torch.testing.assert_close(ours(query, memory + 1, memory, blocked), expected, atol=1e-5, rtol=1e-4)
+    (q,), (k,), (v,) = ours.project(query, 0, 1), ours.project(memory + 1, 1, 1), ours.project(memory, 2, 1)
+    torch.testing.assert_close(ours(q, k, v, blocked), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_sine_position_is_detrs() -> None:
