@@ -62,8 +62,9 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## lint and every test that is neither slow nor needs Slurm
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not slow and not slurm" $(PYTEST_ARGS)
+test: lint ## lint and every test that is not marked slow, slurm or gpu
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile \
+	  -m "not slow and not slurm and not gpu" $(PYTEST_ARGS)
 
 test-gpu: setup ## for a machine with GPUs: the tests marked gpu (NCCL, AMP, the CUDA attention kernel)
 	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' \

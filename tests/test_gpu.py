@@ -1,0 +1,106 @@
+"""For a machine with GPUs (`make test-gpu`): the CUDA attention kernel, mixed precision, NCCL.
+
+MPFORMER_TEST_DEVICE=cpu runs the same bodies on CPU (gloo), to check these tests where there is no GPU.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mpformer.config import Config
+from mpformer.data import prepare
+from mpformer.hooks import TrainHooks
+from mpformer.modeling.deformable_attention import _installed, grid_sample_kernel, package_kernel
+
+DEVICE = os.environ.get("MPFORMER_TEST_DEVICE", "cuda")
+GPUS = torch.cuda.device_count() if DEVICE == "cuda" else 2
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="torch sees no GPU"),
+]
+
+TINY: dict[str, Any] = {
+    "dataset.shapes.side": 64, "dataset.shapes.train_images": 8, "dataset.shapes.val_images": 2, "model.queries": 10,
+    "schedule.max_iter": 6, "schedule.batch_size": 4, "schedule.warmup_iters": 0, "runtime.eval_period": 0,
+    "runtime.log_period": 1, "toggles.mp_queries": True, "toggles.point_noise": 0.2, "toggles.flip_noise": 0.2,
+    "runtime.device": DEVICE,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    shapes = tiny().dataset.shapes
+    assert shapes is not None
+    prepare.prepare_shapes(shapes, root, workers=1)
+    return root
+
+
+def tiny(**changes: Any) -> Config:
+    from experiments import scales
+
+    return scales.base("mini", "shapes").replace(TINY | changes)
+
+
+@pytest.mark.skipif(not _installed(), reason="torch-ms-deform-attn is not installed")
+def test_the_packages_kernel_gives_the_same_numbers_and_gradients() -> None:
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    sizes = ((16, 16), (8, 8), (4, 4))
+    tokens = sum(h * w for h, w in sizes)
+    shapes = ((2, tokens, 4, 16), (2, 50, 4, 3, 4, 2), (2, 50, 4, 3, 4))
+    made = [torch.rand(shape, device=DEVICE, generator=generator) for shape in shapes]
+    results = []
+    for kernel in (grid_sample_kernel, package_kernel):
+        value, locations, weights = (tensor.clone().requires_grad_() for tensor in made)
+        output = kernel(value, sizes, locations, weights)
+        output.square().sum().backward()
+        results.append([output, value.grad, locations.grad, weights.grad])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_training_in_every_precision(amp: str, data_root: Path, tmp_path: Path) -> None:
+    from mpformer.training import train
+
+    if DEVICE == "cpu" and amp == "fp16":
+        pytest.skip("half precision is for GPUs")
+    losses: list[float] = []
+    hooks = TrainHooks(log=lambda line: losses.append(line["loss"]))
+    trained = train(tiny(**{"schedule.amp": amp}), tmp_path, data_root, hooks)
+    assert trained["iterations"] == 6
+    assert all(math.isfinite(loss) for loss in losses)
+    assert trained["peak_memory_bytes"] > 0
+
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from mpformer.config import validate
+from mpformer.training import train
+folder = Path(sys.argv[1])
+trained = train(validate(json.loads((folder / "config.json").read_text())), folder / "run", Path(sys.argv[2]))
+(folder / f"trained{sys.argv[3]}.json").write_text(json.dumps(trained))
+"""
+
+
+@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
+def test_two_gpus_train_one_run(data_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(tiny().model_dump_json())
+    (tmp_path / "run").mkdir()
+    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29652"}
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(data_root)]
+    processes = [
+        subprocess.Popen([*command, str(rank)], env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(240) for process in processes] == [0, 0]
+    assert json.loads((tmp_path / "trained0.json").read_text())["world_size"] == 2
