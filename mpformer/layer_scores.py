@@ -7,7 +7,6 @@ test holds the two equal).
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,14 +25,14 @@ def add_layer(scorer: SegmentationScorer, image: ImageOutput, layer: int) -> Non
         return
     logits, masks = image.resized(layer)
     probability = masks.sigmoid()
-    results: dict[str, Any] = {"instances": _NOTHING}
+    results: dict[str, Any] = {}
+    if settings.instance:
+        results["instances"] = _detections(settings, logits, probability, image.image_id)
     if settings.semantic:
         results["sem_seg"] = _class_map(logits, probability)
     if settings.panoptic:
         results["panoptic_seg"] = inference.panoptic(settings, logits, masks)
     scorer.add(results, image.truth)
-    if scorer.instance is not None:
-        scorer.instance.detections.extend(_detections(settings, logits, probability, image.image_id))
 
 
 def _class_map(logits: Tensor, probability: Tensor) -> Tensor:
@@ -52,9 +51,11 @@ def _detections(
         keep = torch.isin(classes, torch.tensor(sorted(settings.things), device=classes.device))
         scores, queries, classes = scores[keep], queries[keep], classes[keep]
     used = queries.unique()
-    inside = probability[used] > 0.5
     place = torch.searchsorted(used, queries)
-    scores = scores * _quality(probability[used], inside)[place]
+    if len(used) < len(probability):
+        probability = probability[used]
+    inside = probability > 0.5
+    scores = scores * _quality(probability, inside)[place]
     scores, order = scores.sort(descending=True, stable=True)
     codes = encode_masks(inside.cpu().numpy())
     lines = zip(scores.tolist(), place[order].tolist(), classes[order].tolist(), strict=True)
@@ -68,14 +69,3 @@ def _quality(probability: Tensor, inside: Tensor) -> Tensor:
     """Mean probability (N,) inside each mask (N, H, W)."""
     weights = inside.flatten(1).float()
     return torch.linalg.vecdot(probability.flatten(1), weights) / (weights.sum(1) + 1e-6)
-
-
-class _Nothing:
-    """Instances without a detection: the ground truth is added, the detections come encoded already."""
-
-    pred_masks = np.zeros((0, 1, 1), dtype=bool)
-    scores = torch.zeros(0)
-    pred_classes = torch.zeros(0, dtype=torch.long)
-
-
-_NOTHING = _Nothing()

@@ -65,7 +65,8 @@ log = lambda line: (directory / "metrics.jsonl").open("a").write(json.dumps(line
 def test_two_processes_train_one_run(shapes_root: Path, shapes_config: object, tmp_path: Path) -> None:
     small = {"hidden_dim": 16, "conv_dim": 16, "mask_dim": 16, "heads": 2, "encoder_layers": 1, "encoder_ffn": 16,
              "decoder_layers": 2, "decoder_ffn": 16, "queries": 20, "attention_strides": (16, 8), "train_points": 64,
-             "backbone": {"kind": "resnet", "depth": 18, "stem_channels": 8, "res2_channels": 8, "norm": "GN"}}  # fmt: skip
+             "backbone": {"kind": "resnet", "depth": 18, "stem_channels": 8, "res2_channels": 8,
+                          "norm": "GN"}}  # fmt: skip
     config = shapes_config.replace({f"model.{k}": v for k, v in small.items()})  # type: ignore[attr-defined]
     (tmp_path / "config.json").write_text(config.model_dump_json())
     environment = os.environ | {"WORLD_SIZE": "2", "MASTER_PORT": "29641", "MASTER_ADDR": "127.0.0.1"}
