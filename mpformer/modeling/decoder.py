@@ -168,7 +168,8 @@ class MaskedAttentionDecoder(nn.Module):
 
     def forward(self, pixels: PixelFeatures, pilot: PilotBatch | None = None) -> DecoderOutput:
         """Decode; with ``pilot`` its slots stand before the learnable queries in every layer."""
-        levels = [self._level(i, maps, pixels.mask_features) for i, maps in enumerate(pixels.levels)]
+        used = pixels.levels[: self.settings.layers]
+        levels = [self._level(i, maps, pixels.mask_features) for i, maps in enumerate(used)]
         slots = 0 if pilot is None else pilot.slots
         queries = self._first_queries(len(pixels.mask_features), pilot)
         position = self._position(slots)
