@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from experiments import registry
 from experiments.store import Store
 from mpformer.errors import UserError, choices
 from reports import caption, compare, definitions
@@ -48,6 +49,8 @@ class RowRuns:
     changes: Mapping[str, Any]
     views: tuple[RunView, ...]
     not_applicable: str = ""
+    baseline: str = ""
+    """Name of the row that this one is compared with; its own name: with none."""
 
     @property
     def done(self) -> tuple[RunView, ...]:
@@ -73,6 +76,15 @@ class SuiteReport:
         """The row that the others are compared with."""
         return next((row for row in self.rows if row.name == self.record.get("baseline")), None)
 
+    def baseline_of(self, row: RowRuns) -> RowRuns | None:
+        """The row that ``row`` is compared with; None for a baseline itself."""
+        return baseline_of(row, self.rows)
+
+
+def baseline_of(row: RowRuns, rows: Sequence[RowRuns]) -> RowRuns | None:
+    """The row of a table that ``row`` is compared with; None for a baseline itself."""
+    return next((other for other in rows if other.name == row.baseline and other is not row), None)
+
 
 def records(store: Store, suites: Sequence[str], scale: str, dataset: str | None) -> list[dict[str, Any]]:
     """The launched suites' records asked for; no name means all, at every scale and on every dataset.
@@ -83,7 +95,7 @@ def records(store: Store, suites: Sequence[str], scale: str, dataset: str | None
     if not suites:
         return known
     names = {table_name(r["suite"], r["scale"], r.get("dataset")): r for r in known}
-    wanted = [table_name(suite, scale, dataset) for suite in suites]
+    wanted = [table_name(suite, scale, dataset or _own_dataset(suite, scale)) for suite in suites]
     if missing := [name for name in wanted if name not in names]:
         if not names:
             raise UserError(f"no suite has been launched into {store.root}; start with: mpformer launch {suites[0]}")
@@ -91,25 +103,31 @@ def records(store: Store, suites: Sequence[str], scale: str, dataset: str | None
     return [names[name] for name in wanted]
 
 
+def _own_dataset(suite: str, scale: str) -> str | None:
+    """The dataset that a suite has at a scale unless another is asked for."""
+    suites = registry.all_suites()
+    return suites[suite].datasets(scale)[0] if suite in suites else None
+
+
 def collect(
     record: Mapping[str, Any], reader: Reader, columns: Sequence[str] = (), decimals: int | None = None
 ) -> SuiteReport:
     """Build the table of one suite's record; ``columns`` and ``decimals`` override the suite's."""
-    rows = tuple(_row_runs(row, reader) for row in record["rows"])
+    rows = tuple(_row_runs(row, reader, str(record["baseline"])) for row in record["rows"])
     chosen = definitions.columns(list(columns or record["columns"]), decimals)
-    baseline = next((row for row in rows if row.name == record["baseline"]), None)
     grid = [[cell(row, column, record) for column in chosen] for row in rows]
-    grid = _with_deltas(rows, grid, baseline, chosen, str(record.get("primary", "")))
+    grid = _with_deltas(rows, grid, chosen, str(record.get("primary", "")))
     grid = _with_best(grid, chosen)
     ticks = tick_columns(rows) if record.get("ticks") else ()
-    table_rows = [_table_row(row, cells, baseline, ticks) for row, cells in zip(rows, grid, strict=True)]
+    table_rows = [_table_row(row, cells, ticks) for row, cells in zip(rows, grid, strict=True)]
     return SuiteReport(record, rows, _table(record, rows, table_rows, chosen, ticks))
 
 
-def _row_runs(row: Mapping[str, Any], reader: Reader) -> RowRuns:
+def _row_runs(row: Mapping[str, Any], reader: Reader, baseline: str) -> RowRuns:
     views = tuple(reader.view(run["seed"], run["run_id"], run["eval_id"]) for run in row.get("runs", ()))
     reason = str(row.get("not_applicable") or "")
-    return RowRuns(row["name"], row["label"], row.get("toggles", {}), row.get("changes", {}), views, reason)
+    compared = str(row.get("baseline") or baseline)
+    return RowRuns(row["name"], row["label"], row.get("toggles", {}), row.get("changes", {}), views, reason, compared)
 
 
 def trusted(view: RunView) -> bool:
@@ -123,6 +141,11 @@ def number(view: RunView, key: str, result: Mapping[str, Any] | None) -> float |
         return view.trained["seconds"] / 3600 if "seconds" in view.trained else None
     if key == "memory":
         return view.trained["peak_memory_bytes"] / 2**30 if view.trained.get("peak_memory_bytes") else None
+    if key == "iteration":
+        return view.trained["seconds"] / view.trained["iterations"] if view.trained.get("iterations") else None
+    if key in definitions.COSTS:
+        value = (result or {}).get("costs", {}).get(key)
+        return None if value is None else float(value)
     value = (result or {}).get("metrics", {}).get(key)
     return None if value is None else float(value)
 
@@ -220,16 +243,15 @@ def _why(views: Sequence[RunView]) -> str:
 def _with_deltas(
     rows: Sequence[RowRuns],
     grid: list[list[Cell]],
-    baseline: RowRuns | None,
     columns: Sequence[Column],
     primary: str,
 ) -> list[list[Cell]]:
-    """Deltas to the baseline row; Holm over the non-baseline rows of the primary metric."""
-    if baseline is None:
-        return grid
-    base = grid[rows.index(baseline)]
-    others = [index for index, row in enumerate(rows) if row is not baseline]
+    """Deltas to each row's baseline; Holm over the non-baseline rows of the primary metric."""
+    bases = {index: baseline_of(row, rows) for index, row in enumerate(rows)}
+    plain = [list(cells) for cells in grid]
+    others = [index for index, base in bases.items() if base is not None]
     for index in others:
+        base = plain[rows.index(bases[index])]  # type: ignore[arg-type]
         grid[index] = [_with_delta(mine, theirs) for mine, theirs in zip(grid[index], base, strict=True)]
     tested = [k for k, column in enumerate(columns) if column.key == primary]
     for k in tested:
@@ -289,11 +311,11 @@ def tick(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _table_row(row: RowRuns, cells: list[Cell], baseline: RowRuns | None, ticks: Sequence[TickColumn]) -> TableRow:
+def _table_row(row: RowRuns, cells: list[Cell], ticks: Sequence[TickColumn]) -> TableRow:
     toggles = effective_toggles(row.toggles)
     shown = tuple(tick(toggles.get(column.key)) for column in ticks)
     note = row.not_applicable or _why(row.views)
-    return TableRow(row.name, row.label, tuple(cells), shown, row is baseline, caption.preset(row.toggles), note)
+    return TableRow(row.name, row.label, tuple(cells), shown, row.baseline == row.name, caption.preset(row.toggles), note)
 
 
 def _table(

@@ -46,7 +46,8 @@ _FORMULA = re.compile(r"^\s*[=+\-@\t\r]")
 
 def clean(text: object) -> str:
     """The text with control and direction-changing characters made visible; newlines and tabs stay."""
-    return str(text).translate(_CONTROLS)
+    plain = str(text)
+    return plain if plain.isprintable() else plain.translate(_CONTROLS)
 
 
 def markdown(text: object) -> str:

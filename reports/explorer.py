@@ -33,7 +33,22 @@ class Source:
     """One run's masks; ``label`` is how the page names it."""
 
     label: str
-    masks: LayerMasks
+    masks: tuple[LayerMasks, ...]
+    """What the evaluation kept, then what was computed later on request; the first that has an image counts."""
+
+    @property
+    def images(self) -> list[int]:
+        """Ids of the images that have masks."""
+        return list(dict.fromkeys(i for masks in self.masks for i in masks.images))
+
+    def folder(self, image: int) -> LayerMasks | None:
+        """Where an image's masks are."""
+        return next((masks for masks in self.masks if image in masks.images), None)
+
+    def read(self, image: int) -> Mapping[str, Any] | None:
+        """An image's record, None if there is none or it is damaged."""
+        masks = self.folder(image)
+        return masks.read(image) if masks else None
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,8 @@ def build_explorer(
     """
     if not 1 <= len(run_dirs) <= 2:
         raise UserError(f"the explorer shows one run or two side by side, not {len(run_dirs)}")
-    sources = [_source(path, labels[i] if i < len(labels) else "") for i, path in enumerate(run_dirs)]
+    names = [labels[i] if i < len(labels) else "" for i in range(len(run_dirs))]
+    sources = [_source(path, name, bool(images)) for path, name in zip(run_dirs, names, strict=True)]
     records = _chosen_images(sources, images)
     entries = _chosen_entries(records, worst, query)
     kept = {entry.image for entry in entries} if worst is not None or query is not None else set(records)
@@ -88,15 +104,18 @@ def build_explorer(
     return out
 
 
-def _source(path: Path, label: str) -> Source:
-    folders = [path / "layer_masks", *sorted(path.glob("evals/*/layer_masks"), key=_age, reverse=True)]
-    found = next((LayerMasks(folder) for folder in folders if LayerMasks(folder).images), None)
-    if found is None:
+def _source(path: Path, label: str, further: bool) -> Source:
+    """The masks of a run's newest evaluation that has some; those of further images only if images are asked for."""
+    folders = [path, *sorted(path.glob("evals/*"), key=_age, reverse=True)]
+    names = ("layer_masks", "further_masks") if further else ("layer_masks",)
+    found = ([LayerMasks(folder / name) for name in names if LayerMasks(folder / name).images] for folder in folders)
+    masks = next((tuple(each) for each in found if each), ())
+    if not masks:
         raise UserError(
             f"{path} has no layer masks: evaluate the run with evaluation.layer_mask_images above 0 (mpformer "
-            f"launch … --set)"
+            f"launch … --set), or name images: --images ID,ID"
         )
-    return Source(clean(label or _label(path)), found)
+    return Source(clean(label or _label(path)), masks)
 
 
 def _age(folder: Path) -> float:
@@ -115,11 +134,11 @@ Records = dict[int, list[Mapping[str, Any] | None]]
 
 def _chosen_images(sources: Sequence[Source], images: Sequence[int]) -> Records:
     """The records by image id, one a run, None where a run kept no masks of the image."""
-    every = list(dict.fromkeys(i for source in sources for i in source.masks.images))
+    every = list(dict.fromkeys(i for source in sources for i in source.images))
     if unknown := [i for i in images if i not in every]:
         raise choices("image", unknown[0], every)
     chosen = list(images) or every
-    return {i: [source.masks.read(i) if i in source.masks.images else None for source in sources] for i in chosen}
+    return {i: [source.read(i) for source in sources] for i in chosen}
 
 
 def _chosen_entries(records: Records, worst: int | None, query: int | None) -> list[Entry]:
@@ -195,8 +214,9 @@ def deflate(data: Any) -> str:
 def _picture(sources: Sequence[Source], by_run: Sequence[Mapping[str, Any] | None]) -> str:
     """The image from the first run that kept it."""
     for source, record in zip(sources, by_run, strict=True):
-        if record and record.get("image"):
-            return picture_uri(source.masks.folder / str(record["image"]), longest=512)
+        masks = source.folder(int(record["image_id"])) if record else None
+        if record and masks and record.get("image"):
+            return picture_uri(masks.folder / str(record["image"]), longest=512)
     return ""
 
 

@@ -241,9 +241,10 @@ def _ours(report: SuiteReport, row: RowRuns, cell: Cell, column: Column, kind: s
     mine = by_seed(cell.values) if cell.n else {}
     if kind != "delta":
         return list(mine.values())
-    if report.baseline is None or row is report.baseline:
+    baseline = report.baseline_of(row)
+    if baseline is None:
         return []
-    base = by_seed(_cell(report, report.baseline, column.key)[0].values)
+    base = by_seed(_cell(report, baseline, column.key)[0].values)
     return [mine[seed] - base[seed] for seed in mine if seed in base]
 
 
@@ -279,7 +280,7 @@ def _directions(report: SuiteReport, numbers: Sequence[Number]) -> tuple[tuple[P
         _direction(report, row, n)
         for row in report.rows
         for n in deltas
-        if row is not report.baseline and _is_row(row, n)
+        if report.baseline_of(row) is not None and _is_row(row, n)
     ]
     note = (
         f"Scale {report.table.scale} is not the paper's setting: no number here is compared with a published one. "

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from reports import caption, chart
@@ -21,22 +22,41 @@ class Change:
     here: str
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested configuration as dotted keys with values as JSON."""
-    found: dict[str, str] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
+            found.update(flat(value, f"{prefix}{key}."))
         else:
-            found[prefix + key] = json.dumps(value)
+            found[prefix + key] = value
     return found
 
 
 def changes(here: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[Change]:
-    """The keys that differ, seed apart."""
-    mine, theirs = flat(here), flat(baseline)
-    keys = [key for key in [*mine, *(k for k in theirs if k not in mine)] if key != "seed"]
-    return [Change(k, theirs.get(k, "—"), mine.get(k, "—")) for k in keys if mine.get(k) != theirs.get(k)]
+    """The keys that differ between two flat configurations, seed apart."""
+    keys = [key for key in dict.fromkeys([*here, *baseline]) if key != "seed"]
+    differ = [key for key in keys if here.get(key, _ABSENT) != baseline.get(key, _ABSENT)]
+    return [Change(key, *(_shown(tree.get(key, _ABSENT)) for tree in (baseline, here))) for key in differ]
+
+
+_ABSENT = object()
+
+
+def _shown(value: Any) -> str:
+    return "—" if value is _ABSENT else _json(value)
+
+
+def _json(value: Any) -> str:
+    """A value as JSON; plain ones are asked for again and again."""
+    if isinstance(value, list | dict):
+        return json.dumps(value)
+    return _plain_json(type(value), value)
+
+
+@cache
+def _plain_json(_: type, value: Any) -> str:
+    return json.dumps(value)  # by type too: 1, 1.0 and True are equal, and written differently
 
 
 def repeat_command(record: Mapping[str, Any], row: RowRuns, view: RunView) -> str:
@@ -83,17 +103,17 @@ def anchor(view: RunView) -> str:
 
 def section(report: SuiteReport, row: RowRuns, view: RunView) -> RunSection:
     """Everything that the page says about a run."""
-    base = _baseline_config(report, view.seed)
+    base, here = _baseline_config(report, view.seed), flat(view.config)
     return RunSection(
         anchor(view),
         view,
         row,
         repeat_command(report.record, row, view),
-        tuple(changes(view.config, base)) if base and view.config else (),
+        tuple(changes(here, base)) if base and here else (),
         chart.training_curve(view.lines, view.max_iter),
         tuple(_facts(view)),
         _diff(view),
-        json.dumps(view.config, indent=1) if view.config else "",
+        "\n".join(f"{key} = {_json(value)}" for key, value in here.items()),
         tuple(
             (key, f"{value:.2f}") for key, value in (view.result or {}).get("metrics", {}).items() if value is not None
         ),
@@ -101,10 +121,10 @@ def section(report: SuiteReport, row: RowRuns, view: RunView) -> RunSection:
 
 
 def _baseline_config(report: SuiteReport, seed: int) -> Mapping[str, Any]:
-    if report.baseline is None:
-        return {}
-    views = sorted(report.baseline.views, key=lambda view: view.seed != seed)
-    return next((view.config for view in views if view.config), {})
+    """The baseline row's flat configuration, of this seed if there is one."""
+    views = report.baseline.views if report.baseline else ()
+    found = next((view for view in sorted(views, key=lambda view: view.seed != seed) if view.config), None)
+    return flat(found.config) if found else {}
 
 
 def _diff(view: RunView) -> str:
