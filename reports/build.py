@@ -7,11 +7,12 @@ from pathlib import Path
 from experiments.store import Store, write_text
 from experiments.worker import queued_runs
 from mpformer.errors import UserError, choices
-from reports import paper_numbers, site
+from reports import paper_numbers, site, unchanged
 from reports.collect import SuiteReport, collect, records
 from reports.escape import clean
 from reports.explorer import build_explorer
 from reports.figures import DRAWN, suite_figures
+from reports.model import table_name
 from reports.render import render
 from reports.runs import Reader
 
@@ -40,10 +41,23 @@ def build(
     """
     if unknown := [form for form in formats if form not in FORMATS]:
         raise choices("report format", unknown[0], FORMATS)
-    reports = gather(suites, root, scale, dataset, columns, decimals)
     base = out if out is not None else root / "reports"
+    store = Store(root)
+    options = (tuple(formats), tuple(columns), decimals, not suites)
+    found = records(store, suites, scale, dataset)
+    digests = [unchanged.fingerprint(record, store, options) for record in found]
+    folders = [base / table_name(record["suite"], record["scale"], record.get("dataset")) for record in found]
+    old = [unchanged.kept(folder, digest) for folder, digest in zip(folders, digests, strict=True)]
+    overview = [base / "index.html"] if not suites and "html" in formats else []
+    if all(files is not None for files in old) and all(path.exists() for path in overview):
+        return [path for files in old for path in files or ()] + overview
+    reports = gather(suites, root, scale, dataset, columns, decimals)
     try:
-        return _write_all(reports, base, formats, overview=not suites)
+        written = [
+            files if files is not None else _write(report, folder, formats, digest, bool(overview))
+            for report, folder, digest, files in zip(reports, folders, digests, old, strict=True)
+        ]
+        return [path for files in written for path in files] + _write_overview(reports, overview)
     except OSError as error:
         raise UserError(
             f"cannot write the report to {base}: {error.strerror or error}; choose another with --out"
@@ -89,15 +103,21 @@ def check(
     return [clean(line) for line in paper_numbers.outside(named)], others + empty
 
 
-def _write_all(reports: Sequence[SuiteReport], base: Path, formats: Sequence[str], overview: bool) -> list[Path]:
-    written = [path for report in reports for path in _write(report, base / report.table.name, formats, overview)]
-    if overview and "html" in formats:
-        links = [(report.table, f"{report.table.name}/index.html") for report in reports]
-        written.append(_save(base / "index.html", site.index_page(links)))
+def _write_overview(reports: Sequence[SuiteReport], paths: Sequence[Path]) -> list[Path]:
+    links = [(report.table, f"{report.table.name}/index.html") for report in reports]
+    return [_save(path, site.index_page(links)) for path in paths]
+
+
+def _write(report: SuiteReport, folder: Path, formats: Sequence[str], digest: str, overview: bool) -> list[Path]:
+    """Write a suite's files; a finished suite's are remembered, so that they are left alone until something changes."""
+    unchanged.forget(folder)
+    written = _write_files(report, folder, formats, overview)
+    if report.table.done == report.table.runs:
+        unchanged.remember(folder, digest, written)
     return written
 
 
-def _write(report: SuiteReport, folder: Path, formats: Sequence[str], overview: bool) -> list[Path]:
+def _write_files(report: SuiteReport, folder: Path, formats: Sequence[str], overview: bool) -> list[Path]:
     written = [_save(folder / FILES[form], render(report.table, form)) for form in formats if form in FILES]
     if "html" not in formats:
         return written

@@ -102,7 +102,9 @@ class RunView:
 
     @cached_property
     def result(self) -> Mapping[str, Any] | None:
-        """The result of this evaluation setting, if it is complete and finite."""
+        """The result of this evaluation setting, if it is complete and finite (a run that is DONE was found to be)."""
+        if self.standing.state == "DONE":
+            return _mapping(read_json(self.directory.evaluation(self.eval_id) / "result.json"))
         return self.directory.result(self.eval_id)
 
     @cached_property

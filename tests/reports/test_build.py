@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mpformer.errors import UserError
-from reports import figures
+from reports import figures, unchanged
 from reports.build import FILES, build, check
 
 TABLES = {*FILES.values()}
@@ -39,8 +39,29 @@ def test_every_figure_is_drawn(store: Path) -> None:
     assert all("<metadata" not in page for page in [(folder.parent / "index.html").read_text()])
 
 
+def test_a_finished_suite_is_left_alone_until_something_changes(store: Path, blank_figures: None) -> None:
+    page = store / "reports" / "headline@mini" / "index.html"
+
+    def again() -> int:
+        build(["headline"], store, formats=LIGHT)
+        return page.stat().st_mtime_ns
+
+    first = again()
+    assert again() == first
+    build(["headline"], store, formats=["md"])  # asked for otherwise
+    second = again()
+    assert second != first
+    run = next((store / "runs").glob("shapes-panoptic-m2f-s0-*"))
+    (run / "void.json").write_text('{"reason": "a bug"}')
+    third = again()
+    assert third != second
+    assert again() != third  # not finished any more: rebuilt every time
+    assert "a bug" in (store / "reports" / "headline@mini" / "table.md").read_text()
+
+
 def test_a_second_build_draws_nothing_again(store: Path, blank_figures: None, monkeypatch: pytest.MonkeyPatch) -> None:
     build(["headline"], store, dataset="nuclei", formats=["html"])
+    unchanged.forget(store / "reports" / "headline@mini+nuclei")
     monkeypatch.setattr(figures, "_draw", lambda *_: pytest.fail("drew a figure whose data had not changed"))
     build(["headline"], store, dataset="nuclei", formats=["html"])
 
