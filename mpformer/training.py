@@ -37,6 +37,8 @@ __all__ = ["Interrupted", "TrainHooks", "train"]
 _log = logging.getLogger(__name__)
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SCHEMA = 1
+#: iterations between two agreements of several processes on whether to stop
+_AGREE_EVERY = 10
 
 
 def train(config: Config, directory: Path, data_root: Path, hooks: TrainHooks | None = None) -> dict[str, Any]:
@@ -136,7 +138,8 @@ class Trainer(TrainerBase):
         for slot, (batch, share) in enumerate(zip(micro, accumulation.shares(micro, self.config), strict=True)):
             for name, value in self._backward(batch, share, slot, last=slot == len(micro) - 1).items():
                 losses[name] = losses[name] + value if name in losses else value
-        numbers = self._finite({name: float(value) for name, value in losses.items()})
+        values = torch.stack(list(losses.values())).tolist()  # one wait for the device, not one a loss
+        numbers = self._finite(dict(zip(losses, values, strict=True)))
         self.scaler.unscale_(self.optimizer)
         optimisation.clip(self.core, self.config.schedule.clip_norm)
         self.scaler.step(self.optimizer)
@@ -305,6 +308,8 @@ class _Stop(_Hook):
 
     def after_step(self) -> None:
         t = self.trainer
+        if t.place.size > 1 and t.done % _AGREE_EVERY:
+            return
         reason = distributed.agree(t.interrupted or self._hooks.stop())
         if reason and not t.ends:
             t.save()
