@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
     "model.encoder_layers": 1,
     "model.encoder_ffn": 16,
     "model.decoder_ffn": 16,
-    "model.decoder_layers": 2,
+    "model.decoder_layers": 3,
     "model.queries": 8,
     "model.train_points": 64,
     "model.backbone.stem_channels": 8,
