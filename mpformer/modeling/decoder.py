@@ -137,7 +137,10 @@ class MaskHead(nn.Module):
         )
 
     def forward(self, queries: Tensor) -> Tensor:
-        """Map (..., channels) to (..., outputs)."""
+        """Map (..., channels) to (..., outputs); the hidden layers are made again in the backward pass, not kept."""
+        return checkpoint(self._map, queries, use_reentrant=False, preserve_rng_state=False)
+
+    def _map(self, queries: Tensor) -> Tensor:
         first, second, last = self.layers
         return last(F.relu(second(F.relu(first(queries)))))
 
