@@ -1,5 +1,6 @@
 import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,15 @@ def test_a_row_in_two_suites_is_one_run(tmp_path: Path) -> None:
 
 
 def test_milestones_move_along_with_the_number_of_iterations(tmp_path: Path) -> None:
-    request = Request("schedule", rows=("mp-former,step",), seeds=(0,), overrides=(("schedule.max_iter", 600),))
-    config = make(request, tmp_path).runs[0].config
-    assert config.schedule.steps == (510, 570)
-    assert config.runtime.eval_period == 75
-    given = Request(**{**vars(request), "overrides": (*request.overrides, ("schedule.steps", [100, 200]))})
+    request = Request("schedule", rows=("mp-former,step",), seeds=(0,))
+    full = make(request, tmp_path).runs[0].config
+    half = full.schedule.max_iter // 2
+    shorter = replace(request, overrides=(("schedule.max_iter", half),))
+    config = make(shorter, tmp_path).runs[0].config
+    shares = [step / full.schedule.max_iter for step in full.schedule.steps]
+    assert [step / half for step in config.schedule.steps] == pytest.approx(shares, abs=1 / half)
+    assert config.runtime.eval_period == pytest.approx(full.runtime.eval_period / 2, abs=0.5)
+    given = replace(shorter, overrides=(*shorter.overrides, ("schedule.steps", [100, 200])))
     assert make(given, tmp_path).runs[0].config.schedule.steps == (100, 200)
 
 
