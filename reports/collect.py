@@ -315,7 +315,9 @@ def _table_row(row: RowRuns, cells: list[Cell], ticks: Sequence[TickColumn]) -> 
     toggles = effective_toggles(row.toggles)
     shown = tuple(tick(toggles.get(column.key)) for column in ticks)
     note = row.not_applicable or _why(row.views)
-    return TableRow(row.name, row.label, tuple(cells), shown, row.baseline == row.name, caption.preset(row.toggles), note)
+    return TableRow(
+        row.name, row.label, tuple(cells), shown, row.baseline == row.name, caption.preset(row.toggles), note
+    )
 
 
 def _table(

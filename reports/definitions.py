@@ -61,7 +61,39 @@ _COLUMNS = (
     ),
     Column("hours", "train time", _COST, "train time: wall time of training, in hours.", "h", 2, 0),
     Column("memory", "peak mem.", _COST, "peak mem.: peak memory of training, in GiB.", "GiB", 2, 0),
+    Column(
+        "iteration", "s / iteration", _COST, "s / iteration: wall time of one optimiser step, in seconds.", "s", 3, 0
+    ),
+    Column(
+        "train_gflops",
+        "train GFLOPs",
+        _COST,
+        "train GFLOPs: multiply-adds × 2 of matrix products and convolutions in forward and backward of one validation "
+        "image, in billions.",
+        "GFLOPs",
+        1,
+        0,
+    ),
+    Column(
+        "inference_gflops",
+        "inference GFLOPs",
+        _COST,
+        "inference GFLOPs: the same count, forward alone, piloted part absent.",
+        "GFLOPs",
+        1,
+        0,
+    ),
+    Column(
+        "inference",
+        "inference",
+        _COST,
+        "inference: seconds of one forward pass of one image, median of 5, with whatever else ran on the machine.",
+        "s",
+        3,
+        0,
+    ),
 )
+COSTS = ("train_gflops", "inference_gflops", "inference")
 COLUMNS = {column.key: column for column in _COLUMNS}
 _LAYER_METRICS = {"mIoU-L", "mIoU-L-last", "Util", "Util-consecutive"}
 

@@ -103,7 +103,7 @@ def anchor(view: RunView) -> str:
 
 def section(report: SuiteReport, row: RowRuns, view: RunView) -> RunSection:
     """Everything that the page says about a run."""
-    base, here = _baseline_config(report, view.seed), flat(view.config)
+    base, here = _baseline_config(report, row, view.seed), flat(view.config)
     return RunSection(
         anchor(view),
         view,
@@ -120,9 +120,10 @@ def section(report: SuiteReport, row: RowRuns, view: RunView) -> RunSection:
     )
 
 
-def _baseline_config(report: SuiteReport, seed: int) -> Mapping[str, Any]:
-    """The baseline row's flat configuration, of this seed if there is one."""
-    views = report.baseline.views if report.baseline else ()
+def _baseline_config(report: SuiteReport, row: RowRuns, seed: int) -> Mapping[str, Any]:
+    """The flat configuration of the row's baseline, of this seed if there is one; empty for a baseline itself."""
+    baseline = report.baseline_of(row)
+    views = baseline.views if baseline else ()
     found = next((view for view in sorted(views, key=lambda view: view.seed != seed) if view.config), None)
     return flat(found.config) if found else {}
 

@@ -128,7 +128,6 @@ def suite_page(
     layers = max((len(steps) for item in cases for steps in item.steps), default=0)
     return _environment().get_template("suite.html.j2").render(
         table=report.table,
-        table_baseline=report.record.get("baseline"),
         letters=marks(report.table),
         figures=figures,
         cases=cases,

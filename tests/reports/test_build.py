@@ -15,7 +15,7 @@ LIGHT = (*FILES, "html")  # figures as SVG and CSV alone: drawing is what takes 
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def test_everything_with_an_overview(store: Path, blank_figures: None) -> None:
