@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import claims, scales, watching
+from experiments import claims, registry, watching
 from experiments.states import RunState, State, derive, last_evaluation
 from experiments.store import RunDir, Store, read_json
 from experiments.worker import queued_runs
@@ -21,7 +21,7 @@ def chosen(root: Path, suite: str | None, scale: str, dataset: str | None) -> li
     records = Store(root).suite_records()
     if suite is None:
         return records
-    scale, dataset = scales.check(scale, dataset)
+    scale, dataset = registry.place(suite, scale, dataset)
     wanted = (suite, scale, dataset)
     found = [record for record in records if (record["suite"], record["scale"], record["dataset"]) == wanted]
     if not found:
@@ -42,7 +42,7 @@ def view(root: Path, record: Mapping[str, Any]) -> dict[str, Any]:
             state = derive(store.run(run["run_id"]), run["eval_id"], queued)
             runs.append({"row": row["name"], **run, **_state_record(store, state)})
     head = {key: record[key] for key in ("suite", "scale", "dataset", "title", "primary", "baseline")}
-    _add_deltas(runs, record["baseline"], record["primary"])
+    _add_deltas(runs, _baselines(record), record["primary"])
     return {**head, "counts": _counts(runs), "runs": runs}
 
 
@@ -60,11 +60,17 @@ def _state_record(store: Store, state: RunState) -> dict[str, Any]:
     }
 
 
-def _add_deltas(runs: Sequence[dict[str, Any]], baseline: str, primary: str) -> None:
+def _baselines(record: Mapping[str, Any]) -> dict[str, str]:
+    """The row that each row is compared with; a row that is compared with none has itself."""
+    return {row["name"]: row.get("baseline") or record["baseline"] for row in record["rows"]}
+
+
+def _add_deltas(runs: Sequence[dict[str, Any]], baselines: Mapping[str, str], primary: str) -> None:
     """Add the difference to the baseline row's run of the same seed, where both were scored at the same iteration."""
-    base = {run["seed"]: run for run in runs if run["row"] == baseline}
+    known = {(run["row"], run["seed"]): run for run in runs}
     for run in runs:
-        other = base.get(run["seed"])
+        baseline = baselines[run["row"]]
+        other = known.get((baseline, run["seed"])) if baseline != run["row"] else None
         one, two = run["metrics"].get(primary), (other or {}).get("metrics", {}).get(primary)
         comparable = other is not None and other["metrics_iteration"] == run["metrics_iteration"]
         run["delta"] = one - two if comparable and one is not None and two is not None else None
@@ -87,7 +93,7 @@ def table(content: Mapping[str, Any]) -> "Table":
 def _line(run: Mapping[str, Any], content: Mapping[str, Any]) -> tuple[str, ...]:
     state = RunState(run["run_id"], State(run["state"]), "", run["failure_class"], progress=run["progress"])
     score = watching.score_text(run["metrics"], content["primary"])
-    delta = "" if run["delta"] is None or run["row"] == content["baseline"] else f"{run['delta']:+.1f}"
+    delta = "" if run["delta"] is None else f"{run['delta']:+.1f}"
     cells = (run["row"], str(run["seed"]), watching.coloured(state), *watching.progress_cells(state), score, delta)
     detail = "" if state.state is State.RUNNING else str(run["detail"])
     return (*cells, run["run_id"][-12:], detail)

@@ -76,12 +76,12 @@ class Estimate:
 def make(request: Request, data_root: Path) -> Plan:
     """Resolve a request; raises UserError that lists valid suites, scales, datasets, rows, keys or values."""
     suite = registry.find(request.suite)
-    scale, dataset = scales.check(request.scale, request.dataset)
+    scale, dataset = suite.place(request.scale, request.dataset)
     if dataset in suite.not_applicable:
         raise UserError(f"suite {suite.name!r} does not apply on {dataset}: {suite.not_applicable[dataset]}")
     every = suite.rows(scale, dataset)
     rows = _chosen_rows(suite, every, request.rows)
-    base, data = _base(scale, dataset, request.overrides, data_root)
+    base, data = _base(suite.base(scale, dataset), request.overrides, data_root)
     found = {row.name: _row_config(row, base, dict(request.overrides), data_root) for row in every}
     configs = {name: config for name, (config, _) in found.items()}
     weights = [found[row.name][1] for row in rows]
@@ -91,13 +91,14 @@ def make(request: Request, data_root: Path) -> Plan:
     if not runs:
         raise UserError(f"nothing to run: {rows[0].not_applicable}")
     _refuse_merged_rows(runs, request)
+    suite = replace(suite, primary=_primary(suite, dataset, base))
     missing = tuple(dict.fromkeys(line for line in (data.missing, *weights) if line))
     return Plan(request, suite, scale, dataset, every, runs, data, configs, missing)
 
 
 def as_launched(request: Request, store: Store) -> Request:
     """Return the request with overrides, rows and seeds that it leaves open taken from the suite's record, if any."""
-    scale, dataset = scales.check(request.scale, request.dataset)
+    scale, dataset = registry.place(request.suite, request.scale, request.dataset)
     record = read_json(_record_path(store, request.suite, scale, dataset))
     if not isinstance(record, dict) or request.overrides:
         return request
@@ -176,11 +177,14 @@ def _chosen_rows(suite: Suite, every: Sequence[Row], names: Iterable[str]) -> tu
     return tuple(row for row in rows.values() if row.name in wanted)
 
 
-def _base(
-    scale: str, dataset: str, overrides: Sequence[tuple[str, Any]], data_root: Path
-) -> tuple[Config, datasets.DataState]:
+def _primary(suite: Suite, dataset: str, base: Config) -> str:
+    """The metric of the verdicts: the suite's, or its first column that applies here."""
+    reasons = scales.column_reasons(dataset, base.evaluation)
+    return next((column for column in (suite.primary, *suite.columns) if column not in reasons), suite.primary)
+
+
+def _base(base: Config, overrides: Sequence[tuple[str, Any]], data_root: Path) -> tuple[Config, datasets.DataState]:
     """The configuration that rows change, with the overrides that say which data it is about already in it."""
-    base = scales.base(scale, dataset)
     about_data = {key: value for key, value in overrides if key.startswith("dataset.")}
     return datasets.resolve(base.replace(about_data), data_root)
 
@@ -216,6 +220,8 @@ def _refuse_merged_rows(runs: Sequence[PlannedRun], request: Request) -> None:
 def _estimate(config: Config, measured: dict[str, float], declared: float) -> Estimate:
     per_iteration = measured.get(_cost_key(config))
     iterations = config.schedule.max_iter
+    if config.schedule.evaluation_only:
+        return Estimate(0.0, "declared")
     if per_iteration is None:
         return Estimate(iterations * declared, "declared")
     return Estimate(iterations * per_iteration, "measured")
@@ -252,7 +258,7 @@ def _record(plan: Plan, command: str) -> dict[str, Any]:
         "paper_table": plan.suite.paper_table,
         "baseline": plan.suite.baseline,
         "columns": list(plan.suite.columns),
-        "not_applicable_columns": scales.column_reasons(plan.dataset),
+        "not_applicable_columns": _column_reasons(plan),
         "primary": plan.suite.primary,
         "ticks": plan.suite.ticks,
         "overrides": dict(plan.request.overrides),
@@ -263,6 +269,12 @@ def _record(plan: Plan, command: str) -> dict[str, Any]:
     }
 
 
+def _column_reasons(plan: Plan) -> dict[str, str]:
+    """The columns that apply to none of the rows, each with its reason."""
+    found = [scales.column_reasons(plan.dataset, config.evaluation) for config in plan.row_configs.values()]
+    return {column: why for column, why in found[0].items() if all(column in reasons for reasons in found)}
+
+
 def _row_record(row: Row, plan: Plan) -> dict[str, Any]:
     runs = [run for run in plan.runs if run.row.name == row.name]
     return {
@@ -271,6 +283,7 @@ def _row_record(row: Row, plan: Plan) -> dict[str, Any]:
         "toggles": plan.row_configs[row.name].toggles.model_dump(mode="json"),
         "changes": dict(row.changes),
         "not_applicable": row.not_applicable,
+        "baseline": row.baseline,
         "runs": [{"seed": run.seed, "run_id": run.run_id, "eval_id": run.eval_id} for run in runs],
     }
 

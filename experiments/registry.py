@@ -10,10 +10,12 @@ the base configuration of the scale and dataset (:mod:`experiments.scales`).
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from experiments import scales
+from mpformer.config import Config
 from mpformer.errors import UserError, choices
 
 RowMaker = Callable[[str, str], Iterable["Row"]]
@@ -32,6 +34,8 @@ class Row:
     not_applicable: str = ""
     seeds: tuple[int, ...] = ()
     """Seeds of this row alone; empty: the suite's."""
+    baseline: str = ""
+    """Name of the row that this one is compared with; empty: the suite's baseline; its own name: with none."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +54,47 @@ class Suite:
     description: str = ""
     not_applicable: Mapping[str, str] = field(default_factory=dict)
     """Why the whole suite means nothing on a dataset, by dataset name."""
+    paper: tuple[str, ...] = (scales.ABLATIONS,)
+    """Settings (:mod:`mpformer.settings`) that the rows change at scale paper, one a dataset, the default one first."""
+    mini_task: str = ""
+    """Task at scale mini; empty: panoptic where the dataset has stuff, so that one model gives every score."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Configuration keys that all rows share, at every scale."""
+
+    def datasets(self, scale: str) -> tuple[str, ...]:
+        """Return the datasets of the suite at a scale, the default one first; raises UserError for unknown scales."""
+        known = scales.datasets(scale)
+        return known if scale != "paper" else tuple(name.partition("/")[0] for name in self.paper)
+
+    def place(self, scale: str, dataset: str | None) -> tuple[str, str]:
+        """Return scale and dataset, the default filled in; raises UserError with the valid choices."""
+        known = self.datasets(scale)
+        chosen = known[0] if dataset is None else dataset
+        if chosen not in known:
+            raise choices(f"dataset at scale {scale!r}", chosen, known)
+        return scale, chosen
+
+    def base(self, scale: str, dataset: str) -> Config:
+        """Return the configuration that the rows change."""
+        if scale == "paper":
+            config = scales.paper(self.paper[self.datasets(scale).index(dataset)])
+        else:
+            config = scales.base(scale, dataset)
+        task = self.mini_task if scale != "paper" and dataset not in self.not_applicable else ""
+        return config.replace({**(scales.task_changes(task) if task else {}), **self.settings})
 
     def rows(self, scale: str, dataset: str) -> tuple[Row, ...]:
         """Return the rows at a scale on a dataset; raises UserError if two of them share a name."""
         rows = tuple(self.make(scale, dataset))
+        if dataset in self.not_applicable:
+            rows = tuple(replace(row, not_applicable=self.not_applicable[dataset]) for row in rows)
         names = [row.name for row in rows]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"suite {self.name!r} yields row {twice[0]!r} twice; give each row a name of its own")
-        if self.baseline not in names:
-            raise choices("baseline row", self.baseline, names)
+        for name in (self.baseline, *(row.baseline for row in rows if row.baseline)):
+            if name not in names:
+                raise choices("baseline row", name, names)
         return rows
 
     def row(self, name: str, scale: str, dataset: str) -> Row:
@@ -89,7 +124,8 @@ def suite(*, title: str, baseline: str, **fields: Any) -> Callable[[RowMaker], R
 
 def all_suites() -> dict[str, Suite]:
     """Return the registered suites by name, in the order of definition."""
-    import experiments.suites  # noqa: F401  (registers them)
+    import experiments.suites  # isort: skip
+    import experiments.paper_suites  # noqa: F401  (importing registers them)
 
     return dict(_SUITES)
 
@@ -100,3 +136,12 @@ def find(name: str) -> Suite:
     if name not in suites:
         raise choices("suite", name, suites)
     return suites[name]
+
+
+def place(name: str, scale: str, dataset: str | None) -> tuple[str, str]:
+    """Return scale and dataset of a suite, the default filled in; raises UserError with the valid choices.
+
+    A suite that this version does not have any more, but that was launched once, has the scale's default dataset.
+    """
+    suites = all_suites()
+    return suites[name].place(scale, dataset) if name in suites else scales.check(scale, dataset)

@@ -215,6 +215,11 @@ class ScheduleConfig(Section):
     warmup_factor: float = Field(1.0, ge=0, le=1)
     clip_norm: float = Field(0.01, ge=0, description="full-model gradient norm; 0: no clipping")
     amp: Literal["off", "bf16", "fp16"] = "off"
+    evaluation_only: bool = Field(
+        False,
+        description="nothing is trained: model.init_weights is a whole model that is scored as it is",
+        json_schema_extra={"legacy": False},
+    )
     class_mean: Literal["global", "per-rank"] = Field("global", description="normaliser of the class loss over devices")
 
 
@@ -236,6 +241,11 @@ class EvaluationConfig(Section):
     layer_analysis: bool = Field(True, description="write layers.parquet, mIoU-L and Util")
     layer_scores: bool = Field(True, description="AP, PQ and mIoU of every decoder layer")
     layer_mask_images: int = Field(16, ge=0, description="images whose masks of every layer are kept")
+    costs: bool = Field(
+        False,
+        description="count operations and take the time of inference and of a training pass",
+        json_schema_extra={"legacy": False},
+    )
 
 
 class RuntimeConfig(Section):
