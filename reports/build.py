@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.store import Store, write_text
 from experiments.worker import queued_runs
 from mpformer.errors import UserError, choices
-from reports import paper_numbers, site, unchanged
+from reports import paper_numbers, reasons, site, unchanged
 from reports.collect import SuiteReport, collect, records
 from reports.escape import clean
 from reports.explorer import build_explorer
@@ -124,9 +124,8 @@ def _write_files(report: SuiteReport, folder: Path, formats: Sequence[str], over
     downloads = [(_LABELS[form], FILES[form]) for form in formats if form in FILES]
     index = "../index.html" if overview else ""
     gallery = site.find_gallery(report)
-    drawn = suite_figures(
-        report, gallery.cases if gallery else (), gallery.names if gallery else (), folder / "figures"
-    )
+    cases, names = (gallery.cases, gallery.names) if gallery else ((), ())
+    drawn = suite_figures(report, cases, names, folder / "figures", further=reasons.plans(report))
     written += [folder / "figures" / name for figure in drawn for name in figure.files]
     explorer = _explorer(gallery, folder)
     link = explorer[0].name if explorer else ""

@@ -251,7 +251,7 @@ def _with_deltas(
     plain = [list(cells) for cells in grid]
     others = [index for index, base in bases.items() if base is not None]
     for index in others:
-        base = plain[rows.index(bases[index])]  # type: ignore[arg-type]
+        base = plain[rows.index(bases[index])]
         grid[index] = [_with_delta(mine, theirs) for mine, theirs in zip(grid[index], base, strict=True)]
     tested = [k for k, column in enumerate(columns) if column.key == primary]
     for k in tested:

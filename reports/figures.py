@@ -6,7 +6,7 @@ beside the files.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,7 +37,7 @@ _LAYER_MEASURES = (
     "Util-consecutive",
     "empty_attention_share",
 )
-_BANDS = "Lines: mean over seeds; bands: 95 % interval of the mean, from three seeds on; the legend gives n."
+BANDS = "Lines: mean over seeds; bands: 95 % interval of the mean, from three seeds on; the legend gives n."
 
 
 @dataclass(frozen=True)
@@ -63,25 +63,26 @@ class Plan:
 
 
 def suite_figures(
-    report: SuiteReport, cases: Sequence[Case], names: Sequence[str], folder: Path, kinds: Sequence[str] = DRAWN
+    report: SuiteReport,
+    cases: Sequence[Case],
+    names: Sequence[str],
+    folder: Path,
+    kinds: Sequence[str] = DRAWN,
+    further: Iterable[Plan] = (),
 ) -> list[Figure]:
     """Draw a suite's figures into ``folder``, as ``kinds`` out of DRAWN (SVG always) and with their data as CSV.
 
-    Figures whose data is not there yet are left out.
+    ``further`` plans follow after the suite's own. Figures whose data is not there yet are left out.
     """
     wanted = tuple(kind for kind in DRAWN if kind == "svg" or kind in kinds)
-    return [_drawn(plan, folder, wanted) for plan in _plans(report, cases, names) if not plan.data.empty]
+    plans = [*_plans(report, cases, names), *further]
+    return [_drawn(plan, folder, wanted) for plan in plans if not plan.data.empty]
 
 
 def _plans(report: SuiteReport, cases: Sequence[Case], names: Sequence[str]) -> Iterator[Plan]:
     if not any(row.done for row in report.rows):
         return
-    rows = shown_rows(report)
-    few = (
-        ""
-        if len(rows) == len(report.rows)
-        else f" Shown: the baseline and the {len(rows) - 1} best rows of {len(report.rows)}."
-    )
+    rows, few = shown_rows(report), left_out(report)
     yield _layers_plan(rows, few)
     yield _training_plan(report, rows, few)
     yield from _pair_plans(report)
@@ -98,6 +99,16 @@ def shown_rows(report: SuiteReport) -> list[RowRuns]:
     return [row for row in report.rows if row in kept]
 
 
+def left_out(report: SuiteReport) -> str:
+    """What a caption says where not all rows are shown."""
+    shown = len(shown_rows(report))
+    return (
+        ""
+        if shown == len(report.rows)
+        else f" Shown: the baseline and the {shown - 1} best rows of {len(report.rows)}."
+    )
+
+
 def _primary_mean(report: SuiteReport, row: RowRuns) -> float:
     cells = report.table.rows[report.rows.index(row)].cells
     keys = [column.key for column in report.table.columns]
@@ -112,7 +123,7 @@ def label(text: str, most: int = 36) -> str:
     return re.sub(r"^_", "\u200b_", line.replace("$", r"\$"))
 
 
-def _labels(rows: Sequence[RowRuns]) -> dict[str, str]:
+def row_labels(rows: Sequence[RowRuns]) -> dict[str, str]:
     """Row name → label; rows whose shortened labels are equal are told apart by name."""
     short = {row.name: label(row.label) for row in rows}
     twice = {text for text in short.values() if list(short.values()).count(text) > 1}
@@ -120,8 +131,8 @@ def _labels(rows: Sequence[RowRuns]) -> dict[str, str]:
 
 
 def _layers_plan(rows: Sequence[RowRuns], few: str) -> Plan:
-    labels = _labels(rows)
-    data = _frame(
+    labels = row_labels(rows)
+    data = frame(
         (labels[row.name], view.seed, layer, measure, value)
         for row in rows
         for view in row.done
@@ -132,7 +143,7 @@ def _layers_plan(rows: Sequence[RowRuns], few: str) -> Plan:
     caption = (
         "Consistency of each decoder layer (left) beside the quality of the same layer (right): a decoder that "
         "never refines is "
-        f"perfectly consistent. Layer 0: the bare learnable queries. {_BANDS}{few}"
+        f"perfectly consistent. Layer 0: the bare learnable queries. {BANDS}{few}"
     )
 
     def draw() -> "Drawing":
@@ -143,33 +154,29 @@ def _layers_plan(rows: Sequence[RowRuns], few: str) -> Plan:
     return Plan("layers", "Layer by layer", caption, data, draw)
 
 
-def _frame(lines: Iterator[tuple[Any, ...]], x: str = "layer") -> "pd.DataFrame":
+def frame(lines: Iterable[tuple[Any, ...]], x: str = "layer") -> "pd.DataFrame":
+    """Lines (row, seed, ``x``, measure, value) as the figures of analysis take them."""
     import pandas as pd
 
     return pd.DataFrame(list(lines), columns=["row", "seed", x, "measure", "value"])
 
 
 def _training_plan(report: SuiteReport, rows: Sequence[RowRuns], few: str) -> Plan:
-    labels = _labels(rows)
-    primary = report.table.primary
-    score = (
-        primary
-        if any(primary in line.get("metrics", {}) for row in rows for v in row.views for line in v.evaluations)
-        else "AP"
-    )
-    data = _frame(
+    labels = row_labels(rows)
+    score = curve_score(report, rows)
+    data = frame(
         (
             (labels[row.name], view.seed, iteration, measure, value)
             for row in rows
             for view in row.views
             if view.standing.state in ("DONE", "RUNNING", "TRAINED")
-            for iteration, measure, value in _curve(view, score)
+            for iteration, measure, value in curve(view, score)
         ),
         "iteration",
     )
     caption = (
         f"Training loss (left) and {score} at the evaluations during training (right), on a few images until the "
-        f"last. {_BANDS}{few}"
+        f"last. {BANDS}{few}"
     )
 
     def draw() -> "Drawing":
@@ -180,7 +187,14 @@ def _training_plan(report: SuiteReport, rows: Sequence[RowRuns], few: str) -> Pl
     return Plan("training", "Training", caption, data, draw)
 
 
-def _curve(view: RunView, score: str) -> Iterator[tuple[int, str, float]]:
+def curve_score(report: SuiteReport, rows: Sequence[RowRuns]) -> str:
+    """The score drawn against iterations: the table's primary metric where the evaluations during training have it."""
+    primary = report.table.primary
+    lines = (line for row in rows for view in row.views for line in view.evaluations)
+    return primary if any(primary in line.get("metrics", {}) for line in lines) else "AP"
+
+
+def curve(view: RunView, score: str) -> Iterator[tuple[int, str, float]]:
     """Loss and score lines, the loss as means of at most 120 equal blocks."""
     losses = [
         (int(line["iteration"]), float(line["loss"]))

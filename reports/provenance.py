@@ -51,11 +51,11 @@ def _json(value: Any) -> str:
     """A value as JSON; plain ones are asked for again and again."""
     if isinstance(value, list | dict):
         return json.dumps(value)
-    return _plain_json(type(value), value)
+    return _plain_json(type(value).__name__, value)
 
 
 @cache
-def _plain_json(_: type, value: Any) -> str:
+def _plain_json(_: str, value: Any) -> str:
     return json.dumps(value)  # by type too: 1, 1.0 and True are equal, and written differently
 
 

@@ -22,7 +22,7 @@ def fingerprint(record: Mapping[str, Any], store: Store, options: Sequence[objec
     folders = sorted({run["run_id"] for row in record["rows"] for run in row.get("runs", ())})
     parts: list[object] = [record, list(options)]
     parts += [_files(store.run(name).path) for name in folders]
-    parts += [_files(Path(folder)) for folder in (Path(__file__).parent, *analysis.__path__)]
+    parts += [_files(Path(str(module)).parent) for module in (__file__, analysis.__file__)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -1,0 +1,202 @@
+"""Figures of why mask piloting works: how stable the matching is, where attention masks miss, how exact gradients are,
+and scores of full-length and shortened schedules.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from reports.collect import RowRuns, SuiteReport
+from reports.figures import BANDS, Plan, curve, curve_score, frame, left_out, row_labels, shown_rows
+from reports.runs import RunView
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure as Drawing
+
+_ATTENTION = {
+    "empty_attention_share": "empty_attention_share",
+    "attention_miss_share": "attention_miss_share",
+    "gradient_cosine": "cosine",
+    "gradient_relative_error": "relative_error",
+}
+"""Names of values of ``result.json``'s layers → names of what is drawn."""
+_OVER_TRAINING = ("Util", "stability", "mIoU-L", "IoU-gt", "empty_attention_share")
+_STATES = ("DONE", "RUNNING", "TRAINED")
+
+
+def plans(report: SuiteReport) -> Iterator[Plan]:
+    """The figures that the suite's runs have data for; a plan without data is empty."""
+    rows, few = shown_rows(report), left_out(report)
+    if any(row.done for row in rows):
+        yield _stability_plan(rows, few)
+        yield _attention_plan(rows, few)
+    if any(view.lines for row in rows for view in row.views):
+        yield _probes_plan(rows, few)
+    yield from _schedule_plan(report)
+
+
+def _stability_plan(rows: Sequence[RowRuns], few: str) -> Plan:
+    labels = row_labels(rows)
+    data = frame(
+        (labels[row.name], view.seed, layer, measure, value)
+        for row in rows
+        for view in row.done
+        for measure, values in _matching(view).items()
+        for layer, value in enumerate(values)
+        if value is not None
+    )
+    caption = (
+        "Stability of the matching. Left: share of the queries that keep their object from this layer to the next. "
+        "Right: share of (image, object) pairs whose query is the same as at the evaluation before, at the end of "
+        f"training, on a few images. {BANDS}{few}"
+    )
+    return _over_layers("stability", "Stability of the matching", caption, data, ("Util-consecutive", "stability"))
+
+
+def _matching(view: RunView) -> dict[str, list[float | None]]:
+    """Per layer: stability towards the next layer, and towards the evaluation before."""
+    layers = (view.result or {}).get("layers", {})
+    found = {"Util-consecutive": list(layers.get("Util-consecutive") or ())}
+    probes = _probes(view)
+    if probes is not None and not probes.empty:
+        last = probes[probes["iteration"] == probes["iteration"].max()].sort_values("layer")
+        found["stability"] = [None if value != value else float(value) for value in last["stability"]]
+    return found
+
+
+def _attention_plan(rows: Sequence[RowRuns], few: str) -> Plan:
+    labels = row_labels(rows)
+    data = frame(
+        (labels[row.name], view.seed, layer, _ATTENTION[name], value)
+        for row in rows
+        for view in row.done
+        for name in _ATTENTION
+        for layer, value in enumerate((view.result or {}).get("layers", {}).get(name) or ())
+        if value is not None
+    )
+    images = max((int((view.result or {}).get("gradient_images", 0)) for row in rows for view in row.done), default=0)
+    where = f" on {images} images" if images else ""
+    caption = (
+        "Predicted attention masks and what they do to gradients. Top: masks made at this layer that are empty (of all "
+        "queries), and that have no cell of the object on which their query ends (of matched queries, empty ones "
+        "included). Bottom: gradients of a matched query's mask loss with respect to its mask embedding, attending "
+        f"through predicted masks against attending through the ground truth (1 and 0: the same){where}. {BANDS}{few}"
+    )
+    title = "Attention masks and gradients"
+    return _over_layers("attention", title, caption, data, tuple(_ATTENTION.values()))
+
+
+def _over_layers(name: str, title: str, caption: str, data: "pd.DataFrame", measures: tuple[str, ...]) -> Plan:
+    def draw() -> "Drawing":
+        from analysis.figures import over_layers
+
+        return over_layers(data, measures, list(dict.fromkeys(data["row"])), columns=2)
+
+    return Plan(name, title, caption, data, draw)
+
+
+def _probes_plan(rows: Sequence[RowRuns], few: str) -> Plan:
+    labels = row_labels(rows)
+    data = frame(
+        (
+            (labels[row.name], view.seed, iteration, measure, value)
+            for row in rows
+            for view in row.views
+            if view.standing.state in _STATES
+            for iteration, measure, value in _over_training(view)
+        ),
+        "iteration",
+    )
+    measures = [measure for measure in _OVER_TRAINING if measure in set(data["measure"])]
+    caption = (
+        "Utilisation and stability of the matching over training time, with the quality of the masks beside them: "
+        "means over the decoder layers, at the evaluations during training, on a few images. Util leaves out the last "
+        f"layer, where it is 100 by definition. {BANDS}{few}"
+    )
+
+    def draw() -> "Drawing":
+        from analysis.figures import over_iterations
+
+        return over_iterations(data, measures, [text for text in labels.values() if text in set(data["row"])])
+
+    return Plan("matching-over-training", "Matching over training time", caption, data, draw)
+
+
+def _over_training(view: RunView) -> Iterator[tuple[int, str, float]]:
+    probes = _probes(view)
+    if probes is None or probes.empty:
+        return
+    last = probes["layer"].max()
+    for measure in _OVER_TRAINING:
+        if measure in probes.columns:
+            lines = probes[probes["layer"] < last] if measure == "Util" else probes
+            means = lines.groupby("iteration")[measure].mean().dropna()
+            yield from ((int(i), measure, float(value)) for i, value in means.items())
+
+
+def _probes(view: RunView) -> "pd.DataFrame | None":
+    """``probes.parquet``; None if it is absent or damaged."""
+    path = view.directory.path / "probes.parquet"
+    if not path.exists():
+        return None
+    import pandas as pd
+
+    try:
+        found = pd.read_parquet(path)
+    except (OSError, ValueError):
+        return None
+    return found if {"iteration", "layer", "stability"} <= set(found.columns) else None
+
+
+def _schedule_plan(report: SuiteReport) -> Iterator[Plan]:
+    """Score against iterations where rows differ in nothing but the length of their schedule."""
+    groups = [rows for rows in _same_but_schedule(report.rows) if len({_iterations(row) for row in rows}) > 1]
+    if not groups:
+        return
+    import pandas as pd
+
+    score = curve_score(report, report.rows)
+    lines = [
+        (_common_label(rows), f"{_iterations(row)} iterations", view.seed, iteration, value)
+        for rows in groups
+        for row in rows
+        for view in row.views
+        if view.standing.state in _STATES
+        for iteration, measure, value in curve(view, score)
+        if measure == score
+    ]
+    data = pd.DataFrame(lines, columns=["row", "schedule", "seed", "iteration", "value"])
+
+    def draw() -> "Drawing":
+        from analysis.figures import schedule_curves
+
+        return schedule_curves(data, score)
+
+    caption = f"{score} against iterations for schedules of different length, each run to its own end. {BANDS}"
+    yield Plan("schedules", "Full-length and shortened schedules", caption, data, draw)
+
+
+def _same_but_schedule(rows: Sequence[RowRuns]) -> list[list[RowRuns]]:
+    groups: dict[str, list[RowRuns]] = {}
+    for row in rows:
+        config = next((view.config for view in row.views if view.config), None)
+        if config:
+            rest = {name: config[name] for name in ("dataset", "model", "toggles") if name in config}
+            groups.setdefault(json.dumps(rest, sort_keys=True), []).append(row)
+    return list(groups.values())
+
+
+def _iterations(row: RowRuns) -> int:
+    return max((view.max_iter for view in row.views), default=0)
+
+
+def _common_label(rows: Sequence[RowRuns]) -> str:
+    """What the labels of rows begin with, all alike, in whole words."""
+    words = [label.split() for label in row_labels(rows).values()]
+    alike = []
+    for column in zip(*words, strict=False):
+        if len(set(column)) > 1:
+            break
+        alike.append(column[0])
+    return " ".join(alike).rstrip(",(") or rows[0].name
