@@ -389,6 +389,42 @@ def logs(run: str, follow: bool, attempt: int | None, root: Path, data_root: Pat
 
 
 @cli.command()
+@click.argument("run")
+@click.argument("run2", required=False)
+@click.option("--images", default="", metavar="ID,ID", help="These images; masks that are not there are computed.")
+@click.option("--worst", type=click.IntRange(1), default=None, metavar="N", help="The N most inconsistent objects.")
+@click.option("--everywhere", is_flag=True, help="With --worst: of all evaluated images, not of the kept ones.")
+@click.option("--query", type=click.IntRange(0), default=None, help="Only objects that end on this query.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None, help="Page to write.")
+@_root_options
+def visualize(
+    run: str,
+    run2: str | None,
+    images: str,
+    worst: int | None,
+    everywhere: bool,
+    query: int | None,
+    out: Path | None,
+    root: Path,
+    data_root: Path,
+) -> None:
+    """Write a page that shows the masks of RUN (beside those of RUN2) layer by layer; opens without a server."""
+    from experiments import visualizing
+    from experiments.store import Store
+    from reports.explorer import build_explorer
+
+    if everywhere and worst is None:
+        raise UserError("--everywhere says where to look for the worst objects: give --worst N too")
+    found = [visualizing.newest_evaluation(Store(root).find(name)) for name in (run, run2) if name is not None]
+    visualizing.check_comparable(found)
+    chosen = visualizing.chosen_images(found, images, worst if everywhere else None)
+    visualizing.complete(found, chosen, data_root)
+    page = out or visualizing.default_page(root, found)
+    folders, labels = [one.folder for one in found], visualizing.labels(found)
+    click.echo(build_explorer(folders, page, images=chosen, worst=worst, query=query, labels=labels))
+
+
+@cli.command()
 @click.argument("suites", nargs=-1)
 @_scale_options
 @_root_options

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from analysis.masks import layer_mask_record, write_layer_masks
+from analysis.masks import write_layer_masks
 from analysis.matching import MatchWeights
 from analysis.recorder import LayerRecorder
 from mpformer.checkpoints import disk_failures
@@ -22,6 +22,8 @@ from mpformer.config import Config
 from mpformer.data.coco_layout import empty_at_stride
 from mpformer.data.validation import ValidationItem, validation_items
 from mpformer.errors import RunFailure
+from mpformer.further_masks import mask_record, pixels_of
+from mpformer.gradient_accuracy import attention_numbers
 from mpformer.layer_pass import ImageOutput, image_outputs
 from mpformer.layer_scores import add_layer
 from mpformer.modeling.meta_arch import MPFormer, build_model
@@ -34,6 +36,8 @@ __all__ = ["evaluate"]
 
 Progress = Callable[[dict[str, Any]], None]
 _STRIDES = (4, 8, 16, 32)
+GRADIENT_IMAGES = 64
+"""Images, spread over the set, on which gradients under predicted and true attention masks are compared."""
 #: scores of every layer that result.json lists
 _LAYER_SCORES = ("AP", "PQ", "mIoU")
 
@@ -60,13 +64,18 @@ def evaluate(
     with disk_failures(out):
         out.mkdir(parents=True, exist_ok=True)
         collected.write(out)
+    numbers = collected.summary()
+    if config.evaluation.layer_analysis:
+        sample = items.only(_spread(len(items), GRADIENT_IMAGES))
+        numbers["layers"] |= attention_numbers(model, config, sample)
+        numbers["gradient_images"] = len(sample)
     return {
         "schema": 1,
         "iteration": config.schedule.max_iter,
         "complete": True,
         "images": collected.images,
         "skipped_images": len(items.skipped),
-        **collected.summary(),
+        **numbers,
         "scorers": scorer_versions(),
         "seconds": round(time.perf_counter() - began, 3),
         "peak_memory_bytes": peak_memory(device),
@@ -80,7 +89,7 @@ class Collector:
         wanted = config.evaluation
         table = class_table(config.dataset.name, config.dataset.task)
         weights = MatchWeights(config.model.class_weight, config.model.mask_weight, config.model.dice_weight)
-        self.config, self.names, self.things, self.weights = config, table.names, table.is_thing, weights
+        self.config = config
         self.images = 0
         self.scorer = SegmentationScorer(config)
         layers = config.model.decoder_layers if wanted.layer_scores else 0
@@ -104,23 +113,10 @@ class Collector:
                 image.image_id, image.prediction, image.masks, image.labels, empty_attention=image.empty_attention
             )
         if self.images in self.kept:
-            self._keep_masks(image)
+            self.mask_records.append(mask_record(self.config, image))
+            self.pixels[image.image_id] = pixels_of(image)
         self._count_empty(image.masks.numpy())
         self.images += 1
-
-    def _keep_masks(self, image: ImageOutput) -> None:
-        record = layer_mask_record(
-            image.image_id,
-            image.prediction,
-            image.masks,
-            image.labels,
-            class_names=self.names,
-            things=self.things,
-            file_name=Path(image.item.inputs["file_name"]).name,
-            weights=self.weights,
-        )
-        self.mask_records.append(record)
-        self.pixels[image.image_id] = image.item.inputs["image"].permute(1, 2, 0).contiguous().numpy()
 
     def _count_empty(self, masks: np.ndarray) -> None:
         """Ground-truth masks that vanish at an attention stride: there, guidance has nothing to open."""

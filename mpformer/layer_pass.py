@@ -102,7 +102,7 @@ def image_outputs(model: MPFormer, items: Iterable[ValidationItem]) -> Iterator[
     training = model.training
     model.eval()
     try:
-        for batch in _batches(items):
+        for batch in batches(items):
             output, sizes = model.layer_outputs([item.inputs for item in batch])
             for index, (item, size) in enumerate(zip(batch, sizes, strict=True)):
                 yield ImageOutput(model, item, output, index, size)
@@ -110,7 +110,7 @@ def image_outputs(model: MPFormer, items: Iterable[ValidationItem]) -> Iterator[
         model.train(training)
 
 
-def _batches(items: Iterable[ValidationItem]) -> Iterator[list[ValidationItem]]:
+def batches(items: Iterable[ValidationItem]) -> Iterator[list[ValidationItem]]:
     """Runs of items of one size, cut so that a batch stays small."""
     for size, run in groupby(items, key=lambda item: tuple(item.inputs["image"].shape[-2:])):
         most = max(1, min(_BATCH_IMAGES, _BATCH_PIXELS // (size[0] * size[1])))

@@ -1,6 +1,7 @@
 """Validation images with their ground truth, for scoring and for the layer analysis, in the order of image ids."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,13 @@ class ValidationItems:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def only(self, places: Collection[int]) -> "ValidationItems":
+        """The items at some places of the order, with a list of skipped images of their own."""
+        chosen = copy(self)
+        chosen.skipped = []
+        chosen.records = [record for place, record in enumerate(self.records) if place in places]
+        return chosen
 
     def __iter__(self) -> Iterator[ValidationItem]:
         for record in self.records:

@@ -66,8 +66,10 @@ def test_the_same_row_twice_is_told_apart(visualize: Visualize) -> None:
     ("arguments", "message"),
     [
         (["nothing"], "unknown run 'nothing'; runs: "),
+        ([BASE, "--everywhere"], "give --worst N too"),
         ([BASE, "--images", "a"], "image ids are numbers such as 3,17 (got 'a')"),
-        ([BASE, "--query", "77"], "unknown query that is matched to an object 77; valid: 0, 1, 3"),
+        ([BASE, "--query", "77"], "unknown query that is matched to an object 77; valid: 0, "),
+        ([BASE, "nuclei-instance-m2f-s0"], "runs of different data have no object in common: "),
         (["shapes-panoptic-mp-every-n0-f0-s0"], "has no layer masks yet: it has not finished training"),
         ([BASE, "--images", "99"], "has no weights: masks of further images cannot be computed"),
     ],
