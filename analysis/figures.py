@@ -45,6 +45,7 @@ TITLES = {
     "IoU-gt": "IoU with the ground truth",
     "empty_attention_share": "Attention masks that are empty",
     "empty_pair_share": "Pairs of two empty masks",
+    "attention_miss_share": "Attention masks that miss their object",
     "cosine": "Gradient direction: cosine",
     "relative_error": "Gradient: relative error",
     "loss": "Training loss",
@@ -81,11 +82,13 @@ def per_layer_curves(
 
 
 @in_style
-def over_layers(frame: "pd.DataFrame", measures: Sequence[str], rows: Sequence[str] | None = None) -> "Figure":
+def over_layers(
+    frame: "pd.DataFrame", measures: Sequence[str], rows: Sequence[str] | None = None, columns: int = 3
+) -> "Figure":
     """Any measures per layer, side by side: columns row, seed, layer, measure, value; for example ``cosine`` and
     ``relative_error``.
     """
-    return _grid(frame, "layer", measures, rows, columns=min(3, len(measures)))
+    return _grid(frame, "layer", measures, rows, columns=min(columns, len(measures)))
 
 
 @in_style
