@@ -21,7 +21,7 @@ GROUPS = {
 
 def draw_all(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write every picture that the results allow; returns the files."""
-    written = [_stages(results, folder), _memory(results, folder)]
+    written = [_stages(results, folder), _memory(results, folder)] if results.get("training") else []
     if results.get("growth"):
         written.append(_growth(results["growth"], folder))
     return written

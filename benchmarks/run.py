@@ -1,10 +1,12 @@
 """All measurements, in the order of the report. Agreement comes first; nothing is timed that does not agree."""
 
+import argparse
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +34,24 @@ from benchmarks.settings import MASK2FORMER, PILOTED, Setting
 from mpformer.modeling.deformable_attention import kernel_name
 
 FORWARD = ("decoder", "matching", "losses")
+
+
+def jobs(part: str, chosen: Mapping[str, Setting], options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """What a part of the benchmarks consists of, by title."""
+    found: dict[str, Callable[[], Any]] = {}
+    if part == "growth":
+        found["growth"] = lambda: growth_along_axes(options.growth_repeats)
+    for name, setting in chosen.items():
+        large = setting.side > 256
+        repeats = max(1, options.repeats * 2 // 5) if large else options.repeats
+        if part == "training":
+            found[f"{name}, Mask2Former"] = partial(training, setting, False, repeats)
+            found[f"{name}, MP-Former"] = partial(training, setting, True, repeats)
+        elif part == "evaluation":
+            found[name] = partial(evaluation, setting, repeats)
+        elif part == "overhead" and not large:
+            found[name] = partial(piloting_overhead, setting, options.overhead_repeats)
+    return found
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -67,13 +87,11 @@ def training(setting: Setting, piloted: bool, repeats: int) -> dict[str, Any]:
         checks["transformers"] = agreement.with_peer(peer, product)
         checks["transformers"].check(f"{setting.name}, transformers")
         paths["transformers"] = peer
-    load = os.getloadavg()[0]
     clocks = interleaved({name: _step(path) for name, path in paths.items()}, repeats)
     used = {name: _memory(path) for name, path in paths.items()}
-    return {
+    result = {
         "agreement": {name: vars(check) for name, check in checks.items()},
         "repeats": repeats,
-        "load": round(load, 2),
         "seconds": {name: medians(clock) for name, clock in clocks.items()},
         "cpu seconds": {name: medians(clock, "cpu") for name, clock in clocks.items()},
         "ratio to product": {n: ratios(clocks[n], clocks["product"]) for n in clocks if n != "product"},
@@ -82,8 +100,12 @@ def training(setting: Setting, piloted: bool, repeats: int) -> dict[str, Any]:
         "bytes kept by decoder, matching, losses": {name: kept_by(u, FORWARD) for name, u in used.items()},
         "peak bytes of decoder, matching, losses": {name: decoding_peak_of(u) for name, u in used.items()},
         "peak bytes of the step": {name: max(s["peak"] for s in u.values()) for name, u in used.items()},
-        "GFLOP of the product": {stage: round(count / 1e9, 2) for stage, count in flops(product).items()},
+        "GFLOP of the product": {stage: round(count / 1e9, 3) for stage, count in flops(product).items()},
+        "matrix product GFLOP/s": round(matmul_peak() / 1e9, 1),
     }
+    result["shares of the step"] = shares(result)
+    result["floor seconds"] = floor(result, result["matrix product GFLOP/s"] * 1e9)
+    return result
 
 
 def _step(path: Path) -> Callable[[Clock], Any]:

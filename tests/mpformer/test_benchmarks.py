@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ def test_everything_is_measured_and_drawn(tiny: settings.Setting, tmp_path: Path
     options = SimpleNamespace(
         threads=1, repeats=1, overhead_repeats=2, growth_repeats=1, only=None, setting=None, out=tmp_path
     )
-    results = command.measure(options)
+    results: dict[str, Any] = {}
+    assert len(list(command.measure(options, results))) == 5
     plain = results["training"]["tiny, Mask2Former"]
     assert set(plain["seconds"]) == {"direct", "product", "product, own points", "transformers"}
     assert plain["bytes kept by decoder, matching, losses"]["product"] > 0
