@@ -202,7 +202,7 @@ class DrawnPointLosses(torch.autograd.Function):
         return torch.cat([losses for losses, _ in found], dim=1)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Weight the kept gradients (2, R, h, w) with those of the losses (2, R)."""
         (gradients,) = ctx.saved_tensors
         return torch.einsum("kr,krhw->rhw", upstream, gradients), None, None, None, None, None

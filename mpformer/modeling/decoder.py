@@ -202,13 +202,16 @@ class MaskedAttentionDecoder(nn.Module):
         memory = self.input_proj[index](maps).flatten(2).transpose(1, 2) + self.level_embed.weight[index]
         keyed = memory + sine_position(size, self.settings.hidden, maps.device)
         # The layers that attend here project the same tokens: one product instead of one per layer.
-        attentions = [
-            layer.multihead_attn for layer in self.transformer_cross_attention_layers[index :: self.settings.levels]
-        ]
+        attentions = self._attentions(index)
         keys, values = (_project_for_all(attentions, x, which) for which, x in ((1, keyed), (2, memory)))
         # Resizing is linear: resized features x embedding = resized (features x embedding).
         resized = _resize(mask_features.detach(), size).flatten(2)
         return Level(keys, values, resized, size)
+
+    def _attentions(self, level: int) -> list[Attention]:
+        """The cross-attentions of the layers that attend to a level, in order."""
+        layers = self.transformer_cross_attention_layers[level :: self.settings.levels]
+        return [layer.multihead_attn for layer in layers if isinstance(layer, CrossAttentionLayer)]
 
     def _predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (B, N, C+1) and mask embeddings (B, N, D) of queries (B, N, hidden)."""
