@@ -69,7 +69,10 @@ class GalleryRun:
 
 
 def gallery_cases(
-    runs: Sequence[GalleryRun], n: int = 3, min_score: float = 0.5, images: Mapping[int, np.ndarray] | None = None
+    runs: Sequence[GalleryRun],
+    n: int = 3,
+    min_score: float | None = None,
+    images: Mapping[int, np.ndarray] | None = None,
 ) -> list[Case]:
     """The ``n`` worst changes of each run, over the images that every run keeps masks of.
 

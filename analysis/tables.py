@@ -13,6 +13,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import ArrayLike
 
 #: Column → dtype. ``query_here`` is −1 where no query was matched; IoUs are NaN where both masks are empty (and
 #: ``iou_previous`` at layer 0).
@@ -222,21 +223,30 @@ def stability(before: LayerTable, now: LayerTable) -> np.ndarray:
     return shares.reindex(range(now.layers)).to_numpy()
 
 
-def worst_changes(table: LayerTable, n: int, min_score: float = 0.5, per_image: int = 1) -> "pd.DataFrame":
+def score_floor(scores: "ArrayLike", high: float = 0.5, share: float = 0.1) -> float:
+    """The smallest final score that counts as high in one run: ``high``, or where less than ``share`` of the matched
+    queries reach it, the score that this share does reach. A barely trained run then shows its surest queries.
+    """
+    values = np.asarray(scores, dtype=float)
+    return high if values.size == 0 else min(high, float(np.quantile(values, 1 - share)))
+
+
+def worst_changes(table: LayerTable, n: int, min_score: float | None = None, per_image: int = 1) -> "pd.DataFrame":
     """The failure gallery's rule: the ``n`` largest drops of the IoU between adjacent layers, among confident final
     queries.
 
-    Considered are the matched final queries whose score at the last layer is at least ``min_score`` (at most
-    ``per_image`` of an image, each object once, at its largest drop). Sorted by falling drop; ties by image, object
-    and layer, so that the choice is deterministic. Columns: image_id, object, class, area, query, layer (the later
-    of the two), drop, iou_gt_before, iou_gt_after, final_score.
+    Considered are the matched final queries whose score at the last layer is at least ``min_score`` (None: the
+    table's :func:`score_floor`), at most ``per_image`` of an image, each object once, at its largest drop. Sorted by
+    falling drop; ties by image, object and layer, so that the choice is deterministic. Columns: image_id, object,
+    class, area, query, layer (the later of the two), drop, iou_gt_before, iou_gt_after, final_score.
     """
     frame = table.frame().sort_values(["image_id", "object", "layer"])
     pair = frame.groupby(["image_id", "object"], sort=False)
     frame["iou_gt_before"] = pair["iou_gt"].shift(1)
     frame["final_score"] = pair["score"].transform("last")
     frame["drop"] = 1 - frame["iou_previous"]
-    frame = frame[(frame["final_score"] >= min_score) & (frame["drop"] > 0)]
+    floor = score_floor(frame.loc[frame["layer"] == table.layers - 1, "score"]) if min_score is None else min_score
+    frame = frame[(frame["final_score"] >= floor) & (frame["drop"] > 0)]
     frame = frame.rename(columns={"query_final": "query", "iou_gt": "iou_gt_after"})
     frame = frame.sort_values(["drop", "image_id", "object", "layer"], ascending=[False, True, True, True])
     frame = frame.drop_duplicates(["image_id", "object"])

@@ -175,8 +175,8 @@ def _training_plan(report: SuiteReport, rows: Sequence[RowRuns], few: str) -> Pl
         "iteration",
     )
     caption = (
-        f"Training loss (left) and {score} at the evaluations during training (right), on a few images until the "
-        f"last. {BANDS}{few}"
+        f"Training loss (left) and {score} at the evaluations during training (right), on the first "
+        f"validation images only. {BANDS}{few}"
     )
 
     def draw() -> "Drawing":
@@ -205,7 +205,8 @@ def curve(view: RunView, score: str) -> Iterator[tuple[int, str, float]]:
     for block in (losses[i : i + size] for i in range(0, len(losses), size)):
         yield block[-1][0], "loss", sum(loss for _, loss in block) / len(block)
     for line in view.evaluations:
-        if line.get("metrics", {}).get(score) is not None:
+        # The final evaluation is on other images: it is the table's number, not a point of this curve.
+        if not line.get("final") and line.get("metrics", {}).get(score) is not None:
             yield int(line["iteration"]), score, float(line["metrics"][score])
 
 

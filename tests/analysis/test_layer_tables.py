@@ -206,3 +206,11 @@ def test_layer_masks_directory(tmp_path: Path) -> None:
         records[0]["objects"],
         [],
     ]
+
+
+def test_a_barely_trained_run_shows_its_surest_tenth() -> None:
+    assert tables.score_floor([0.9, 0.8, 0.1]) == 0.5
+    assert tables.score_floor([]) == 0.5
+    scores = np.linspace(0, 0.4, 101)
+    assert tables.score_floor(scores) == pytest.approx(0.36)
+    assert np.mean(scores >= tables.score_floor(scores)) == pytest.approx(0.1, abs=0.02)
