@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from experiments import model_commands
 from mpformer.errors import RunFailure, UserError
 
 if TYPE_CHECKING:
@@ -108,14 +109,18 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Machine-rea
 @_json_option
 def suites(scale: str, dataset: str | None, as_json: bool) -> None:
     """List the suites with their rows and default seeds."""
-    from experiments import registry, scales
+    from experiments import registry
+    from experiments.watching import duration
 
-    scale, chosen = scales.check(scale, dataset)
-    listed = [_suite_record(suite, scale, chosen) for suite in registry.all_suites().values()]
+    chosen = registry.of_dataset(scale, dataset)
+    listed = [_suite_record(suite, *suite.place(scale, dataset)) for suite in chosen]
     if as_json:
         return _print_json(listed)
     for record in listed:
-        click.echo(f"{record['suite']}: {record['title']} ({len(record['rows'])} rows x {len(record['seeds'])} seeds)")
+        click.echo(
+            f"{record['suite']}: {record['title']} ({len(record['rows'])} rows x {len(record['seeds'])} seeds on "
+            f"{record['dataset']}, about {duration(record['seconds'])} of one worker, declared)"
+        )
         if record["description"]:
             click.echo(f"    {record['description']}")
         for row in record["rows"]:
@@ -125,6 +130,8 @@ def suites(scale: str, dataset: str | None, as_json: bool) -> None:
 
 
 def _suite_record(suite: Any, scale: str, dataset: str) -> dict[str, Any]:
+    from experiments import planning
+
     rows = suite.rows(scale, dataset)
     return {
         "suite": suite.name,
@@ -136,6 +143,7 @@ def _suite_record(suite: Any, scale: str, dataset: str) -> dict[str, Any]:
         "baseline": suite.baseline,
         "primary": suite.primary,
         "seeds": list(suite.seeds.get(scale, ())),
+        "seconds": planning.declared_seconds(suite, scale, dataset),
         "not_applicable": suite.not_applicable.get(dataset, ""),
         "rows": [{**asdict(row), "changes": dict(row.changes), "seeds": list(row.seeds)} for row in rows],
     }
@@ -448,19 +456,20 @@ def report(
     as_json: bool,
 ) -> int:
     """Write tables (Markdown, LaTeX, ...) and self-contained pages for SUITES (none: all that were launched)."""
-    from experiments import registry, scales
+    from experiments import registry
     from reports import build
 
-    scale, chosen = scales.check(scale, dataset)
     for name in suites:
-        registry.find(name)
+        registry.find(name).place(scale, dataset)
+    if not suites:
+        registry.of_dataset(scale, dataset)
     if check:
-        return _check_report(suites, root, scale, chosen)
+        return _check_report(suites, root, scale, dataset)
     paths = build.build(
         suites,
         root,
         scale=scale,
-        dataset=chosen,
+        dataset=dataset,
         out=out,
         formats=formats or build.FORMATS,
         columns=columns,
@@ -473,7 +482,7 @@ def report(
     return 0
 
 
-def _check_report(suites: tuple[str, ...], root: Path, scale: str, dataset: str) -> int:
+def _check_report(suites: tuple[str, ...], root: Path, scale: str, dataset: str | None) -> int:
     from reports import build
 
     outside, others = build.check(suites, root, scale=scale, dataset=dataset)
@@ -495,9 +504,10 @@ def data() -> None:
 def data_prepare(
     name: str, source: Path | None, crop: int, overrides: Sequence[str], root: Path, data_root: Path
 ) -> None:
-    """Write dataset NAME (shapes; nuclei from SOURCE) under the data root; what is there is left alone."""
+    """Write dataset NAME (shapes; nuclei from SOURCE) under the data root, or convert a release that lies there
+    (coco, ade20k, cityscapes); what is done is left alone, what was interrupted goes on."""
     from experiments import planning, scales
-    from mpformer.data import prepare
+    from mpformer.data import convert, prepare
 
     with _progress(_console(), f"preparing {name}") as progress:
         if name == "shapes":
@@ -510,27 +520,26 @@ def data_prepare(
             path = prepare.prepare_nuclei(source, data_root, crop, progress)
         else:
             prepare.check_name(name)
-            raise UserError(f"{name} is not prepared by this version; valid: {', '.join(prepare.PREPARED)}")
+            path = convert.convert(name, data_root, progress)
     click.echo(path)
 
 
 @data.command("check")
 @click.argument("name")
 @_root_options
+@click.option("--full", is_flag=True, help="Compare every file with its checksum, not the annotation files alone.")
 @_json_option
-def data_check(name: str, root: Path, data_root: Path, as_json: bool) -> int:
-    """Say what of dataset NAME is under the data root, and compare its files with their checksums."""
-    from experiments import overview
+def data_check(name: str, root: Path, data_root: Path, full: bool, as_json: bool) -> int:
+    """Say what of dataset NAME is under the data root, what is missing and where to get it; open a sample."""
     from mpformer.data import prepare
 
-    prepare.check_name(name)
-    found = overview.check_data(data_root, name)
+    found = prepare.check(name, data_root, full)
     if as_json:
-        _print_json(found)
+        _print_json([{**asdict(report), "ok": report.ok} for report in found])
     else:
-        for line in overview.data_lines(found, name, data_root):
+        for line in (line for report in found for line in report.lines()):
             click.echo(line)
-    return 0 if found and not any(item["problems"] for item in found) else 2
+    return 0 if all(report.ok for report in found) else 2
 
 
 @cli.group()
@@ -647,6 +656,10 @@ def diff(first: str, second: str, root: Path, data_root: Path, as_json: bool) ->
     for key, (one, other) in found.items():
         click.echo(f"{key}: {one!s} -> {other!s}")
     return None
+
+
+for _single in model_commands.COMMANDS:
+    cli.add_command(_single)
 
 
 def _command() -> str:

@@ -151,39 +151,3 @@ def _flat(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _digest(text: str | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12] if text else "clean"
-
-
-def check_data(data_root: Path, name: str) -> list[dict[str, Any]]:
-    """Return the prepared versions of a dataset, each with what is wrong with its files."""
-    found: list[dict[str, Any]] = []
-    for path in sorted((data_root / name).glob("*/manifest.json")):
-        manifest = read_json(path)
-        if not isinstance(manifest, dict):
-            found.append({"directory": str(path.parent), "fingerprint": "", "problems": ["manifest.json is damaged"]})
-            continue
-        problems = list(_file_problems(path.parent, manifest.get("files") or {}))
-        splits = {split: about.get("images") for split, about in (manifest.get("splits") or {}).items()}
-        about = {"directory": str(path.parent), "fingerprint": manifest.get("fingerprint"), "problems": problems}
-        found.append({**about, "files": len(manifest.get("files") or {}), "splits": splits})
-    return found
-
-
-def _file_problems(directory: Path, files: Mapping[str, str]) -> Iterator[str]:
-    for name, checksum in files.items():
-        try:
-            content = (directory / name).read_bytes()
-        except OSError as error:
-            yield f"{name}: {error.strerror}"
-            continue
-        if hashlib.sha256(content).hexdigest() != checksum:
-            yield f"{name} does not match its checksum"
-
-
-def data_lines(found: Sequence[Mapping[str, Any]], name: str, data_root: Path) -> Iterator[str]:
-    """Yield what `data check` prints."""
-    if not found:
-        yield f"{name} is not under {data_root}; run: mpformer data prepare {name}{' SRC' if name == 'nuclei' else ''}"
-    for item in found:
-        splits = ", ".join(f"{count} {split}" for split, count in item.get("splits", {}).items())
-        yield f"{item['directory']}: {splits}; {item.get('files', 0)} files checked, {len(item['problems'])} problems"
-        yield from (f"  {problem}" for problem in item["problems"][:20])

@@ -144,6 +144,18 @@ def estimates(plan: Plan, store: Store) -> dict[str, Estimate]:
     return {run.run_id: _estimate(run.config, measured, declared) for run in plan.unique}
 
 
+def declared_seconds(suite: Suite, scale: str, dataset: str) -> float:
+    """Return the declared cost of all runs of a suite on one worker; 0 for rows that train nothing or do not apply."""
+    base = suite.base(scale, dataset)
+    each = scales.DECLARED_SECONDS.get((scale, dataset), 1.0)
+    total = 0.0
+    for row in suite.rows(scale, dataset):
+        if not row.not_applicable and not row.changes.get("schedule.evaluation_only"):
+            seeds = len(row.seeds or suite.seeds.get(scale, (0,)))
+            total += seeds * each * row.changes.get("schedule.max_iter", base.schedule.max_iter)
+    return total
+
+
 def write_record(plan: Plan, store: Store, command: str) -> Path:
     """Write the suite's record: which runs it resolved to.
 

@@ -138,6 +138,16 @@ def find(name: str) -> Suite:
     return suites[name]
 
 
+def of_dataset(scale: str, dataset: str | None) -> list[Suite]:
+    """Return the suites that have the dataset at a scale, all for None; raises UserError with the valid choices."""
+    suites = list(all_suites().values())
+    found = [suite for suite in suites if dataset is None or dataset in suite.datasets(scale)]
+    if not found:
+        known = dict.fromkeys(name for suite in suites for name in suite.datasets(scale))
+        raise choices(f"dataset at scale {scale!r}", str(dataset), known)
+    return found
+
+
 def place(name: str, scale: str, dataset: str | None) -> tuple[str, str]:
     """Return scale and dataset of a suite, the default filled in; raises UserError with the valid choices.
 

@@ -25,7 +25,7 @@ from mpformer.classes import num_classes
 from mpformer.config import Config, toggle_names, valid_keys, validate
 from mpformer.errors import UserError, choices
 
-__all__ = ["defaults", "from_cfg", "from_yaml", "to_cfg", "to_yaml", "validate_extra"]
+__all__ = ["defaults", "from_cfg", "from_yaml", "to_cfg", "to_yaml", "validate_extra", "with_overrides"]
 
 _log = logging.getLogger(__name__)
 _FORMER, _HEAD, _SWIN = "MODEL.MASK_FORMER", "MODEL.SEM_SEG_HEAD", "MODEL.SWIN"
@@ -215,6 +215,15 @@ def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Config:
     cfg = defaults()
     for key, value in _leaves(_load(path)):
         _assign(cfg, key, value)
+    return _overridden(cfg, overrides)
+
+
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """Return the configuration with ``KEY VALUE`` overrides in Mask2Former's names; raises UserError like from_yaml."""
+    return _overridden(to_cfg(config), overrides) if overrides else config
+
+
+def _overridden(cfg: CfgNode, overrides: Sequence[str]) -> Config:
     if len(overrides) % 2:
         raise UserError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} has no partner")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):

@@ -19,6 +19,7 @@ from analysis.recorder import LayerRecorder
 from mpformer.checkpoints import disk_failures
 from mpformer.classes import class_table
 from mpformer.config import Config
+from mpformer.costs import costs
 from mpformer.data.coco_layout import empty_at_stride
 from mpformer.data.validation import ValidationItem, validation_items
 from mpformer.errors import RunFailure
@@ -69,6 +70,8 @@ def evaluate(
         sample = items.only(_spread(len(items), GRADIENT_IMAGES))
         numbers["layers"] |= attention_numbers(model, config, sample)
         numbers["gradient_images"] = len(sample)
+    if config.evaluation.costs:
+        numbers["costs"] = costs(model, config, items)
     return {
         "schema": 1,
         "iteration": config.schedule.max_iter,

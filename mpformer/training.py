@@ -50,6 +50,8 @@ def train(config: Config, directory: Path, data_root: Path, hooks: TrainHooks | 
     """
     hooks = hooks or TrainHooks()
     _check_extra(config)
+    if config.schedule.evaluation_only:
+        return _untrained(config, directory, hooks)
     device = prepare_process(config)
     with distributed.process_group(device) as place, _failures():
         trainer = Trainer(config, directory, data_root, _main_only(hooks, place), device, place)
@@ -57,6 +59,22 @@ def train(config: Config, directory: Path, data_root: Path, hooks: TrainHooks | 
         with _deferred_interrupt(trainer):
             trainer.train(start, config.schedule.max_iter)
         return trainer.finish()
+
+
+def _untrained(config: Config, directory: Path, hooks: TrainHooks) -> dict[str, Any]:
+    """Keep the initial weights as the final ones: a released model that is only scored."""
+    if not config.model.init_weights:
+        raise UserError("schedule.evaluation_only scores model.init_weights: give the file of a whole model there")
+    with _failures():
+        state = initial_model(config).state_dict()
+        path, checksum = checkpoints.Checkpoints(directory / "checkpoints", hooks.confirm).finish(state)
+    return {
+        "schema": 1,
+        "iterations": 0,
+        "seconds": 0.0,
+        "weights": str(path.relative_to(directory)),
+        "weights_sha256": checksum,
+    }
 
 
 class Trainer(TrainerBase):
@@ -323,7 +341,7 @@ def initial_model(config: Config) -> MPFormer:
         path = local_path(config.model.init_weights)
         if config.model.init_checksum and checkpoints.sha256(path) != config.model.init_checksum:
             raise UserError(f"initial weights {path.name} differ from model.init_checksum: another file was planned")
-        load_weights(model, path, allow_backbone=True)
+        load_weights(model, path, allow_backbone=not config.schedule.evaluation_only)
     return model
 
 

@@ -195,15 +195,15 @@ RELEASE_FILES = {"coco": _COCO, "ade20k": _ADE, "cityscapes": _CITYSCAPES}
 RELEASE_ADVICE = {
     "coco": (
         "get train2017, val2017, annotations_trainval2017 and panoptic_annotations_trainval2017 from "
-        "https://cocodataset.org/#download and unpack them below <data root>/coco",
+        "https://cocodataset.org/#download and unpack them below <data root>/coco; then: mpformer data prepare coco",
     ),
     "ade20k": (
-        "get ADEChallengeData2016 and the instance annotations from http://sceneparsing.csail.mit.edu and convert them "
-        "with Mask2Former's prepare_ade20k_{sem_seg,pan_seg,ins_seg}.py",
+        "get ADEChallengeData2016 and the instance annotations from http://sceneparsing.csail.mit.edu into "
+        "<data root>/ADEChallengeData2016 (annotations_instance beside annotations); then: mpformer data prepare ade20k",
     ),
     "cityscapes": (
         "get leftImg8bit_trainvaltest and gtFine_trainvaltest from https://www.cityscapes-dataset.com (login needed) "
-        "and run cityscapesscripts' csCreateTrainIdLabelImgs and csCreatePanopticImgs",
+        "into <data root>/cityscapes; then: mpformer data prepare cityscapes",
     ),
 }
 

@@ -184,16 +184,36 @@ def test_a_damaged_run_does_not_take_status_down(run: Make, plan: Plan, store: S
     assert view["counts"] == {"UNKNOWN": 1, "PLANNED": 3}
 
 
-def test_data_check_finds_damaged_files(run: Make, data_root: Path) -> None:
-    (directory,) = (data_root / "shapes").iterdir()
-    (directory / "a.png").write_bytes(b"good")
-    digest = "770e607624d689265ca6c44884d0807d9b054d23c473c106c72be9de08b7376c"
-    write_json(directory / "manifest.json", {"fingerprint": "f", "files": {"a.png": digest, "b.png": digest}})
-    result = run("data", "check", "shapes", "--json")
+def test_data_check_finds_missing_and_damaged_files(run: Make, tmp_path: Path) -> None:
+    small = ("--set", "dataset.shapes.side=32", "--set", "dataset.shapes.train_images=2")
+    where = ("--data-root", str(tmp_path / "drawn"))
+    assert run("data", "prepare", "shapes", *small, "--set", "dataset.shapes.val_images=1", *where).code == 0
+    assert "complete" in run("data", "check", "shapes", "--full", *where).out
+    image = next((tmp_path / "drawn" / "shapes").glob("*/train/*.png"))
+    image.write_bytes(b"bad")
+    assert "first not: train/" in run("data", "check", "shapes", "--full", *where).out
+    image.unlink()
+    result = run("data", "check", "shapes", "--json", *where)
     assert result.code == 2
-    assert result.json[0]["problems"] == ["b.png: No such file or directory"]
-    (directory / "a.png").write_bytes(b"bad")
-    assert "a.png does not match its checksum" in run("data", "check", "shapes").out
+    assert not result.json[0]["ok"]
+    assert any("1 of 2 files" in item["detail"] for item in result.json[0]["items"])
+
+
+@pytest.mark.parametrize("name", ["coco", "ade20k", "cityscapes"])
+def test_a_release_is_converted_and_looked_at(run: Make, name: str, tmp_path: Path) -> None:
+    from mpformer.data.miniature import write_miniature
+
+    where = ("--data-root", str(tmp_path / "releases"))
+    absent = run("data", "check", name, *where)
+    assert absent.code == 2
+    assert "https://" in absent.out or "http://" in absent.out
+    assert run("data", "prepare", name, *where).code == 2
+    write_miniature(name, tmp_path / "releases", images=2, side=64)
+    assert run("data", "prepare", name, *where).code == 0
+    assert (Path(run("data", "prepare", name, *where).out.splitlines()[-1]) / "mpformer_manifest.json").exists()
+    found = run("data", "check", name, *where)
+    assert found.code == 2, "a miniature is not the whole release"
+    assert "opens" in found.out
 
 
 COMMANDS = (["--help"], ["suites"], ["plan", "components"], ["status"])
