@@ -199,7 +199,8 @@ RELEASE_ADVICE = {
     ),
     "ade20k": (
         "get ADEChallengeData2016 and the instance annotations from http://sceneparsing.csail.mit.edu into "
-        "<data root>/ADEChallengeData2016 (annotations_instance beside annotations); then: mpformer data prepare ade20k",
+        "<data root>/ADEChallengeData2016 (annotations_instance beside annotations); then: "
+        "mpformer data prepare ade20k",
     ),
     "cityscapes": (
         "get leftImg8bit_trainvaltest and gtFine_trainvaltest from https://www.cityscapes-dataset.com (login needed) "
