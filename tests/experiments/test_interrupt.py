@@ -43,6 +43,8 @@ class Terminal:
             stderr=theirs,
             env={**os.environ, **roots, "COLUMNS": "150", "LINES": "40", "TERM": "xterm"},
             start_new_session=True,
+            # A test run in the background of a script inherits an ignored SIGINT; a terminal's programs do not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(theirs)
         self._terminal, self.text = ours, ""
