@@ -1,0 +1,54 @@
+"""How long the layer explorer takes to open: `python benchmarks/explorer_speed.py`, with Chromium and playwright.
+
+Targets, on one idle core: 100 images x 10 layers x 20 queries open in under 2 s and stay under 30 MB, for one run and
+for two side by side. The masks are invented, by the test that holds the page to a looser limit.
+"""
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "reports"))
+
+from test_in_browser import big_run
+
+from reports.explorer import build_explorer
+
+ROUNDS = 5
+
+
+def main() -> None:
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        run = big_run(Path(folder) / "run")
+        for runs in ([run], [run, run]):
+            started = time.perf_counter()
+            built = build_explorer(runs, Path(folder) / f"{len(runs)}.html", labels=["a", "b"][: len(runs)])
+            seconds = time.perf_counter() - started
+            opened = sorted(_open(browser, built) for _ in range(ROUNDS))
+            size = built.stat().st_size / 2**20
+            print(
+                f"{len(runs)} run(s): {size:.1f} MB, written in {seconds:.1f} s, "
+                f"opened in {opened[ROUNDS // 2]:.2f} s (median), {opened[0]:.2f} s (least)"
+            )
+        browser.close()
+
+
+def _open(browser: object, path: Path) -> float:
+    """Seconds until the first image's masks are drawn."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})  # type: ignore[attr-defined]
+    started = time.perf_counter()
+    page.goto(path.as_uri())
+    page.wait_for_selector("body[data-ready]")
+    seconds = time.perf_counter() - started
+    page.close()
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
