@@ -27,12 +27,15 @@ def varied(axis: str, value: int) -> Setting:
     return Setting(f"{axis} {value}", config, setting.side, setting.batch, setting.classes, setting.objects)
 
 
-def growth(repeats: int) -> dict[str, list[dict[str, float]]]:
-    """Seconds and bytes of both paths along every axis; the backbone and the pixel decoder do not take part."""
-    return {axis: [_point(varied(axis, value), value, repeats) for value in values] for axis, values in AXES.items()}
+def along(axis: str, repeats: int) -> list[dict[str, float]]:
+    """Seconds and bytes of both paths along one axis; the backbone and the pixel decoder do not take part."""
+    return [
+        {"value": value**2 if axis == "pixels" else value} | _point(varied(axis, value), repeats)
+        for value in AXES[axis]
+    ]
 
 
-def _point(setting: Setting, value: int, repeats: int) -> dict[str, float]:
+def _point(setting: Setting, repeats: int) -> dict[str, float]:
     config = setting.with_toggles(PILOTED)
     direct, product = pair(config, setting.classes)
     drawn = draw(config.model, setting.batch, 0, shared=True)
@@ -44,7 +47,7 @@ def _point(setting: Setting, value: int, repeats: int) -> dict[str, float]:
     }
     runs = {name: _decoding(path, pixels) for name, path in paths.items()}
     clocks = interleaved(runs, repeats)
-    found: dict[str, float] = {"value": float(value if value != setting.side else value * value)}
+    found: dict[str, float] = {}
     for name, run in runs.items():
         seconds, used = medians(clocks[name], "cpu"), memory(run)
         found[f"{name} seconds"] = sum(

@@ -63,9 +63,10 @@ def _memory(results: Mapping[str, Any], folder: Path) -> Path:
     return _save(figure, folder / "memory.svg")
 
 
-def _growth(found: Mapping[str, list[dict[str, float]]], folder: Path) -> Path:
+def _growth(found: Mapping[str, Any], folder: Path) -> Path:
     figure, axes = plt.subplots(2, len(found), figsize=(3.4 * len(found), 5), layout="constrained")
-    for column, (axis_name, points) in enumerate(found.items()):
+    for column, (axis_name, measured) in enumerate(found.items()):
+        points = measured["points"]
         x = [point["value"] for point in points]
         for path in ("direct", "product"):
             for row, (key, scale) in enumerate((("seconds", 1), ("kept bytes", MIB))):

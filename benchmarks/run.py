@@ -40,7 +40,7 @@ def jobs(part: str, chosen: Mapping[str, Setting], options: argparse.Namespace) 
     """What a part of the benchmarks consists of, by title."""
     found: dict[str, Callable[[], Any]] = {}
     if part == "growth":
-        found["growth"] = lambda: growth_along_axes(options.growth_repeats)
+        return {axis: partial(growth_along, axis, options.growth_repeats) for axis in growth.AXES}
     for name, setting in chosen.items():
         large = setting.side > 256
         repeats = max(1, options.repeats * 2 // 5) if large else options.repeats
@@ -196,11 +196,11 @@ def floor(result: Mapping[str, Any], rate: float) -> dict[str, float]:
     return found | {STEP: sum(found.values())}
 
 
-def growth_along_axes(repeats: int) -> dict[str, Any]:
-    """See :func:`benchmarks.growth.growth`; one thread, so that CPU seconds mean what they say."""
+def growth_along(axis: str, repeats: int) -> dict[str, Any]:
+    """See :func:`benchmarks.growth.along`; one thread, so that CPU seconds mean what they say."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return growth.growth(repeats)
+        return {"repeats": repeats, "points": growth.along(axis, repeats)}
     finally:
         torch.set_num_threads(threads)
