@@ -53,6 +53,14 @@ def open_page(browser: Any) -> Iterator[Any]:
     assert troubles == []
 
 
+def until(page: Any, expression: str) -> None:
+    """Wait for an expression; the page's security policy forbids Playwright's own polling, which evaluates strings."""
+    end = time.monotonic() + 60
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        time.sleep(0.02)
+
+
 def overflow(page: Any) -> int:
     return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
 
@@ -83,12 +91,12 @@ def test_pages(site: Path, open_page: Any, tmp_path: Path) -> None:
     target = link.get_attribute("href")[1:]
     assert page.evaluate(f"document.getElementById('{target}').open") is False
     link.click()
-    page.wait_for_function(f"document.getElementById('{target}').open")
+    until(page, f"document.getElementById('{target}').open")
     again = open_page(site / "headline@mini" / "index.html", fragment=f"#{target}")
     assert again.evaluate(f"document.getElementById('{target}').open") is True
     assert "mpformer launch headline --scale mini" in again.locator(f"[id='{target}'] .copy pre").inner_text()
     again.locator(f"[id='{target}'] [data-copy]").click()
-    again.wait_for_function(f"document.getElementById('{target}').querySelector('[data-copy]').textContent != 'copy'")
+    until(again, f"document.getElementById('{target}').querySelector('[data-copy]').textContent != 'copy'")
 
     # dark, and printed
     dark = open_page(site / "headline@mini" / "index.html", color_scheme="dark")
@@ -133,15 +141,15 @@ def test_explorer(store: Path, tmp_path: Path, open_page: Any) -> None:
     assert f"IoU to the layer before {expected:.2f}" in page.locator(".pane .facts").first.inner_text()
     page.locator("h1").click()
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.getElementById('layer-name').textContent == '3 of 6'")
+    until(page, "document.getElementById('layer-name').textContent == '3 of 6'")
     before = page.locator("#panes canvas").first.evaluate("c => c.toDataURL()")
     page.locator("#films .film button").nth(6).click()
-    page.wait_for_function("document.getElementById('layer-name').textContent == '6 of 6'")
+    until(page, "document.getElementById('layer-name').textContent == '6 of 6'")
     assert page.locator("#panes canvas").first.evaluate("c => c.toDataURL()") != before
     page.keyboard.press("ArrowDown")
-    page.wait_for_function("document.querySelectorAll('#list button')[1].getAttribute('aria-current') == 'true'")
+    until(page, "document.querySelectorAll('#list button')[1].getAttribute('aria-current') == 'true'")
     page.locator("#list button").nth(9).click()
-    page.wait_for_function("document.querySelectorAll('#list button')[9].getAttribute('aria-current') == 'true'")
+    until(page, "document.querySelectorAll('#list button')[9].getAttribute('aria-current') == 'true'")
     text = page.locator("#list button").nth(9).inner_text()
     assert f"image={text.split()[1].rstrip(',')}&" in page.url
     page.locator("#all").check()
