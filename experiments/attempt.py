@@ -113,7 +113,7 @@ def run_attempt(
         return Outcome("skipped", detail="another process holds the run")
     try:
         _bury_predecessors(run, claim.number)
-        if _complete(run, stage, config):
+        if complete(run, stage, config):
             return Outcome("skipped", detail="nothing is left to do")
         return _Attempt(run, config, claim, stage, options, runner or Model()).execute()
     finally:
@@ -127,7 +127,8 @@ def _checked(run: RunDir, config: Config | None) -> Config:
     return config or own
 
 
-def _complete(run: RunDir, stage: Stage, config: Config) -> bool:
+def complete(run: RunDir, stage: Stage, config: Config) -> bool:
+    """Whether the files say that nothing is left to do of a run's stage."""
     if run.void_file.exists():
         return False
     if stage == "train":
@@ -291,7 +292,7 @@ class _Attempt:
         if self.heartbeat.lost:
             self.claim.confirm()
         if self.signals:
-            return self.signals[0]
+            return max(self.signals)  # requeued before interrupted: preemption sends both
         now = time.monotonic()
         if now - self._stop_at < 0.5:
             return None
@@ -329,19 +330,21 @@ class _Attempt:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM asks for a checkpoint and an end; so does Ctrl-C in the foreground (the trainer sees to that one)."""
+        """SIGTERM and SIGUSR2 (Slurm's warning: the job is going to be requeued) ask for a checkpoint and an end; so
+        does Ctrl-C in the foreground (the trainer sees to that one)."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def note(number: int, _: object) -> None:
-            self.signals.append(f"interrupted: {signal.Signals(number).name}")
+            self.signals.append(f"{_SIGNALS[number]}: {signal.Signals(number).name}")
 
-        before = signal.signal(signal.SIGTERM, note)
+        before = {number: signal.signal(number, note) for number in _SIGNALS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _warn_of_other_threads(self) -> None:
         now = self.config.runtime.threads
@@ -350,6 +353,8 @@ class _Attempt:
         if others:
             self._event("WARNING", f"earlier attempts ran with {others} threads, this one with {now}")
 
+
+_SIGNALS: Mapping[int, str] = {signal.SIGTERM: "interrupted", signal.SIGUSR2: "requeued"}
 
 _EVENTS = {"done": "DONE", "trained": "TRAINED", "failed": "FAILED", "interrupted": "CANCELLED"}
 

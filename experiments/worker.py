@@ -4,17 +4,19 @@ import contextlib
 import ctypes
 import logging
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from experiments import claims
-from experiments.attempt import Options, Runner, Stage, run_attempt
+from experiments.attempt import Options, Outcome, Runner, Stage, run_attempt
 from experiments.states import derive, should_start
 from experiments.store import RunDir, Store, read_json, write_json
 from mpformer.config import Config
@@ -90,41 +92,96 @@ def _stopped(job: WorkerJob) -> bool:
 
 def _in_process(job: WorkerJob, task: Task) -> str:
     """Run one attempt in a child: what kills it (memory, a crash) leaves the worker alive to go on."""
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(job, task), name=task.run_id)
-    process.start()
-    with _passed_on(process):
-        while process.is_alive():
-            process.join(5)
+    child = Child(job, task)
+    with _passed_on(child.process):
+        while child.alive(5.0):
             with contextlib.suppress(OSError):
                 os.utime(job.directory / "launch.json")
-    code = process.exitcode or 0
-    if code < 0:
-        _mark_killed(Store(job.root).run(task.run_id), -code)
-        return f"killed by {signal.Signals(-code).name}"
-    return "ended" if code == 0 else f"failed (exit code {code})"
+    if child.killed_by:
+        mark_killed(Store(job.root).run(task.run_id), f"killed by {signal.Signals(child.killed_by).name}")
+        return f"killed by {signal.Signals(child.killed_by).name}"
+    return "ended" if child.process.exitcode == 0 else f"failed (exit code {child.process.exitcode})"
 
 
-def _child(job: WorkerJob, task: Task) -> None:
+class Work(Protocol):
+    """What a child needs to know to execute an attempt."""
+
+    @property
+    def root(self) -> Path:
+        """The store's."""
+
+    @property
+    def options(self) -> Options:
+        """How to execute it."""
+
+    @property
+    def stage(self) -> Stage:
+        """What to execute."""
+
+    @property
+    def runner(self) -> Runner | None:
+        """None: the real model."""
+
+
+class Child:
+    """A process that executes one attempt of a run, so that its death is seen by one that goes on."""
+
+    def __init__(self, work: Work, task: Task) -> None:
+        context = multiprocessing.get_context("fork")
+        self._receiver, sender = context.Pipe(duplex=False)
+        self.process = context.Process(target=_child, args=(work, task, sender), name=task.run_id)
+        self.process.start()
+        sender.close()
+
+    def alive(self, seconds: float) -> bool:
+        """Wait that long for its end at most; whether it still runs."""
+        self.process.join(seconds)
+        return self.process.is_alive()
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        if self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
+
+    @property
+    def killed_by(self) -> int:
+        """The signal that killed it, 0 for none."""
+        return max(0, -(self.process.exitcode or 0))
+
+    def outcome(self) -> Outcome | None:
+        """Return how the attempt ended; None if the process died without saying so."""
+        try:
+            return self._receiver.recv() if self._receiver.poll() else None
+        except EOFError:
+            return None
+
+
+def _child(work: Work, task: Task, sender: Connection) -> None:
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the launching terminal arrives as a stop file
+    # until the attempt looks out for them: nothing is lost yet by dying; who sends SIGUSR2 sends it again
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        outcome = run_attempt(job.root, task.run_id, job.stage, job.options, job.runner, task.config)
+        outcome = run_attempt(work.root, task.run_id, work.stage, work.options, work.runner, task.config)
     except UserError as error:
         print(f"{task.run_id}: {error}", file=sys.stderr, flush=True)
+        sender.send(Outcome("failed", "config", str(error)))
         os._exit(2)
+    sender.send(outcome)
     sys.stdout.flush()
     os._exit(1 if outcome.name == "failed" else 0)
 
 
-def _mark_killed(run: RunDir, number: int) -> None:
+def mark_killed(run: RunDir, detail: str, failure_class: str = "killed") -> None:
     """Record the death of the attempt that has just died, unless another one has begun meanwhile."""
     attempt = max(run.attempts(), default=0)
     path = run.attempt(attempt) / "stage.json"
     stage = read_json(path)
     if claims.holder(run.path / "claims") is None and isinstance(stage, dict) and stage.get("outcome") is None:
-        detail = f"killed by {signal.Signals(number).name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
-        lost = {"outcome": "lost", "failure_class": "killed", "detail": detail, "ended": time.time()}
+        lost = {"outcome": "lost", "failure_class": failure_class, "detail": detail, "ended": time.time()}
         with contextlib.suppress(OSError):
             write_json(path, {**stage, **lost})
 
