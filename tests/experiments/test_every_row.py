@@ -1,4 +1,4 @@
-"""Every row of every suite, at both scales: its configuration, two iterations, an evaluation and a report.
+"""Every row of every suite, at both scales and on each of its datasets: configuration, two iterations, scores, report.
 
 The models are narrow and the images few: miniatures of the releases in their true layouts. The full widths are built
 on the meta device, where they cost nothing.
@@ -16,7 +16,9 @@ from experiments.attempt import Options, run_attempt
 from experiments.identity import eval_id, run_id
 from experiments.planning import Plan, PlannedRun, Request
 from experiments.store import Store, read_json
+from mpformer.classes import num_classes
 from mpformer.config import Config
+from mpformer.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +40,7 @@ _RUN: dict[str, Any] = {
 def cases() -> Iterator[Any]:
     for suite in registry.all_suites().values():
         for scale in ("mini", "paper"):
-            for dataset in suite.datasets(scale) if scale == "paper" else ("shapes",):
+            for dataset in suite.datasets(scale):
                 if dataset not in suite.not_applicable:
                     yield pytest.param(suite.name, scale, dataset, id=f"{suite.name}@{scale}+{dataset}")
 
@@ -51,11 +53,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("data")
     for name in RELEASES:
-        write_miniature(name, root, images=4, side=64)
+        write_miniature(name, root, images=8, side=64)  # and 4 to validate: a dozen
         convert(name, root, workers=1)
     shapes = narrow(scales.base("mini", "shapes"), root).dataset.shapes
     assert shapes is not None
     prepare.prepare_shapes(shapes, root, workers=1)
+    write_bowl(root / "bowl", images=12)
+    prepare.prepare_nuclei(root / "bowl", root, crop=64)
     return root
 
 
@@ -74,6 +78,8 @@ def narrow(config: Config, data_root: Path) -> Config:
     if config.dataset.augmentation.kind == "crop":
         size = {"crop_size": (32, 64), "min_sizes": (48, 64), "max_size": 128}
         changes |= {f"dataset.augmentation.{key}": value for key, value in size.items()}
+    if config.dataset.name == "nuclei":
+        changes |= {"dataset.crop": 64, "dataset.fingerprint": ""}
     if config.dataset.name == "shapes":
         small = {"side": 64, "train_images": 4, "val_images": 2}
         changes |= {f"dataset.shapes.{key}": value for key, value in small.items()} | {"dataset.fingerprint": ""}
@@ -87,10 +93,30 @@ def _with_file(config: Config, data_root: Path) -> Config:
 
     from mpformer.modeling.meta_arch import build_model
 
-    file = data_root / "weights" / f"{config.dataset.name}-{config.dataset.task}-{config.toggles.mp_queries}.pth"
+    kind = f"{config.dataset.task}-{config.model.backbone.kind}-{config.toggles.mp_queries}"
+    file = data_root / "weights" / f"{config.dataset.name}-{kind}.pth"
     file.parent.mkdir(exist_ok=True)
     torch.save({"model": build_model(config).state_dict()}, file)
     return planning.datasets.resolve_weights(config.replace({"model.init_weights": str(file)}), data_root)[0]
+
+
+def write_bowl(root: Path, images: int) -> None:
+    """Images in the public layout of the 2018 Data Science Bowl: bright discs on noise, a mask file each."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:64, :64]
+    for number in range(images):
+        pixels = rng.integers(0, 60, (64, 64, 3), dtype=np.uint8)
+        folder = root / "stage1_train" / f"{number:02d}"
+        for part in ("images", "masks"):
+            (folder / part).mkdir(parents=True)
+        for k, center in enumerate(((12, 14), (40, 20), (30, 48))):
+            disc = (y - center[0]) ** 2 + (x - center[1]) ** 2 < 80
+            pixels[disc] = 200
+            Image.fromarray(disc.astype(np.uint8) * 255).save(folder / "masks" / f"{k}.png")
+        Image.fromarray(pixels).save(folder / "images" / f"{number:02d}.png")
 
 
 def narrowed(plan: Plan, data_root: Path) -> Plan:
@@ -106,7 +132,8 @@ def test_every_row_trains_scores_and_reports(name: str, scale: str, dataset: str
     from experiments import launching
     from reports.build import build
 
-    plan = narrowed(planning.make(Request(name, scale, dataset, seeds=(0,)), data), data)
+    overrides = (("dataset.crop", 64),) if dataset == "nuclei" else ()
+    plan = narrowed(planning.make(Request(name, scale, dataset, seeds=(0,), overrides=overrides), data), data)
     launching.record(plan, store, "the sweep")
     for run in plan.unique:
         outcome = run_attempt(store.root, run.run_id, "all", Options(data, capture=False), None, run.config)
@@ -122,7 +149,7 @@ def test_every_row_trains_scores_and_reports(name: str, scale: str, dataset: str
     assert "planned" not in table.splitlines()[0]
 
 
-def full_models() -> dict[str, Config]:
+def full_models() -> list[Config]:
     """Every different model of the suites at scale paper, with and without piloting."""
     found: dict[str, Config] = {}
     for suite in registry.all_suites().values():
@@ -131,20 +158,49 @@ def full_models() -> dict[str, Config]:
                 config = suite.base("paper", dataset).replace(dict(row.changes))
                 key = f"{config.model.model_dump()}{config.dataset.name}{config.dataset.task}{config.toggles}"
                 found.setdefault(key, config)
-    return found
+    return list(found.values())
 
 
-def test_full_widths_have_the_published_numbers_of_parameters() -> None:
-    """Mask2Former R50: 44 M, Swin-L: 216 M (Mask DINO, table 3); piloting adds a label embedding alone."""
+def parameters(config: Config) -> int:
+    """Counted on the meta device, where a full width costs nothing."""
     import torch
 
     from mpformer.modeling.meta_arch import build_model
 
-    published = {"resnet": 44, "swin": 216}
-    configs = full_models().values()
-    assert {config.model.backbone.kind for config in configs} == set(published)
-    for config in configs:
-        with torch.device("meta"):
-            model = build_model(config)
-        count = sum(parameter.numel() for parameter in model.parameters()) / MILLION
-        assert round(count) == published[config.model.backbone.kind], (config.dataset, count)
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(config).parameters())
+
+
+def test_full_widths_have_the_published_numbers_of_parameters() -> None:
+    """COCO instance: R50 44 M, Swin-L 216 M (Mask DINO, table 3). Every other model is one of these but for its classes,
+    queries and what piloting adds; counted in parameters, not rounded."""
+    plain = {"resnet": scales.paper("coco/instance/r50-50ep"), "swin": scales.paper("coco/instance/swin-l-100ep")}
+    published = {kind: parameters(config) for kind, config in plain.items()}
+    assert {kind: round(count / MILLION) for kind, count in published.items()} == {"resnet": 44, "swin": 216}
+    models = full_models()
+    assert {config.model.backbone.kind for config in models} == set(published)
+    for config in models:
+        like, dim = plain[config.model.backbone.kind], config.model.hidden_dim
+        classes = num_classes(config.dataset.name, config.dataset.task)
+        expected = published[config.model.backbone.kind]
+        expected += (classes - num_classes("coco", "instance")) * (dim + 1)  # the class head
+        expected += (config.model.queries - like.model.queries) * 2 * dim  # content and position
+        toggles = config.toggles
+        expected -= 0 if toggles.query_position else config.model.queries * dim
+        if toggles.mp_queries:
+            expected += dim * (classes if toggles.class_embedding == "label" else 1)
+        assert parameters(config) == expected, (config.dataset, config.toggles)
+
+
+def test_where_a_suite_does_not_run_it_says_why(data: Path) -> None:
+    """On nuclei run the suites to which one class and no stuff mean something, the rest say why not."""
+    runs = {"headline", "components", "guided-layers", "noise-type", "mp-groups", "convergence", "overhead"}
+    for suite in registry.all_suites().values():
+        if suite.name in runs:
+            assert "nuclei" not in suite.not_applicable
+        if "nuclei" in suite.not_applicable:
+            with pytest.raises(UserError, match=suite.not_applicable["nuclei"][:20]):
+                planning.make(Request(suite.name, "mini", "nuclei"), data)
+    (flip,) = (row for row in registry.find("components").rows("mini", "nuclei") if row.not_applicable)
+    assert flip.name == "mp-flip"
+    assert "one class" in flip.not_applicable
