@@ -273,6 +273,6 @@ def _released(method: str, label: str, toggles: Mapping[str, Any], setting: str,
     text = f"{label}, {task}, {_BACKBONE_LABELS[backbone]}, {length}"
     if scale != "paper":
         return Row(name, text, baseline=name)
-    changes = difference(registry.find("released").base(scale, dataset), scales.paper(setting)) | toggles
+    changes = difference(registry.find("released").base(scale, dataset), scales.paper(setting)) | dict(toggles)
     file = f"{method}_{dataset}_{task}_{backbone}.pkl"
     return Row(name, text, changes | {"model.init_weights": file, "schedule.evaluation_only": True}, baseline=name)

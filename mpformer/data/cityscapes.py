@@ -3,7 +3,10 @@
 ``image_id`` counts the images by file name, ``image_key`` is Cityscapes' own (``aachen_000000_000019``).
 """
 
+import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mpformer.classes import category_ids, class_table
@@ -35,6 +38,30 @@ def read_split(root: Path, split: str, tasks: frozenset[str]) -> list[dict[str, 
     return records
 
 
+_INTERNAL = "deeplearning.projects.cityscapesApi"
+
+
+def public_scripts() -> None:
+    """Let the internal name under which detectron2's present HEAD imports Cityscapes' scripts mean the public package.
+
+    (detectron2 issue 5436, open: ``deeplearning.projects.cityscapesApi.cityscapesscripts`` is nowhere to be had.)
+    Raises UserError if the public package is not installed.
+    """
+    try:
+        modules = {f"{_INTERNAL}.{name}": import_module(name) for name in _SCRIPTS}
+    except ImportError as error:
+        raise UserError(f"cityscapes needs its scripts ({error.name}): pip install cityscapesscripts") from None
+    for name in ("deeplearning", "deeplearning.projects", _INTERNAL):
+        modules[name] = ModuleType(name)
+        modules[name].__path__ = []
+    for name, module in modules.items():
+        sys.modules.setdefault(name, module)
+
+
+_SCRIPTS = ("cityscapesscripts", "cityscapesscripts.helpers", "cityscapesscripts.helpers.labels")
+"""What its loaders need."""
+
+
 def _instances(root: Path, split: str) -> list[dict[str, Any]]:
     """Masks from ``*_instanceIds.png``, which Cityscapes' own scripts paint from the polygons and evaluate against.
 
@@ -42,11 +69,9 @@ def _instances(root: Path, split: str) -> list[dict[str, Any]]:
     """
     from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 
+    public_scripts()
     folders = str(root / "leftImg8bit" / split), str(root / "gtFine" / split)
-    try:
-        return load_cityscapes_instances(*folders, from_json=False, to_polygons=False)
-    except ImportError as error:
-        raise UserError(f"cityscapes needs its scripts ({error.name}): pip install cityscapesscripts") from None
+    return load_cityscapes_instances(*folders, from_json=False, to_polygons=False)
 
 
 def _semantic(root: Path, split: str) -> list[dict[str, Any]]:

@@ -49,6 +49,8 @@ class GroundTruth:
     ids: NDArray[Any] | None = None
     segments: tuple[Segment, ...] = ()
     semantic: NDArray[np.uint8] | None = None
+    file_name: str = ""
+    """The image's file, beside which Cityscapes' scripts find their own ground truth."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class ValidationItems:
             )
         if "semantic" in self.scored:
             parts["semantic"] = self._semantic(record)
+        parts["file_name"] = record["file_name"]
         return GroundTruth(record["image_id"], record["height"], record["width"], **parts)
 
     def _annotations(self, record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:

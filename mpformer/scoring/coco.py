@@ -52,15 +52,7 @@ class InstanceScorer:
 
     def add(self, instances: Any, truth: GroundTruth) -> None:
         """Add one image: detectron2 Instances with pred_masks (n, H, W), scores (n,), pred_classes (n,)."""
-        classes, scores = (_numpy(getattr(instances, k)).tolist() for k in ("pred_classes", "scores"))
-        encoded = encode_masks(_numpy(instances.pred_masks))
-        self.add_encoded(
-            [
-                {"image_id": truth.image_id, "category_id": category + 1, "score": score, "segmentation": rle}
-                for category, score, rle in zip(classes, scores, encoded, strict=True)
-            ],
-            truth,
-        )
+        self.add_encoded(coco_results(instances, truth.image_id), truth)
 
     def add_encoded(self, detections: list[dict[str, Any]], truth: GroundTruth) -> None:
         """Add one image whose detections are COCO results already; ``category_id`` is the class index + 1."""
@@ -188,6 +180,15 @@ def _columns(cells: list[Any]) -> dict[str, Any]:
         "gt_category": [c["category_id"] - 1 for c in cells for _ in c["gtIgnore"]],
         "gt_ignore": [bool(i) for c in cells for i in c["gtIgnore"]],
     }
+
+
+def coco_results(instances: Any, image_id: int) -> list[dict[str, Any]]:
+    """detectron2 Instances with pred_masks (n, H, W), scores (n,), pred_classes (n,) as COCO results, class + 1."""
+    classes, scores = (_numpy(getattr(instances, k)).tolist() for k in ("pred_classes", "scores"))
+    return [
+        {"image_id": image_id, "category_id": category + 1, "score": score, "segmentation": rle}
+        for category, score, rle in zip(classes, scores, encode_masks(_numpy(instances.pred_masks)), strict=True)
+    ]
 
 
 def encode_masks(masks: NDArray[Any]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Parts:
 
 
 ByClass = dict[int, Parts]
+Compute = Callable[..., Any]
 
 
 @dataclass
@@ -44,13 +45,15 @@ class PanopticScorer:
 
     is_thing: Sequence[bool]
     fast: bool = False
+    compute: Compute | None = None
+    """What counts the recorded parts; None: panopticapi's ``pq_compute_single_core``."""
     total: ByClass = field(default_factory=dict)
     images: dict[int, ByClass] = field(default_factory=dict)
 
     def add(self, panoptic_seg: tuple[Any, Sequence[Mapping[str, Any]]], truth: GroundTruth) -> None:
         """Add one image: detectron2's (segment ids (H, W), segments_info); ids that are not in the info are void."""
         ids, segments = predicted_segments(panoptic_seg)
-        parts = (compare if self.fast else compare_by_panopticapi)(ids, segments, truth)
+        parts = compare(ids, segments, truth) if self.fast else compare_by_files(ids, segments, truth, self.compute)
         self.images[truth.image_id] = parts
         for category, part in parts.items():
             self.total.setdefault(category, Parts()).add(part)
@@ -164,10 +167,15 @@ def _areas(overlap: Mapping[tuple[int, int], int], side: int) -> dict[int, int]:
     return areas
 
 
-def compare_by_panopticapi(ids: NDArray[np.int64], segments: Mapping[int, int], truth: GroundTruth) -> ByClass:
-    """The same through panopticapi, which reads images from files: those of one image, in a temporary directory."""
-    from panopticapi.evaluation import pq_compute_single_core
+def compare_by_files(
+    ids: NDArray[np.int64], segments: Mapping[int, int], truth: GroundTruth, compute: Compute | None = None
+) -> ByClass:
+    """The same through panopticapi (or ``compute``), which reads files: one image's, in a temporary directory."""
+    if compute is None:
+        from panopticapi import evaluation
 
+        compute = evaluation.pq_compute_single_core
+    assert compute is not None
     true_ids = _truth_ids(truth)
     areas = dict(zip(*(a.tolist() for a in np.unique(true_ids, return_counts=True)), strict=True))
     true = [
@@ -183,5 +191,5 @@ def compare_by_panopticapi(ids: NDArray[np.int64], segments: Mapping[int, int], 
             {"file_name": "true.png", "image_id": truth.image_id, "segments_info": true},
             {"file_name": "found.png", "image_id": truth.image_id, "segments_info": found},
         )
-        stat = pq_compute_single_core(0, [pair], folder, folder, categories)
+        stat = compute(0, [pair], folder, folder, categories)
     return {int(c): Parts(int(p.tp), int(p.fp), int(p.fn), float(p.iou)) for c, p in stat.pq_per_cat.items()}

@@ -26,9 +26,7 @@ class SemanticScorer:
     def add(self, sem_seg: Any, truth: GroundTruth) -> None:
         """Add one image: scores (C, H, W), of which the largest counts, or a map of classes (H, W)."""
         assert truth.semantic is not None
-        scores = sem_seg.argmax(0) if sem_seg.ndim == 3 else sem_seg
-        predicted = scores.detach().cpu().numpy() if hasattr(scores, "detach") else np.asarray(scores)
-        self.images[truth.image_id] = counts(predicted, truth.semantic, self.classes)
+        self.images[truth.image_id] = counts(class_map(sem_seg), truth.semantic, self.classes)
 
     def result(self) -> dict[str, float]:
         """mIoU in percent; left out if no pixel has a label."""
@@ -39,6 +37,12 @@ class SemanticScorer:
     def per_image(self) -> dict[int, dict[str, Any]]:
         """Columns of per_image.parquet by image id, for the classes that an image touches."""
         return {image_id: _columns(found) for image_id, found in self.images.items()}
+
+
+def class_map(sem_seg: Any) -> NDArray[Any]:
+    """Scores (C, H, W) of either library, or a map already, as a map of classes (H, W)."""
+    classes = sem_seg.argmax(0) if sem_seg.ndim == 3 else sem_seg
+    return classes.detach().cpu().numpy() if hasattr(classes, "detach") else np.asarray(classes)
 
 
 def _columns(found: Counts) -> dict[str, Any]:

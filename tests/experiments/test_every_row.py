@@ -143,6 +143,9 @@ def test_every_row_trains_scores_and_reports(name: str, scale: str, dataset: str
         wanted = {"AP": scored.instance, "PQ": scored.panoptic, "mIoU": scored.semantic}
         assert {key for key in wanted if key in result["metrics"]} == {key for key in wanted if wanted[key]}
         assert bool(result.get("costs")) is scored.costs
+        for key in wanted.keys() & result["layers"].keys():  # the same scorers at every decoder layer
+            assert len(result["layers"][key]) == run.config.model.decoder_layers + 1
+        assert wanted.keys() & result["layers"].keys() == wanted.keys() & result["metrics"].keys()
     files = build([name], store.root, scale=scale, dataset=dataset, formats=("md", "json"))
     table = next(path for path in files if path.suffix == ".md").read_text()
     assert all(row.label in table for row in plan.rows)
@@ -172,8 +175,10 @@ def parameters(config: Config) -> int:
 
 
 def test_full_widths_have_the_published_numbers_of_parameters() -> None:
-    """COCO instance: R50 44 M, Swin-L 216 M (Mask DINO, table 3). Every other model is one of these but for its classes,
-    queries and what piloting adds; counted in parameters, not rounded."""
+    """COCO instance: R50 44 M, Swin-L 216 M (Mask DINO, table 3).
+
+    Every other model is one of these but for its classes, queries and what piloting adds: to the last parameter.
+    """
     plain = {"resnet": scales.paper("coco/instance/r50-50ep"), "swin": scales.paper("coco/instance/swin-l-100ep")}
     published = {kind: parameters(config) for kind, config in plain.items()}
     assert {kind: round(count / MILLION) for kind, count in published.items()} == {"resnet": 44, "swin": 216}

@@ -12,7 +12,7 @@ from mpformer.config import Config, validate
 from mpformer.data.coco_layout import encode_mask
 from mpformer.data.validation import GroundTruth, Segment
 from mpformer.scoring.coco import encode_masks
-from mpformer.scoring.panoptic import Parts, compare, compare_by_panopticapi, predicted_segments
+from mpformer.scoring.panoptic import Parts, compare, compare_by_files, predicted_segments
 from mpformer.scoring.scorer import SegmentationScorer, scorer_versions
 from mpformer.scoring.semantic import SemanticScorer
 
@@ -126,7 +126,7 @@ def test_panoptic_parts_agree_image_by_image(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth = random_truth(rng, 1)
     ids, segments = predicted_segments(random_prediction(rng, truth)["panoptic_seg"])
-    ours, theirs = compare(ids, segments, truth), compare_by_panopticapi(ids, segments, truth)
+    ours, theirs = compare(ids, segments, truth), compare_by_files(ids, segments, truth)
     assert {c: p for c, p in ours.items() if p.touched} == {c: p for c, p in theirs.items() if p.touched}
 
 
@@ -263,4 +263,4 @@ def test_parts_add_up() -> None:
 
 
 def test_versions_of_the_recorded_scorers() -> None:
-    assert {"pycocotools", "panopticapi", "hotcoco"} == set(scorer_versions())
+    assert {"pycocotools", "panopticapi", "hotcoco", "cityscapesscripts"} == set(scorer_versions())
