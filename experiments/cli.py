@@ -158,11 +158,10 @@ def plan(suite: str, as_json: bool, root: Path, data_root: Path, **asked: Any) -
     """Show the runs of SUITE: their state, ids and expected time."""
     from experiments import planning
     from experiments.store import Store
-    from experiments.worker import queued_runs
 
     resolved = planning.make(_request(suite, **asked), data_root)
     store = Store(root)
-    states = planning.states(resolved, store, queued_runs(store))
+    states = planning.states(resolved, store)
     expected = planning.estimates(resolved, store)
     runs = [
         {

@@ -21,7 +21,7 @@ from experiments.attempt import Options, Outcome, Runner, run_attempt
 from experiments.planning import Plan, PlannedRun
 from experiments.states import RunState, State, should_start
 from experiments.store import Store, read_json, write_json
-from experiments.worker import Task, WorkerJob, live_workers, queued_runs, work
+from experiments.worker import Task, WorkerJob, live_workers, work
 from mpformer.errors import UserError
 
 
@@ -178,7 +178,7 @@ def record(plan: Plan, store: Store, command: str) -> None:
 
 def to_start(plan: Plan, store: Store, retry: tuple[str, ...] = ()) -> tuple[list[PlannedRun], dict[str, str]]:
     """Return the runs that a launch has to start, and the failed ones that it leaves alone with their class."""
-    states = planning.states(plan, store, queued_runs(store))
+    states = planning.states(plan, store)
     missing = [run for run in plan.unique if should_start(states[run.run_id], retry)]
     for run in missing:
         store.run(run.run_id).cancel_file.unlink(missing_ok=True)
@@ -300,9 +300,9 @@ def _code_importable() -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-def snapshot(plan: Plan, store: Store) -> list[RunState]:
-    """Return the states of the plan's runs now, in the plan's order."""
-    return list(planning.states(plan, store, queued_runs(store)).values())
+def snapshot(plan: Plan, store: Store, max_age: float = 0.0) -> list[RunState]:
+    """Return the states of the plan's runs now, in the plan's order; Slurm is asked every ``max_age`` seconds."""
+    return list(planning.states(plan, store, max_age).values())
 
 
 def only_failed(plan: Plan, store: Store, classes: Sequence[str] = ()) -> Plan:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments import datasets, registry, scales
+from experiments import datasets, registry, scales, standing
 from experiments.identity import canonical, eval_id, plain, run_id
 from experiments.registry import Row, Suite
-from experiments.states import RunState, derive
+from experiments.states import RunState
 from experiments.store import Store, read_json, write_json
 from mpformer.config import Config
 from mpformer.errors import UserError, choices
@@ -132,9 +132,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
-def states(plan: Plan, store: Store, queued: frozenset[str] = frozenset()) -> dict[str, RunState]:
-    """Return the state of each of the plan's runs."""
-    return {run.run_id: derive(store.run(run.run_id), run.eval_id, queued) for run in plan.unique}
+def states(plan: Plan, store: Store, max_age: float = 0.0) -> dict[str, RunState]:
+    """Return the state of each of the plan's runs, what Slurm says included (:func:`experiments.standing.of`)."""
+    found = standing.of(store, [(run.run_id, run.eval_id) for run in plan.unique], max_age)
+    return {run_id: state for (run_id, _), state in found.states.items()}
 
 
 def estimates(plan: Plan, store: Store) -> dict[str, Estimate]:

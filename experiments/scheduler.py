@@ -108,6 +108,8 @@ class Placement:
     job: Job | None = None
     answered: bool = True
     """Whether Slurm would have told of the job if it had it."""
+    time: float = 0.0
+    """When Slurm said so."""
     seen: str = ""
     """What Slurm said before, when it does not answer now."""
 
@@ -271,22 +273,36 @@ def _tres(text: str, name: str) -> int:
 
 
 def placements(
-    store: Store, run_ids: Collection[str], patience: float = PATIENCE
+    store: Store, run_ids: Collection[str], max_age: float = 0.0
 ) -> tuple[dict[str, Placement], Answer | None]:
     """Ask Slurm where these runs are, and keep the answer in the store; None if they were never given to Slurm.
 
-    The journal is read before Slurm is asked: a job that is submitted meanwhile is in the answer, or in neither.
+    An answer to the same question that is less than ``max_age`` seconds old is used again: a live table looks more
+    often than a controller likes to be asked. The journal is read before Slurm is asked: a job that is submitted
+    meanwhile is in the answer, or in neither.
     """
     concerned = _concerned(store, run_ids)
     if not concerned:
         return {}, None
-    answer = ask(list({id(one): one for places in concerned.values() for one, _ in places}.values()), patience)
+    answer = _recent(list({id(one): one for places in concerned.values() for one, _ in places}.values()), max_age)
     before = read_json(store.root / SNAPSHOT)
     known = before.get("jobs", {}) if isinstance(before, dict) else {}
     jobs = {(job.name, job.id.partition("_")[2] or "0"): job for job in answer.jobs}
     found = {run_id: _placed(places, jobs, answer, known.get(run_id)) for run_id, places in concerned.items()}
     _keep(store, found, answer, known)
     return found, answer
+
+
+_ANSWERS: dict[frozenset[Submission], Answer] = {}
+
+
+def _recent(submissions: Sequence[Submission], max_age: float) -> Answer:
+    question = frozenset(submissions)
+    last = _ANSWERS.get(question)
+    if last is None or time.time() - last.time > max_age:
+        _ANSWERS.clear()
+        last = _ANSWERS[question] = ask(submissions)
+    return last
 
 
 def _concerned(store: Store, run_ids: Collection[str]) -> dict[str, list[tuple[Submission, int]]]:
@@ -320,7 +336,7 @@ def _placement(
     if job is not None and job.source == "sacct" and not job.over:
         # accounting lags, and may wait for ever for the end of a job that the controller has forgotten
         seen, job = {"state": job.state, "time": answer.time}, None
-    place = Placement(submission, index, job, answer.controller and not other)
+    place = Placement(submission, index, job, answer.controller and not other, answer.time)
     if job is None and not place.answered and seen.get("state"):
         at = time.strftime("%H:%M", time.localtime(seen.get("time", answer.time)))
         return replace(place, seen=f"{seen['state']} at {at}")
@@ -367,7 +383,8 @@ def remembered(store: Store) -> dict[str, Placement]:
     for run_id, line in kept.items():
         submission = batches.get((line.get("launch"), line.get("batch")))
         if submission is not None:
-            found[run_id] = Placement(submission, int(line["index"]), _job(line.get("job")))
+            job = _job(line.get("job"))
+            found[run_id] = Placement(submission, int(line["index"]), job, time=float(line["time"]))
     return found
 
 
@@ -382,9 +399,8 @@ def _job(content: Any) -> Job | None:
 
 def log_of(store_root: Path, place: Placement) -> Path | None:
     """Return what Slurm and submitit wrote of a job, None if it never began."""
-    folder = store_root / "launches" / place.submission.launch
-    found = sorted(folder.rglob(f"{place.element}_*log.out"))
-    return found[-1] if found else None
+    path = store_root / "launches" / place.submission.launch / "jobs" / f"{place.element}_0_log.out"
+    return path if path.exists() else None
 
 
 NOWHERE: Mapping[str, Placement] = MappingProxyType({})

@@ -27,6 +27,9 @@ COLOURS: Mapping[State, str] = {
     State.CANCELLED: "yellow",
 }
 
+SLURM_PERIOD = 10.0
+"""Seconds between two questions to Slurm while a live table is shown."""
+
 LINE_PERIOD = 15.0
 """Seconds between two lines about a running run where there is no terminal."""
 
@@ -63,7 +66,7 @@ def _until_over(
         working = launch is not None and launch.working()
         if launch is not None and not working:
             launch.close()
-        states = launching.snapshot(plan, store)
+        states = launching.snapshot(plan, store, SLURM_PERIOD)
         show(states)
         if not working and not any(state.active for state in states):
             return states

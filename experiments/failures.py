@@ -1,0 +1,79 @@
+"""Why an attempt failed, from what it and Slurm left in its logs: a class, and the lines that tell.
+
+The attempt's own word comes first: it names the exception it ended with. Logs are asked where it could not (killed,
+out of memory, a job that died before Python ran) or did not know (``error``).
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CLASSES = (
+    "oom", "timeout", "nan", "node", "disk", "import", "data", "config", "killed", "claim-lost", "error",
+)  # fmt: skip
+"""The failure classes, as ``retry --class`` takes them."""
+
+TAIL = 65536
+"""Bytes of a log that are looked at."""
+
+_SIGNS: tuple[tuple[str, str], ...] = (
+    ("oom", r"CUDA out of memory|OutOfMemoryError|\bMemoryError\b|std::bad_alloc|can't allocate memory"),
+    ("oom", r"oom[-_ ]kill|[Ee]xceeded (job |step )?memory limit|Out Of Memory|Cannot allocate memory"),
+    ("timeout", r"DUE TO TIME LIMIT|timed-out (too many times|and not checkpointable)"),
+    ("node", r"DUE TO NODE FAILURE|NODE_FAIL|Node failure|\bBoot fail|Unable to contact slurm(d| controller)"),
+    ("disk", r"No space left on device|Disk quota exceeded|Read-only file system|Stale file handle"),
+    ("nan", r"FloatingPointError|[Nn]on-?finite|loss (became|is) (nan|NaN|inf)"),
+    ("import", r"ModuleNotFoundError|ImportError|undefined symbol|error while loading shared libraries"),
+    ("import", r"command not found|No such file or directory.*python|Lmod has detected"),
+    ("data", r"FileNotFoundError|UnidentifiedImageError|Truncated File|checksum|is not prepared"),
+    ("config", r"UserError|ValidationError|unknown configuration key|invalid value for"),
+    ("killed", r"\bKilled\b|DUE TO PREEMPTION|\*\*\* (JOB|STEP) .* CANCELLED|exited with exit code|signal \d+"),
+)
+"""A class and what its lines look like, the most telling first: what is killed for its memory is 'Killed' too."""
+
+_PATTERNS = tuple((name, re.compile(pattern)) for name, pattern in _SIGNS)
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Failure|Interrupt|Exit)\b")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failure class, empty if the log does not tell, and at most three lines of the log, oldest first."""
+
+    kind: str
+    lines: tuple[str, ...]
+
+
+def tail(path: Path | None, size: int = TAIL) -> str:
+    """Return the end of a log, empty if there is none."""
+    if path is None:
+        return ""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - size))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def read(paths: Iterable[Path | None]) -> Failure:
+    """Return what the logs tell; of several, each is asked, and the most telling class counts."""
+    lines = [line.strip() for path in paths for line in tail(path).splitlines() if line.strip()]
+    return classify(lines)
+
+
+def classify(lines: Sequence[str]) -> Failure:
+    """Return the class that the lines speak for, and those that tell it; without one, the last exception and line."""
+    for name, pattern in _PATTERNS:
+        telling = [line for line in lines if pattern.search(line)]
+        if telling:
+            return Failure(name, _shown(telling[-2:], lines))
+    return Failure("", _shown([], lines))
+
+
+def _shown(telling: Sequence[str], lines: Sequence[str]) -> tuple[str, ...]:
+    """The telling lines and the last exception, each once, in the order of the log, cut to a readable length."""
+    exceptions = [line for line in lines if _EXCEPTION.match(line)][-1:]
+    chosen = list(dict.fromkeys([*telling, *exceptions])) or list(lines[-1:])
+    order = {line: number for number, line in enumerate(lines)}
+    return tuple(line[:300] for line in sorted(chosen, key=lambda line: order[line]))

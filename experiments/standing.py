@@ -1,0 +1,44 @@
+"""Where many runs stand: their files first, then, for those that are not done, this machine's workers and Slurm."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from experiments import scheduler
+from experiments.scheduler import NOWHERE, Answer
+from experiments.states import RunState, State, derive
+from experiments.store import Store
+from experiments.worker import queued_runs
+
+Key = tuple[str, str]
+"""Run id and evaluation id."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The states of runs, and what Slurm answered; None if none of the unfinished ones was ever given to it."""
+
+    states: dict[Key, RunState]
+    answer: Answer | None = None
+
+
+def of(store: Store, runs: Iterable[Key], max_age: float = 0.0) -> Standing:
+    """Return the state of each run at its evaluation setting.
+
+    Slurm is asked about runs alone that are not done and were given to it; an answer of the last ``max_age`` seconds is
+    used again.
+    """
+    queued = queued_runs(store)
+    found = {key: derive(store.run(key[0]), key[1], queued) for key in dict.fromkeys(runs)}
+    open_ = {key for key, state in found.items() if state.state not in (State.DONE, State.VOID)}
+    placements, answer = scheduler.placements(store, {run_id for run_id, _ in open_}, max_age)
+    for key in open_:
+        if key[0] in placements:
+            found[key] = derive(store.run(key[0]), key[1], queued, placements)
+    return Standing(found, answer)
+
+
+def remembered(store: Store, runs: Iterable[Key]) -> dict[Key, RunState]:
+    """Return the states with what Slurm said when it was last asked, from the store alone."""
+    queued = queued_runs(store)
+    placements = scheduler.remembered(store) or NOWHERE
+    return {key: derive(store.run(key[0]), key[1], queued, placements) for key in dict.fromkeys(runs)}
