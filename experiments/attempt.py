@@ -6,6 +6,7 @@ the final weights, ``result.json`` after everything else of an evaluation.
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -27,6 +28,7 @@ from experiments.store import RunDir, Store, append_json, read_json, valid_resul
 from mpformer.config import Config
 from mpformer.errors import RunFailure, UserError
 from mpformer.hooks import Interrupted, TrainHooks
+from mpformer.place import place
 
 Stage = Literal["all", "train", "evaluate"]
 
@@ -100,13 +102,16 @@ def run_attempt(
     """Execute what is missing of a run's ``stage``; returns how it ended and never raises for a run's failure.
 
     ``config`` is the run's, with other runtime or evaluation settings than ``run.json`` has; None: those of
-    ``run.json``. Returns ``skipped`` if another process holds the run or nothing is left to do. Raises UserError if
-    the run's record is damaged, or ``config`` is another run's.
+    ``run.json``. Returns ``skipped`` if another process holds the run or nothing is left to do. Of several processes
+    that train one run, the main one does all this; the others help it to train. Raises UserError if the run's record
+    is damaged, or ``config`` is another run's.
     """
     run = Store(root).run(run_id)
     config = _checked(run, config)
+    if not place().main:
+        return follow(run, config, stage, options, runner or Model())
     try:
-        claim = claims.acquire(run.path / "claims", job_id=provenance.job_id())
+        claim = claims.acquire(run.path / "claims", job=this_start())
     except OSError as error:
         return Outcome("failed", "disk", f"cannot claim the run: {error}")
     if claim is None:
@@ -118,6 +123,103 @@ def run_attempt(
         return _Attempt(run, config, claim, stage, options, runner or Model()).execute()
     finally:
         claim.release()
+
+
+def this_start() -> claims.JobStart:
+    """Return which start of which scheduler's job this process belongs to."""
+    return claims.JobStart(provenance.job_id(), provenance.restarts())
+
+
+def follow(run: RunDir, config: Config, stage: Stage, options: Options, runner: Runner) -> Outcome:
+    """Help the main process to train the run: in its attempt, without a claim, writing nothing but a log."""
+    if stage == "evaluate":
+        return Outcome("skipped", detail="the main process evaluates alone")
+    stop = _Noted()
+    with stop.signals():
+        number = _main_attempt(run, stop)
+        if number is None:
+            return Outcome("skipped", detail="nothing is left to train")
+        directory = run.attempt(number)
+        threads = {} if options.threads is None else {"runtime.threads": options.threads}
+        with _captured(directory / f"log.{place().rank}.txt", options.capture), _meeting(directory):
+            try:
+                hooks = TrainHooks(stop=stop.reason)
+                runner.train(config.replace(threads), run.path, options.data_root, hooks)
+            except Interrupted as stopped:
+                return Outcome("interrupted", "", str(stopped), number)
+            except BaseException as error:
+                traceback.print_exc()
+                return failure(error, number)
+    return Outcome("trained", attempt=number)
+
+
+def _main_attempt(run: RunDir, stop: "_Noted") -> int | None:
+    """Wait for the main process to begin; None if the run is trained already, or one is to stop."""
+    while run.trained() is None and stop.reason() is None:
+        number = own_attempt(run)
+        if number is not None:
+            return number
+        time.sleep(0.5)
+    return None
+
+
+def own_attempt(run: RunDir) -> int | None:
+    """Return the attempt that this start of this job's step has under way, None if there is none (yet)."""
+    number = max(run.attempts(), default=0)
+    stage = read_json(run.attempt(number) / "stage.json") or {}
+    mine = stage.get("execution") == provenance.execution() and stage.get("outcome") is None
+    return number if number and mine else None
+
+
+@contextlib.contextmanager
+def _meeting(directory: Path) -> Iterator[None]:
+    """Tell the trainer through which file the processes find each other; torchrun's variables go before."""
+    if place().size == 1 or os.environ.get("MASTER_ADDR"):
+        yield
+        return
+    os.environ["MPFORMER_MEETING"] = str(directory / "meeting.json")
+    try:
+        yield
+    finally:
+        del os.environ["MPFORMER_MEETING"]
+
+
+class _Noted:
+    """Signals that ask for a checkpoint and an end: SIGTERM, and SIGUSR2, by which Slurm warns of a requeue."""
+
+    def __init__(self) -> None:
+        self._seen: list[str] = []
+
+    def reason(self) -> str | None:
+        """The reason to stop; that one is going to be requeued says more than that one is interrupted."""
+        return max(self._seen, default=None)
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """Look out for them, in the main thread; Ctrl-C in the foreground is the trainer's to see to."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, _: object) -> None:
+            self._seen.append(f"{_SIGNALS[number]}: {signal.Signals(number).name}")
+
+        before = {number: signal.signal(number, note) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def progress_mark(run: RunDir) -> str:
+    """Return a text that changes whenever something of the run is completed: a checkpoint, the training, a result."""
+    files = [*run.path.glob("checkpoints/[!.]*"), run.path / "trained.json", *run.path.glob("evals/*/result.json")]
+    marks = []
+    for file in files:
+        with contextlib.suppress(OSError):
+            marks.append((file.stat().st_mtime_ns, file.name))
+    return "{} {}".format(*max(marks)) if marks else ""
 
 
 def _checked(run: RunDir, config: Config | None) -> Config:
@@ -142,8 +244,27 @@ def _bury_predecessors(run: RunDir, number: int) -> None:
         path = run.attempt(earlier) / "stage.json"
         stage = read_json(path)
         if earlier < number and isinstance(stage, dict) and stage.get("outcome") is None:
-            lost = {"outcome": "lost", "failure_class": "killed", "detail": "the process ended without a word"}
-            write_json(path, {**stage, **lost, "ended": time.time()})
+            write_json(path, {**stage, **_epitaph(run, earlier), "ended": time.time()})
+
+
+def _epitaph(run: RunDir, number: int) -> dict[str, str]:
+    """What is known of an attempt that ended without a word."""
+    last = last_event(run.attempt(number))
+    said = f" after {last['detail']}" if last.get("state") == "SIGNAL" else ""
+    owner = claims.owner(run.path / "claims", number)
+    where = f" on {owner.host}" if owner.host else ""
+    known = owner.dead()  # None: another machine, which ended as a whole or was taken away
+    kind = "node" if known is None and owner.host and not said else "killed"
+    return {"outcome": "lost", "failure_class": kind, "detail": f"the process ended{where} without a word{said}"}
+
+
+def last_event(attempt: Path) -> dict[str, Any]:
+    """Return the last line of an attempt's events, {} if there is none."""
+    try:
+        lines = (attempt / "events.jsonl").read_text().splitlines()
+        return dict(json.loads(lines[-1]))
+    except (OSError, ValueError, IndexError):
+        return {}
 
 
 class _Attempt:
@@ -154,7 +275,7 @@ class _Attempt:
     ) -> None:
         self.run, self.claim, self.stage, self.options, self.runner = run, claim, stage, options, runner
         self.directory = run.attempt(claim.number)
-        self.signals: list[str] = []
+        self.noted = _Noted()
         self.heartbeat = claims.Heartbeat(claim)
         threads = {} if options.threads is None else {"runtime.threads": options.threads}
         self.config = config.replace(threads)
@@ -167,7 +288,7 @@ class _Attempt:
         """Run the stages and record how it ended."""
         with _disk_becomes_outcome() as failed:
             self._begin()
-            with self.heartbeat, _captured(self.directory / "log.txt", self.options.capture), self._signals():
+            with self.heartbeat, _captured(self.directory / "log.txt", self.options.capture), self.noted.signals():
                 outcome = self._judged()
             self._end(outcome)
             return outcome
@@ -178,7 +299,8 @@ class _Attempt:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._reserve.write_bytes(os.urandom(RESERVE_BYTES))
         self._record = {"stage": self.stage, "started": time.time(), "ended": None, "outcome": None}
-        self._record["launch"] = self.options.launch
+        self._record |= {"launch": self.options.launch, "execution": provenance.execution()}
+        self._record["found"] = progress_mark(self.run)
         write_json(self.directory / "stage.json", self._record)
         origin = provenance.collect(self.config.runtime.threads)
         write_json(self.directory / "provenance.json", {**origin, "runtime": self.config.runtime.model_dump()})
@@ -229,7 +351,8 @@ class _Attempt:
         if self._weights() is not None:
             return
         hooks = TrainHooks(log=self._log_line, confirm=self._confirm, stop=self._stop, progress=self._progress)
-        trained = self.runner.train(self.config, self.run.path, self.options.data_root, hooks)
+        with _meeting(self.directory):
+            trained = self.runner.train(self.config, self.run.path, self.options.data_root, hooks)
         self._confirm()
         write_json(self.run.path / "trained.json", trained)
         self._event("TRAINED", f"{trained.get('iterations')} iterations")
@@ -291,8 +414,8 @@ class _Attempt:
         """The reason to stop, if there is one; the files are looked at twice a second at most."""
         if self.heartbeat.lost:
             self.claim.confirm()
-        if self.signals:
-            return max(self.signals)  # requeued before interrupted: preemption sends both
+        if self.noted.reason():
+            return self.noted.reason()
         now = time.monotonic()
         if now - self._stop_at < 0.5:
             return None
@@ -316,7 +439,7 @@ class _Attempt:
 
     def _evaluation_progress(self, values: Mapping[str, Any]) -> None:
         now = time.monotonic()
-        if self.signals or now - self._progress_at >= 1.0:
+        if self.noted.reason() or now - self._progress_at >= 1.0:
             reason = self._stop()
             if reason:
                 raise Interrupted(reason, self.config.schedule.max_iter)
@@ -327,24 +450,6 @@ class _Attempt:
     def _write_progress(self, values: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError, ValueError):  # a picture of progress is not worth a run
             write_json(self.directory / "progress.json", {**values, "time": time.time()})
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGUSR2 (Slurm's warning: the job is going to be requeued) ask for a checkpoint and an end; so
-        does Ctrl-C in the foreground (the trainer sees to that one)."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(number: int, _: object) -> None:
-            self.signals.append(f"{_SIGNALS[number]}: {signal.Signals(number).name}")
-
-        before = {number: signal.signal(number, note) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _warn_of_other_threads(self) -> None:
         now = self.config.runtime.threads

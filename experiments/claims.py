@@ -6,7 +6,8 @@ over notices, before each checkpoint's rename, that its number is no longer the 
 renamed or deleted, nothing is locked: this works on NFS.
 
 A claim is stale when its process is dead (same host) or its heartbeat, the file's modification time, is older than
-``HEARTBEAT_TIMEOUT`` by the file system's own clock (another host).
+``HEARTBEAT_TIMEOUT`` by the file system's own clock (another host). A job that Slurm has started again knows that its
+earlier start is over, unless that node has merely lost touch and works on: two missed heartbeats are enough there.
 """
 
 import contextlib
@@ -26,6 +27,9 @@ HEARTBEAT_TIMEOUT = 180.0
 """Seconds without a heartbeat after which another host's claim is taken over."""
 
 HEARTBEAT_PERIOD = 15.0
+
+RESTART_TIMEOUT = 2 * HEARTBEAT_PERIOD
+"""The same for a claim by an earlier start of this very job."""
 
 
 class ClaimLost(RunFailure):
@@ -80,25 +84,44 @@ class Claim:
         _create(self.directory / f"{self.number}.released", "")
 
 
-def acquire(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job_id: str = "") -> Claim | None:
+@dataclass(frozen=True)
+class JobStart:
+    """One start of a scheduler's job; the empty one is no job's."""
+
+    job_id: str = ""
+    restarts: int = 0
+
+    def follows(self, content: dict[str, Any]) -> bool:
+        """Whether a claim's content is by an earlier start of the same job."""
+        if not self.job_id or content.get("job_id") != self.job_id:
+            return False
+        return int(content.get("restarts", 0)) < self.restarts
+
+
+NO_JOB = JobStart()
+
+
+def acquire(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart = NO_JOB) -> Claim | None:
     """Claim the run whose claims are in ``directory``; None if another process holds it or was faster."""
     directory.mkdir(parents=True, exist_ok=True)
     number = _highest(directory)
-    if number and is_live(directory, number, timeout):
+    if number and is_live(directory, number, timeout, job):
         return None
     claim = Claim(directory, number + 1, uuid.uuid4().hex)
-    content = {**asdict(Owner()), "token": claim.token, "job_id": job_id, "time": time.time()}
+    content = {**asdict(Owner()), "token": claim.token, **asdict(job), "time": time.time()}
     return claim if _create(claim.path, json.dumps(content)) else None
 
 
-def holder(directory: Path, timeout: float = HEARTBEAT_TIMEOUT) -> int | None:
-    """Return the number of the live claim on a run, None if it is free; never writes."""
+def holder(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart = NO_JOB) -> int | None:
+    """Return the number of the live claim on a run, None if it is free (for ``job``); never writes."""
     number = _highest(directory)
-    return number if number and is_live(directory, number, timeout) else None
+    return number if number and is_live(directory, number, timeout, job) else None
 
 
-def is_live(directory: Path, number: int, timeout: float = HEARTBEAT_TIMEOUT) -> bool:
+def is_live(directory: Path, number: int, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart = NO_JOB) -> bool:
     """Whether claim ``number`` is held by a process that is alive, as far as can be known."""
+    if job.follows(_content(directory / str(number))):
+        timeout = min(timeout, RESTART_TIMEOUT)
     if (directory / f"{number}.released").exists():
         return False
     dead = owner(directory, number).dead()

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mpformer.place import place
+
 PACKAGES = (
     "mpformer", "torch", "torchvision", "detectron2", "numpy", "scipy", "pydantic", "submitit", "mlflow", "pycocotools",
     "hotcoco", "panopticapi", "panopticapi-lite", "cityscapesscripts", "torch-ms-deform-attn", "opencv-python-headless",
@@ -40,8 +42,9 @@ def collect(threads: int | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages(),
         "threads": threads,
-        "world_size": int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1),
+        "world_size": place().size,
         "job_id": job_id(),
+        **execution(),
         "environment": {key: value for key, value in os.environ.items() if key in _ENVIRONMENT},
     }
 
@@ -53,6 +56,25 @@ def job_id() -> str:
     """Return the scheduler's id of this job, empty if there is none."""
     names = ("SLURM_JOB_ID", "SUBMITIT_LOCAL_JOB_ID")
     return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
+def restarts() -> int:
+    """Return how often the scheduler has started this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def execution() -> dict[str, Any]:
+    """Return what tells this start of a Slurm job's step from every other, and the node; {} outside Slurm."""
+    if not os.environ.get("SLURM_JOB_ID"):
+        return {}
+    array = [os.environ.get(name, "") for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
+    return {
+        "job_id": job_id(),
+        "array_id": "_".join(array) if all(array) else "",
+        "step": os.environ.get("SLURM_STEP_ID", ""),
+        "restarts": restarts(),
+        "nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
+    }
 
 
 @functools.cache

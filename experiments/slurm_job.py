@@ -7,8 +7,12 @@ becomes of it:
   iteration it is in, the job requeues itself, and its next start goes on at the next iteration;
 - SIGTERM alone (``scancel``, an external ``scontrol requeue``, preemption on a site that does not send SIGUSR2): the
   child checkpoints, and the job waits for what Slurm has in mind, since only Slurm knows;
-- the child dies (SIGKILL, a crash): recorded, and the job requeues itself, until some attempts came to nothing;
+- the child dies (SIGKILL, a crash), or loses contact with the other tasks: recorded, and the job requeues itself,
+  until several attempts in a row came to nothing;
 - the attempt fails by itself: the job fails with the reason.
+
+The other tasks of a run on several GPUs or nodes execute :func:`experiments.attempt.follow` in a child each, say in
+the attempt's directory if it fails, and end with the main one.
 
 submitit's own handler is replaced while the attempt runs: it takes every signal of a job of ten minutes or less for a
 time-out, gives up after three, and fails the job if the controller is away at that moment.
@@ -17,22 +21,32 @@ time-out, gives up after three, and fails the job if the controller is away at t
 import contextlib
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments.attempt import Options, Outcome, Runner, Stage, complete
-from experiments.store import Store
-from experiments.worker import Child, Task, mark_killed
+from experiments import claims
+from experiments.attempt import Options, Outcome, Runner, Stage, complete, own_attempt, progress_mark, this_start
+from experiments.states import NOT_RETRIED
+from experiments.store import RunDir, Store, append_json, read_json, write_json
+from experiments.worker import Child, Task
 from mpformer.errors import RunFailure
+from mpformer.place import place
 
 MAX_TIMEOUTS = 1_000_000
 """For submitit's ``max_num_timeout``: how often a run may be requeued is judged here, by its progress."""
+
+MAX_DEATHS = 5
+"""Attempts in a row that may die without completing anything, not even a checkpoint, before the run has failed."""
+
+MAX_STOPS = 20
+"""The same for attempts that were asked to stop."""
 
 END_SECONDS = 900.0
 """Wait after SIGTERM for Slurm to end the job, longer than any ``KillWait``; then nobody meant it."""
@@ -40,7 +54,20 @@ END_SECONDS = 900.0
 REQUEUE_SECONDS = 600.0
 """Time in which the controller has to answer when the job wants to be requeued."""
 
+FOLLOW_SECONDS = 120.0
+"""Time that the tasks of a run give each other to end by themselves."""
+
 PACKAGES = ("analysis", "mpformer", "experiments", "reports")
+
+SETUP = ["trap 'mpformer_ended=1' TERM"]
+TEARDOWN = [
+    "mpformer_status=$?",
+    '[ "$mpformer_status" = 137 ] && [ -z "${mpformer_ended:-}" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]'
+    ' && sleep 5 && scontrol requeue "$SLURM_JOB_ID"',
+    'exit "$mpformer_status"',
+]
+"""Shell lines before and after submitit's ``srun``: the batch shell requeues a job whose watching process was killed
+outright, by nothing that ends the job as a whole."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +80,7 @@ class SlurmJob:
     options: Options
     stage: Stage = "all"
     retry: tuple[str, ...] = ()
+    """Failure classes of earlier launches to try again that would otherwise be left alone."""
     runner: Runner | None = None
     code: Path | None = None
     """The snapshot of the code that must be what runs; None: whatever is imported."""
@@ -63,8 +91,8 @@ class SlurmJob:
         Raises RunFailure, with its class and reason, unless the stage's result is there: the job then exits non-zero.
         """
         check_code(self.code)
-        with _signals() as received:
-            return _Main(self, received).run()
+        with _noted() as received:
+            return _Main(self, received).run() if place().main else _Other(self, received).run()
 
     def checkpoint(self) -> Any:
         """Return what submitit is to execute after a requeue that came before the attempt began: the same again."""
@@ -82,7 +110,7 @@ def check_code(code: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def _noted() -> Iterator[list[int]]:
     """Note SIGTERM and SIGUSR2 in the list instead of acting on them."""
     received: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGUSR2)
@@ -100,22 +128,22 @@ class _Main:
     def __init__(self, job: SlurmJob, received: list[int]) -> None:
         self.job, self.received = job, received
         self.run_dir = Store(job.root).run(job.task.run_id)
+        self.told: set[int] = set()
+        self.stillborn = 0
 
     def run(self) -> str:
         """Execute the attempt, then return, raise, or requeue and exit."""
-        if self._complete():
-            return "nothing was left to do"
-        self._refuse()
-        self._wait_for_claim()
-        outcome = self._attempt()
-        if self._complete():
-            return outcome.name
-        if outcome.name == "failed":
-            raise RunFailure(outcome.failure_class, outcome.detail)
-        if outcome.name == "cancelled":
-            raise RunFailure("killed", "cancelled by the user")
-        self._refuse()
-        self._requeue(outcome)
+        outcome = Outcome("skipped")
+        while not self._complete():
+            self._refuse()
+            outcome = self._attempt() if self._free() else outcome
+            if outcome.name == "skipped" and not self.received:
+                continue  # another process was faster
+            if outcome.name in ("failed", "cancelled"):
+                raise RunFailure(outcome.failure_class or "killed", outcome.detail)
+            if not self._complete():
+                self._again(outcome)
+        return outcome.name
 
     def _complete(self) -> bool:
         return complete(self.run_dir, self.job.stage, self.job.task.config)
@@ -124,35 +152,276 @@ class _Main:
         """Raise RunFailure if the run is not to be tried (again): cancelled, failed, or a crash loop."""
         if self.run_dir.cancel_file.exists():
             raise RunFailure("killed", "cancelled by the user")
+        stage = last_stage(self.run_dir)
+        kind = str(stage.get("failure_class") or "")
+        if stage.get("outcome") == "failed" and kind != "claim-lost":
+            ours = stage.get("launch") == self.job.options.launch
+            if ours or (kind in NOT_RETRIED and kind not in self.job.retry):
+                again = f"mpformer retry --failed --class {kind} tries again"
+                raise RunFailure(kind, f"{stage.get('detail')} (attempt {max(self.run_dir.attempts())}; {again})")
+        give_up(self.run_dir, self.job.options.launch)
 
-    def _wait_for_claim(self) -> None:
-        pass
+    def _free(self) -> bool:
+        """Wait until nobody holds the run; False if a signal came first.
+
+        Raises RunFailure if another job is at work on it; one that died elsewhere is told apart by its silence.
+        """
+        directory = self.run_dir.path / "claims"
+        first = None
+        while (number := claims.holder(directory, job=this_start())) is not None:
+            beat = (number, _modified(directory / str(number)))
+            first = first or beat
+            owner = read_json(directory / str(number)) or {}
+            if beat != first and owner.get("job_id") != this_start().job_id:
+                who = f"job {owner.get('job_id') or '?'} on {owner.get('host', '?')}"
+                raise RunFailure("claimed", f"{who} is at work on this run")
+            if self.received:
+                return False
+            time.sleep(1)
+        return True
 
     def _attempt(self) -> Outcome:
+        """Run the attempt in a child and return how it ended; deaths are recorded."""
+        kills = oom_kills()
         child = Child(self.job, self.job.task)
+        since = None
         while child.alive(1.0):
-            for number in set(self.received):
-                child.send(number)  # again and again: it may not have been listening yet
-        outcome = child.outcome()
-        if outcome is None:
-            name = signal.Signals(child.killed_by).name if child.killed_by else f"exit code {child.process.exitcode}"
-            mark_killed(self.run_dir, f"killed by {name}")
-            return Outcome("lost", "killed", f"killed by {name}")
+            self._pass_on(child)
+            since = since or (time.monotonic() if self._failed_peer() else None)
+            if since is not None and time.monotonic() - since > 10:
+                child.send(signal.SIGKILL)  # it waits for one that will never come
+        outcome = child.outcome() or self._death(child, oom_kills() > kills)
+        return self._with_peers(outcome)
+
+    def _pass_on(self, child: Child) -> None:
+        """Hand signals to the child, again and again: it may not have been listening yet."""
+        for number in sorted(set(self.received)):
+            child.send(number)
+            attempt = own_attempt(self.run_dir)
+            if number not in self.told and attempt is not None:
+                self.told.add(number)
+                self._event(attempt, "SIGNAL", f"{signal.Signals(number).name}, {time_left() or 'unknown time'} left")
+
+    def _death(self, child: Child, oom: bool) -> Outcome:
+        code = child.process.exitcode or 0
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        kind, name = ("oom", "failed") if oom else ("killed", "lost")
+        outcome = Outcome(name, kind, "out of memory: the kernel killed it at the job's limit" if oom else how)
+        attempt = own_attempt(self.run_dir)
+        if attempt is None:  # before it had begun: no file can count such deaths, so they are counted here
+            self.stillborn += 1
+            return Outcome("skipped") if self.stillborn < MAX_DEATHS else replace(outcome, name="failed")
+        outcome = replace(outcome, attempt=attempt)
+        record(self.run_dir, outcome)
         return outcome
 
-    def _requeue(self, outcome: Outcome) -> NoReturn:
-        requeue()
-        time.sleep(60)
+    def _peers(self) -> list[dict[str, Any]]:
+        """What other tasks said of their failures in the attempt that is under way or has just ended."""
+        number = max(self.run_dir.attempts(), default=0)
+        found = [read_json(path) for path in sorted((self.run_dir.attempt(number) / "ranks").glob("*.json"))]
+        return [entry for entry in found if isinstance(entry, dict)]
+
+    def _failed_peer(self) -> bool:
+        return place().size > 1 and bool(self._peers())
+
+    def _with_peers(self, outcome: Outcome) -> Outcome:
+        """Say the cause of a failure that began in another task."""
+        if place().size == 1 or outcome.name not in ("failed", "lost") or self._complete():
+            return outcome
+        end = time.monotonic() + 10
+        while outcome.failure_class == "node" and not self._peers() and time.monotonic() < end:
+            time.sleep(0.5)
+        causes = [entry for entry in self._peers() if entry.get("failure_class") != "node"]
+        if causes and (outcome.failure_class == "node" or outcome.name == "lost"):
+            first = causes[0]
+            kind = str(first.get("failure_class"))
+            name = "lost" if kind == "killed" else "failed"
+            outcome = Outcome(name, kind, f"rank {first.get('rank')}: {first.get('detail')}", outcome.attempt)
+        elif outcome.failure_class == "node":
+            outcome = replace(outcome, name="lost")
+        record(self.run_dir, outcome)
+        return outcome
+
+    def _again(self, outcome: Outcome) -> NoReturn:
+        """Requeue the job, unless Slurm has something else in mind, or too much of this came to nothing."""
+        if signal.SIGUSR2 not in self.received and signal.SIGTERM in self.received:
+            self._wait_for_the_end()
+        give_up(self.run_dir, self.job.options.launch)
+        time.sleep(1)  # what killed the child may be about to kill this process too
+        try:
+            requeue()
+        except RunFailure as refused:
+            if outcome.attempt:
+                record(self.run_dir, replace(outcome, name="timeout", detail=f"{outcome.detail}; {refused}"))
+            raise
+        if outcome.attempt and outcome.name != "lost":
+            record(self.run_dir, replace(outcome, name="requeued"))
+            self._event(outcome.attempt, "REQUEUED", outcome.detail)
+        time.sleep(FOLLOW_SECONDS)  # Slurm ends the job's processes
+        sys.exit(1)
+
+    def _wait_for_the_end(self) -> None:
+        end = time.monotonic() + END_SECONDS
+        while signal.SIGUSR2 not in self.received and time.monotonic() < end:
+            time.sleep(1)
+
+    def _event(self, attempt: int, state: str, detail: str) -> None:
+        line = {"time": time.time(), "state": state, "detail": detail}
+        with contextlib.suppress(OSError):
+            append_json(self.run_dir.attempt(attempt) / "events.jsonl", line)
+
+
+class _Other:
+    """A task that helps the main one to train."""
+
+    def __init__(self, job: SlurmJob, received: list[int]) -> None:
+        self.job, self.received = job, received
+        self.run_dir = Store(job.root).run(job.task.run_id)
+
+    def run(self) -> str:
+        """Follow the main task until its attempt is over; SystemExit(1) unless the stage's result is there."""
+        if self._complete():
+            return "nothing was left to do"
+        child = Child(self.job, self.job.task)
+        attempt = None
+        while not self._over(attempt):
+            attempt = attempt or own_attempt(self.run_dir)
+            if child.alive(1.0):
+                for number in sorted(set(self.received)):
+                    child.send(number)
+            elif attempt is not None:
+                self._report(child, attempt)
+                time.sleep(1)
+        if child.alive(10.0):
+            child.send(signal.SIGKILL)
+        if not self._complete():
+            self._leave()
+        return "followed"
+
+    def _complete(self) -> bool:
+        return complete(self.run_dir, self.job.stage, self.job.task.config)
+
+    def _over(self, attempt: int | None) -> bool:
+        if self._complete():
+            return True
+        if attempt is None:
+            return False
+        stage = read_json(self.run_dir.attempt(attempt) / "stage.json") or {}
+        return stage.get("outcome") is not None
+
+    def _report(self, child: Child, attempt: int) -> None:
+        """Tell the main task that this one's process failed, so that it need not wait for it."""
+        path = self.run_dir.attempt(attempt) / "ranks" / f"{place().rank}.json"
+        outcome = child.outcome()
+        if path.exists() or (outcome is not None and outcome.name != "failed"):
+            return
+        if outcome is None and child.killed_by:
+            outcome = Outcome("lost", "killed", f"killed by {signal.Signals(child.killed_by).name}")
+        if outcome is not None:
+            about = {"rank": place().rank, "failure_class": outcome.failure_class, "detail": outcome.detail}
+            write_json(path, {**about, "time": time.time()})
+
+    def _leave(self) -> NoReturn:
+        """Give Slurm time to end the job if it is being requeued: leaving first would look like a failure."""
+        if last_stage(self.run_dir).get("outcome") != "failed":
+            time.sleep(FOLLOW_SECONDS)
         sys.exit(1)
 
 
+def last_stage(run: RunDir) -> Mapping[str, Any]:
+    """Return the record of a run's last attempt, {} if there is none."""
+    content = read_json(run.attempt(max(run.attempts(), default=0)) / "stage.json")
+    return content if isinstance(content, dict) else {}
+
+
+def record(run: RunDir, outcome: Outcome) -> None:
+    """Write how an attempt really ended, where this process knows more than the attempt itself."""
+    path = run.attempt(outcome.attempt) / "stage.json"
+    stage = read_json(path)
+    if outcome.attempt and isinstance(stage, dict):
+        ended = {"outcome": outcome.name, "failure_class": outcome.failure_class, "detail": outcome.detail}
+        with contextlib.suppress(OSError):
+            write_json(path, {**stage, **ended, "ended": stage.get("ended") or time.time()})
+
+
+def give_up(run: RunDir, launch: str) -> None:
+    """Record a crash loop as the run's failure and raise it: too many attempts of this launch in a row came to nothing.
+
+    Something came of an attempt if a checkpoint, the trained weights or a result was completed in it.
+    """
+    mark = progress_mark(run)
+    vain: list[Mapping[str, Any]] = []
+    for number in reversed(run.attempts()):
+        stage = read_json(run.attempt(number) / "stage.json") or {}
+        if stage.get("launch") != launch or stage.get("found") != mark:
+            break
+        vain.append(stage)
+    deaths = sum(stage.get("outcome") in (None, "lost") for stage in vain)
+    if deaths < MAX_DEATHS and len(vain) < MAX_STOPS:
+        return
+    kind = str(vain[0].get("failure_class") or "killed")
+    detail = f"{len(vain)} attempts in a row completed nothing, the last: {vain[0].get('detail') or 'no word'}"
+    record(run, Outcome("failed", kind, detail, max(run.attempts())))
+    raise RunFailure(kind, detail)
+
+
 def requeue() -> None:
-    """Ask Slurm to queue this job again; tries for a while, since the controller may be away."""
+    """Ask Slurm to queue this job again; tries for a while, since the controller may be away.
+
+    Raises RunFailure("killed") with Slurm's answer if it does not let itself be asked.
+    """
     end = time.monotonic() + REQUEUE_SECONDS
     while True:
-        done = subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], capture_output=True, text=True)
-        if done.returncode == 0:
+        answer = _ask("scontrol", "requeue", os.environ.get("SLURM_JOB_ID", ""))
+        if answer is None or answer.returncode:
+            reason = "no answer" if answer is None else " ".join(answer.stderr.split())
+            if time.monotonic() > end or "disabled" in reason:
+                raise RunFailure("killed", f"the job could not be requeued: {reason}; launch again to continue")
+            time.sleep(5)
+        else:
             return
-        if time.monotonic() > end:
-            raise RunFailure("killed", f"the job could not be requeued: {done.stderr.strip()}")
-        time.sleep(5)
+
+
+def time_left() -> str:
+    """Return the time to the job's limit as Slurm writes it, empty if it cannot be asked."""
+    answer = _ask("squeue", "-h", "-j", os.environ.get("SLURM_JOB_ID", ""), "-o", "%L")
+    return answer.stdout.strip() if answer is not None and not answer.returncode else ""
+
+
+def _ask(*command: str) -> "subprocess.CompletedProcess[str] | None":
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def oom_kills(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return how many processes the kernel has killed for memory in this process's control group and those above.
+
+    0 where there are none. The root group's count is the machine's, and is left out.
+    """
+    with contextlib.suppress(OSError):
+        for line in own.read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0":
+                return _kills(root, path, "memory.events")
+            if "memory" in controllers.split(","):
+                return _kills(root / "memory", path, "memory.oom_control")
+    return 0
+
+
+def _kills(top: Path, path: str, file: str) -> int:
+    count = 0
+    group = Path(path.strip("/"))
+    for level in [group, *group.parents][:-1]:
+        with contextlib.suppress(OSError):
+            found = re.search(r"^oom_kill (\d+)$", (top / level / file).read_text(), re.MULTILINE)
+            count = max(count, int(found[1]) if found else 0)
+    return count
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,55 +1,103 @@
-"""One process or several: rank and size from the environment (torchrun's variables, or Slurm's).
+"""Several processes train one run: how they meet, and what they say to each other.
 
 Nothing here is needed by a single process; every function then does nothing and returns its input.
 """
 
+import json
 import os
-import re
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from mpformer.errors import RunFailure, UserError
+from mpformer.place import Place, place
 
-@dataclass(frozen=True)
-class Place:
-    """This process among those that train one run together."""
+__all__ = ["MEETING", "Place", "agree", "barrier", "place", "process_group", "total"]
 
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
+MEETING = "MPFORMER_MEETING"
+"""Variable with the file through which processes find each other: rank 0 writes its address and port there."""
 
-    @property
-    def main(self) -> bool:
-        """True in the one process that writes files."""
-        return self.rank == 0
-
-
-def place() -> Place:
-    """Read rank, size and local rank from ``RANK``/``WORLD_SIZE``/``LOCAL_RANK`` or Slurm's step variables."""
-    size = _number("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", default=1)
-    if size == 1:
-        return Place()
-    return Place(_number("RANK", "SLURM_PROCID"), size, _number("LOCAL_RANK", "SLURM_LOCALID"))
+_PATIENCE = timedelta(minutes=10)
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Place]:
-    """Join the process group for the body (nccl on CUDA, gloo else); one process joins nothing."""
+    """Join the process group for the body (nccl on CUDA, gloo else); one process joins nothing.
+
+    Processes meet through the file that the variable ``MPFORMER_MEETING`` names, or by ``MASTER_ADDR`` and
+    ``MASTER_PORT`` as under torchrun. Raises UserError if neither is set, RunFailure("node") if the others do not come.
+    """
     here = place()
     ours = here.size > 1 and not dist.is_initialized()
     if ours:
-        os.environ.setdefault("MASTER_ADDR", _first_host(os.environ.get("SLURM_STEP_NODELIST", "")))
-        os.environ.setdefault("MASTER_PORT", str(20000 + _number("SLURM_JOB_ID", default=9500) % 20000))
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=here.rank, world_size=here.size)
+        with contact_lost():
+            dist.init_process_group(backend, store=_store(here), rank=here.rank, world_size=here.size)
     try:
-        yield here
+        with contact_lost():
+            yield here
     finally:
         if ours:
             dist.destroy_process_group()
+
+
+@contextmanager
+def contact_lost() -> Iterator[None]:
+    """Turn the errors of a broken connection to another process into ``RunFailure("node")``."""
+    try:
+        yield
+    except dist.DistError as error:
+        raise RunFailure("node", _lost(error)) from error
+    except RuntimeError as error:
+        if "gloo" not in str(error):  # gloo has no exception of its own
+            raise
+        raise RunFailure("node", _lost(error)) from error
+
+
+def _lost(error: BaseException) -> str:
+    return f"lost contact with another process of the run: {' '.join(str(error).split())[:200]}"
+
+
+def _store(here: Place) -> Any:
+    """Where the processes meet; None: by torch's own variables."""
+    meeting = os.environ.get(MEETING)
+    if meeting:
+        return _open(Path(meeting), here) if here.main else _join(Path(meeting), here)
+    if not os.environ.get("MASTER_ADDR"):
+        raise UserError(
+            f"{here.size} processes are to train one run but do not know where to meet: set MASTER_ADDR and"
+            " MASTER_PORT (torchrun does), or launch with a profile of tasks_per_node"
+        )
+    return None
+
+
+def _open(meeting: Path, here: Place) -> Any:
+    """Listen on a port that the system picks, so that no two jobs of a node can collide, and say which."""
+    host = socket.gethostname()
+    # listening comes before the file says so, and waiting for the others after it
+    store = TCPStore(host, 0, here.size, True, _PATIENCE, wait_for_workers=False)
+    temporary = meeting.with_name(f".{meeting.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({"host": host, "port": store.port, "size": here.size}) + "\n")
+    temporary.replace(meeting)
+    return store
+
+
+def _join(meeting: Path, here: Place) -> Any:
+    end = time.monotonic() + _PATIENCE.total_seconds()
+    while not meeting.exists():
+        if time.monotonic() > end:
+            raise RunFailure("node", f"rank {here.rank} waited {_PATIENCE} for rank 0 to say where to meet")
+        time.sleep(0.2)
+    where = json.loads(meeting.read_text())
+    return TCPStore(where["host"], where["port"], here.size, False, _PATIENCE)
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
@@ -73,13 +121,3 @@ def agree(reason: str | None) -> str | None:
     reasons: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(reasons, reason)
     return next((r for r in reasons if r), None)
-
-
-def _first_host(nodes: str) -> str:
-    """The first name of Slurm's compressed list: ``gpu[03-05,9],cpu1`` → ``gpu03``; this machine if it is empty."""
-    match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
-    return f"{match[1]}{match[2] or ''}" if match else "127.0.0.1"
-
-
-def _number(*names: str, default: int = 0) -> int:
-    return next((int(os.environ[name]) for name in names if os.environ.get(name)), default)

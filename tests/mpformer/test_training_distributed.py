@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mpformer import distributed
-from mpformer.distributed import Place, _first_host, place
+from mpformer.distributed import Place, place
 
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
@@ -38,14 +38,6 @@ def test_torchrun_and_slurm_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_allocation_without_a_step_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "8")  # salloc: the shell is not one of eight tasks
     assert place() == Place()
-
-
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [("gpu[03-05,9],cpu1", "gpu03"), ("node7", "node7"), ("a,b", "a"), ("n[1,5]", "n1"), ("", "127.0.0.1")],
-)
-def test_first_host_of_slurms_list(nodes: str, first: str) -> None:
-    assert _first_host(nodes) == first
 
 
 PROGRAM = """
