@@ -76,12 +76,12 @@ class Claim:
     def confirm(self) -> None:
         """Raise ClaimLost unless this claim is still the owner, by its number and its token."""
         content = _content(self.path)
-        if _highest(self.directory) != self.number or content.get("token") != self.token:
+        if highest(self.directory) != self.number or content.get("token") != self.token:
             raise ClaimLost(f"attempt {self.number} of {self.directory.parent.name} was taken over by another process")
 
     def release(self) -> None:
         """Give the run free; the claim's file stays, as history."""
-        _create(self.directory / f"{self.number}.released", "")
+        create(self.directory / f"{self.number}.released", "")
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,17 @@ NO_JOB = JobStart()
 def acquire(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart = NO_JOB) -> Claim | None:
     """Claim the run whose claims are in ``directory``; None if another process holds it or was faster."""
     directory.mkdir(parents=True, exist_ok=True)
-    number = _highest(directory)
+    number = highest(directory)
     if number and is_live(directory, number, timeout, job):
         return None
     claim = Claim(directory, number + 1, uuid.uuid4().hex)
     content = {**asdict(Owner()), "token": claim.token, **asdict(job), "time": time.time()}
-    return claim if _create(claim.path, json.dumps(content)) else None
+    return claim if create(claim.path, json.dumps(content)) else None
 
 
 def holder(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart = NO_JOB) -> int | None:
     """Return the number of the live claim on a run, None if it is free (for ``job``); never writes."""
-    number = _highest(directory)
+    number = highest(directory)
     return number if number and is_live(directory, number, timeout, job) else None
 
 
@@ -163,7 +163,7 @@ class Heartbeat:
         while not self._end.wait(self._period):
             with contextlib.suppress(OSError):  # a file server that is away for a moment
                 self._claim.beat()
-                self.lost = self.lost or _highest(self._claim.directory) != self._claim.number
+                self.lost = self.lost or highest(self._claim.directory) != self._claim.number
 
 
 def machine() -> str:
@@ -208,7 +208,8 @@ def _exists(pid: int) -> str:
     return "alive"
 
 
-def _highest(directory: Path) -> int:
+def highest(directory: Path) -> int:
+    """Return the highest number among a directory's files, 0 if there is none."""
     try:
         return max((int(name) for name in os.listdir(directory) if name.isdigit()), default=0)
     except FileNotFoundError:
@@ -223,7 +224,7 @@ def _content(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _create(path: Path, text: str) -> bool:
+def create(path: Path, text: str) -> bool:
     """Create a file that must not exist, in one open and one write; False if it exists."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)

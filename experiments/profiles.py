@@ -16,6 +16,16 @@ from mpformer.errors import UserError, choices
 
 FOLDER = Path(__file__).resolve().parent.parent / "slurm" / "profiles"
 
+Part = Literal["evaluate", "report", "smoke"]
+PARTS: tuple[Part, ...] = ("evaluate", "report", "smoke")
+"""Kinds of jobs for which a profile may give other resources."""
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Variables that say how many threads a process may use: as many as a task has processors, unless the profile says."""
+
+SHORT_MINUTES = 30
+"""Time limit of reports and smoke jobs, unless the profile's is shorter or its section says otherwise."""
+
 _WORD = re.compile(r"[A-Za-z0-9_.,:@+*&|()\[\]=-]+")
 _MEMORY = re.compile(r"[1-9]\d*[KMGT]B?")
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?:(?P<hours>\d+):)?(?P<minutes>\d+)(?::(?P<seconds>\d\d))?")
@@ -96,6 +106,15 @@ class SlurmProfile(Section):
     srun: tuple[Line, ...] = Field((), description="further arguments of srun")
     sbatch: dict[Word, Line | int | bool] = Field(default_factory=dict, description="further options of sbatch")
     comment: Line | None = None
+    python: Line | None = Field(None, description="interpreter of the jobs, such as a container's; empty: this one")
+    max_array: int | None = Field(None, ge=1, description="most elements of an array; empty: the site is asked")
+    max_submit: int | None = Field(None, ge=1, description="most jobs in the queue; empty: the site is asked")
+    stage_to: Line | None = Field(
+        None, description="directory of a node's own disk to copy the dataset to; $VARIABLES are read on the node"
+    )
+    evaluate: dict[str, Any] | None = Field(None, description="keys that differ for evaluation: jobs of its own")
+    report: dict[str, Any] | bool = Field(True, description="keys that differ for the report; false: no report job")
+    smoke: dict[str, Any] | None = Field(None, description="keys that differ for the short jobs of --smoke")
 
     @field_validator("time")
     @classmethod
@@ -112,7 +131,8 @@ class SlurmProfile(Section):
     @property
     def setup_lines(self) -> list[str]:
         """Shell lines before the job: the environment's variables, the modules, the site's own lines."""
-        exports = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        threads = {name: str(self.cpus) for name in THREADS}
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in {**threads, **self.environment}.items()]
         return [*exports, *(f"module load {shlex.quote(name)}" for name in self.modules), *self.setup]
 
     @property
@@ -120,10 +140,31 @@ class SlurmProfile(Section):
         """Arguments of srun; submitit quotes them."""
         image = [f"--container-image={self.container}"] if self.container else []
         mounts = [f"--container-mounts={self.container_mounts}"] if self.container_mounts else []
-        return [*image, *mounts, *self.srun]
+        # srun does not take over sbatch's --cpus-per-task since Slurm 22.05: each task would have one processor
+        return [f"--cpus-per-task={self.cpus}", *image, *mounts, *self.srun]
+
+    def part(self, name: Part) -> "SlurmProfile":
+        """Return the profile of evaluation, report or smoke jobs: this one but for what its section changes.
+
+        A report needs one processor and no GPU, a smoke job no more than half an hour, unless the section says so.
+        """
+        section = getattr(self, name)
+        changes = {**self._usual(name), **(section if isinstance(section, dict) else {})}
+        own = self.model_dump(exclude={"evaluate", "report", "smoke"}, exclude_unset=True)
+        return SlurmProfile.model_validate({**own, **changes})
+
+    def _usual(self, name: Part) -> dict[str, Any]:
+        short = {"time": min(self.minutes, SHORT_MINUTES)}
+        one = {"gpus": 0, "nodes": 1, "tasks_per_node": 1, "cpus": 1, "memory": self.memory and "4GB"}
+        usual: dict[Part, dict[str, Any]] = {"evaluate": {}, "smoke": short, "report": short | one}
+        return usual[name]
 
     def submitit(self) -> dict[str, Any]:
         """Return the keyword arguments of ``submitit.SlurmExecutor.update_parameters``."""
+        if "no-requeue" not in self.sbatch:  # a site may have JobRequeue=0; preempted and interrupted runs come back
+            sbatch: dict[str, Any] = {"requeue": True, **self.sbatch}
+        else:
+            sbatch = dict(self.sbatch)
         options = {
             "partition": self.partition,
             "account": self.account,
@@ -135,11 +176,12 @@ class SlurmProfile(Section):
             "gpus_per_node": self.gpus or None,
             "setup": self.setup_lines or None,
             "srun_args": self.srun_arguments or None,
-            "additional_parameters": dict(self.sbatch) or None,
+            "additional_parameters": sbatch,
         }
         asked = {name: value for name, value in options.items() if value is not None}
-        always = {"time": self.minutes, "nodes": self.nodes, "ntasks_per_node": self.tasks_per_node}
+        always: dict[str, Any] = {"time": self.minutes, "nodes": self.nodes, "ntasks_per_node": self.tasks_per_node}
         always |= {"cpus_per_task": self.cpus, "array_parallelism": self.parallelism}
+        always |= {"wckey": None}  # submitit's own is refused where keys are enforced; `sbatch: {wckey: …}` gives one
         return {**asked, **always, "signal_delay_s": self.signal_delay, "stderr_to_stdout": True}
 
 
@@ -189,9 +231,25 @@ def parse(content: Any, where: str) -> LocalProfile | SlurmProfile:
         raise UserError(f"{where} must hold keys and values, executor among them (local or slurm)")
     adapter: TypeAdapter[LocalProfile | SlurmProfile] = TypeAdapter(Profile)
     try:
-        return adapter.validate_python(content)
+        profile = adapter.validate_python(content)
     except ValidationError as error:
         raise UserError(f"{where}: {_first_line(error, content)}") from None
+    for part in PARTS if isinstance(profile, SlurmProfile) else ():
+        _check_part(content, part, where)
+    return profile
+
+
+def _check_part(content: dict[str, Any], part: Part, where: str) -> None:
+    """Check the section of one kind of jobs as the profile that it makes; it has no sections itself."""
+    section = content.get(part)
+    if not isinstance(section, dict):
+        return
+    nested = next((key for key in section if key in (*PARTS, "executor")), None)
+    if nested is not None:
+        known = (name for name in SlurmProfile.model_fields if name not in (*PARTS, "executor"))
+        raise UserError(f"{where}: {part}: {choices('key', nested, known)}")
+    own = {key: value for key, value in content.items() if key not in PARTS}
+    parse({**own, **section}, f"{where}: {part}")
 
 
 def _first_line(error: ValidationError, content: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.metadata
+import json
 import os
 import platform
 import socket
@@ -89,8 +90,13 @@ def packages() -> dict[str, str]:
 
 @functools.cache
 def git() -> dict[str, Any]:
-    """Return commit and uncommitted difference of the code that runs; empty values outside a git checkout."""
+    """Return commit and uncommitted difference of the code that runs; empty values outside a git checkout.
+
+    In a snapshot (:mod:`experiments.snapshot`) they are those of the checkout that it was taken from.
+    """
     root = Path(__file__).resolve().parent.parent
+    if (root / "snapshot.json").is_file():
+        return dict(json.loads((root / "snapshot.json").read_text()))
     sha = _git(root, "rev-parse", "HEAD")
     difference = _git(root, "diff", "HEAD", "--no-color", "--", *_CODE) if sha else ""
     untracked = _git(root, "ls-files", "--others", "--exclude-standard", "--", *_CODE).split() if sha else []

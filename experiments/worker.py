@@ -261,6 +261,8 @@ def _open(directory: Path, content: dict[str, Any]) -> bool:
 
 
 def _starting(directory: Path, content: dict[str, Any]) -> bool:
-    """A launch just written none of whose workers has registered yet."""
+    """A launch just written none of whose workers has registered yet; of jobs in Slurm, Slurm tells."""
+    if content.get("executor") == "slurm":
+        return False
     registered = next((directory / "workers").glob("*.json"), None)
     return registered is None and time.time() - content.get("created", 0) < START_SECONDS

@@ -97,8 +97,52 @@ def test_the_script_that_submitit_makes(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert f"#SBATCH --{option}" in lines
     assert lines.index("export WHERE=here") < lines.index("module load cuda/13.0") < lines.index("ulimit -n 4096")
+    assert "export OMP_NUM_THREADS=6" in lines
+    assert "--cpus-per-task=6" in lines[lines.index("export SUBMITIT_EXECUTOR=slurm") + 1]
     assert "--container-image=/images/a.sqsh" in lines[lines.index("export SUBMITIT_EXECUTOR=slurm") + 1]
     assert not any(line.startswith("#SBATCH --error") for line in lines)
+    assert not any("wckey" in line for line in lines), "submitit's own key is refused where keys are enforced"
+
+
+def test_preempted_jobs_come_back_unless_the_profile_says_no(tmp_path: Path) -> None:
+    assert "#SBATCH --requeue" in script(parse(SMALL, "here"), tmp_path).splitlines()
+    lines = script(parse({**SMALL, "sbatch": {"no-requeue": True}}, "here"), tmp_path).splitlines()
+    assert "#SBATCH --requeue" not in lines
+
+
+def test_other_kinds_of_jobs_have_the_profiles_resources_but_for_their_section() -> None:
+    asked = {
+        "partition": "gpu",
+        "gpus": 8,
+        "tasks_per_node": 8,
+        "nodes": 2,
+        "cpus": 6,
+        "memory": "100GB",
+        "time": "2-0",
+    }
+    sections = {"evaluate": {"gpus": 1, "tasks_per_node": 1, "nodes": 1}, "report": {"partition": "cpu", "cpus": 4}}
+    profile = parse({**SMALL, **asked, **sections}, "here")
+    assert isinstance(profile, SlurmProfile)
+    evaluate, report, smoke = (profile.part(name) for name in profiles.PARTS)
+    assert (evaluate.gpus, evaluate.cpus, evaluate.minutes, evaluate.memory) == (1, 6, 2880, "100GB")
+    assert (report.partition, report.gpus, report.cpus, report.minutes, report.memory) == ("cpu", 0, 4, 30, "4GB")
+    assert (smoke.partition, smoke.gpus, smoke.nodes, smoke.minutes) == ("gpu", 8, 2, 30)
+    assert smoke.evaluate is None
+
+
+@pytest.mark.parametrize(
+    ("section", "line"),
+    [
+        ({"evaluate": {"gpu": 1}}, "here: evaluate: unknown key 'gpu'; valid: "),
+        ({"smoke": {"time": 0}}, "here: smoke: time: must be minutes"),
+        ({"report": {"smoke": {}}}, "here: report: unknown key 'smoke'; valid: "),
+        ({"evaluate": 3}, "here: evaluate: "),
+    ],
+)
+def test_mistakes_in_sections_are_one_line(section: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=f"^{line}") as caught:
+        parse({**SMALL, **section}, "here")
+    assert "\n" not in str(caught.value)
 
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40))
@@ -106,7 +150,7 @@ def test_no_value_of_the_environment_reaches_the_shell(value: str) -> None:
     """Spaces, quotes, newlines, `;`, `$()` and unicode arrive as they are."""
     profile = parse({**SMALL, "environment": {"VALUE": value}}, "here")
     assert isinstance(profile, SlurmProfile)
-    (line,) = profile.setup_lines
+    line = profile.setup_lines[-1]
     assert shlex.split(line) == ["export", f"VALUE={value}"]
 
 
@@ -115,6 +159,6 @@ def test_a_nasty_value_in_a_real_shell() -> None:
     profile = parse({**SMALL, "environment": {"VALUE": value}}, "here")
     assert isinstance(profile, SlurmProfile)
     done = subprocess.run(
-        ["bash", "-c", profile.setup_lines[0] + '\nprintf %s "$VALUE"'], capture_output=True, text=True
+        ["bash", "-c", profile.setup_lines[-1] + '\nprintf %s "$VALUE"'], capture_output=True, text=True
     )
     assert (done.stdout, done.stderr) == (value, "")
