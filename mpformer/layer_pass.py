@@ -67,11 +67,11 @@ class ImageOutput:
 
     @cached_property
     def prediction(self) -> ImagePrediction:
-        """All layers at mask-feature resolution, for matching and layer metrics."""
+        """All layers at mask-feature resolution, for matching and layer metrics; on the model's device."""
         return ImagePrediction.from_embeddings(
-            self.output.mask_embed[:, self.index].cpu(),
-            self.output.mask_features[self.index].cpu(),
-            self.output.logits[:, self.index].cpu(),
+            self.output.mask_embed[:, self.index],
+            self.output.mask_features[self.index],
+            self.output.logits[:, self.index],
             self.size,
         )
 

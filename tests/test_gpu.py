@@ -81,6 +81,32 @@ def test_training_in_every_precision(amp: str, data_root: Path, tmp_path: Path) 
     assert trained["peak_memory_bytes"] > 0
 
 
+def test_layers_are_analysed_where_the_model_is(data_root: Path, tmp_path: Path) -> None:
+    """Evaluation with its layer analysis runs on the device; the recorder's lines are those of the CPU."""
+    import numpy as np
+
+    from analysis.recorder import LayerRecorder
+    from mpformer.evaluation import evaluate
+    from mpformer.modeling.meta_arch import build_model
+
+    torch.save({"model": build_model(tiny()).state_dict()}, tmp_path / "weights.pth")
+    result = evaluate(tiny(), tmp_path / "weights.pth", tmp_path / "evaluation", data_root)
+    assert len(result["layers"]["Util"]) == 7
+    assert len(result["layers"]["gradient_cosine"]) == 7
+    g = torch.Generator().manual_seed(0)
+    shapes = ((4, 10, 16), (16, 20, 24), (4, 10, 6))
+    embed, features, classes = (torch.randn(shape, generator=g) for shape in shapes)
+    masks = torch.rand(3, 77, 95, generator=g) > 0.5
+    rows = []
+    for device in ("cpu", DEVICE):
+        recorder = LayerRecorder()
+        on = (value.to(device) for value in (embed, features, classes))
+        recorder.add_embeddings(0, *on, masks, torch.tensor([0, 1, 2]), image_size=(77, 95))
+        rows.append(recorder.rows())
+    for name, column in rows[0].items():
+        np.testing.assert_allclose(column, rows[1][name], rtol=1e-2, err_msg=name)
+
+
 PROGRAM = """
 import json, sys
 from pathlib import Path
