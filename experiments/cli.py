@@ -350,17 +350,19 @@ def _summary(states: "Sequence[RunState]", done: Any, console: "Console") -> int
 def status(
     suite: str | None, scale: str, dataset: str | None, root: Path, data_root: Path, watch: bool, as_json: bool
 ) -> None:
-    """Show where the runs of SUITE stand (default: of every launched suite); reads files only."""
-    from experiments import overview
+    """Show where the runs of SUITE stand (default: of every launched suite): by their files, then by Slurm."""
+    from experiments import overview, watching
 
-    def views() -> list[dict[str, Any]]:
-        return [overview.view(root, record) for record in overview.chosen(root, suite, scale, dataset)]
+    def views(max_age: float = 0.0) -> list[dict[str, Any]]:
+        return overview.views(root, overview.chosen(root, suite, scale, dataset), max_age)
 
     if as_json:
         return _print_json(views())
     if watch:
-        return _watch_status(views)
+        return _watch_status(lambda: views(watching.SLURM_PERIOD))
     found = views()
+    for line in overview.notes(found):
+        click.echo(line)
     for view in found:
         _console().print(overview.table(view))
     if not found:
@@ -377,7 +379,8 @@ def _watch_status(views: Callable[[], list[dict[str, Any]]], period: float = 2.0
 
     with Live(console=_console(), auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):
         while True:
-            live.update(Group(*(overview.table(view) for view in views())), refresh=True)
+            found = views()
+            live.update(Group(*overview.notes(found), *(overview.table(view) for view in found)), refresh=True)
             time.sleep(period)
 
 

@@ -1,4 +1,7 @@
-"""What the commands that look at the store show: status, logs, differences, datasets. Nothing here writes."""
+"""What the commands that look at the store show: status, logs, differences.
+
+Looking writes one file, ``scheduler.json``, which keeps what Slurm said, for reports and for when it does not answer.
+"""
 
 import hashlib
 import time
@@ -6,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import claims, registry, watching
-from experiments.states import RunState, State, derive, last_evaluation
+from experiments import claims, failures, registry, standing, watching
+from experiments.scheduler import Answer
+from experiments.standing import Standing
+from experiments.states import RunState, State, evaluations, last_evaluation
 from experiments.store import RunDir, Store, read_json
-from experiments.worker import queued_runs
 from mpformer.errors import choices
 
 if TYPE_CHECKING:
@@ -32,32 +36,70 @@ def chosen(root: Path, suite: str | None, scale: str, dataset: str | None) -> li
     return found
 
 
-def view(root: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a suite's record with the state of each run, as plain data."""
+def views(root: Path, records: Sequence[Mapping[str, Any]], max_age: float = 0.0) -> list[dict[str, Any]]:
+    """Return the suites' records with the state of each run, as plain data; Slurm is asked once for all of them.
+
+    ``scheduler`` says what Slurm did not answer (None where no unfinished run was ever given to it).
+    """
     store = Store(root)
-    queued = queued_runs(store)
+    keys = [(run["run_id"], run["eval_id"]) for record in records for row in record["rows"] for run in row["runs"]]
+    found = standing.of(store, keys, max_age)
+    return [_view(store, record, found) for record in records]
+
+
+def view(root: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one suite's record with the state of each run."""
+    return views(root, [record])[0]
+
+
+def _view(store: Store, record: Mapping[str, Any], found: Standing) -> dict[str, Any]:
     runs = []
     for row in record["rows"]:
         for run in row["runs"]:
-            state = derive(store.run(run["run_id"]), run["eval_id"], queued)
+            state = found.states[run["run_id"], run["eval_id"]]
             runs.append({"row": row["name"], **run, **_state_record(store, state)})
     head = {key: record[key] for key in ("suite", "scale", "dataset", "title", "primary", "baseline")}
-    _add_deltas(runs, _baselines(record), record["primary"])
-    return {**head, "counts": _counts(runs), "runs": runs}
+    _add_deltas(store, runs, _baselines(record), record["primary"])
+    return {**head, "counts": _counts(runs), "scheduler": _scheduler(found.answer), "runs": runs}
+
+
+def _scheduler(answer: Answer | None) -> dict[str, Any] | None:
+    if answer is None:
+        return None
+    return {
+        "time": answer.time,
+        "controller": answer.controller,
+        "accounting": answer.accounting,
+        "problems": list(answer.problems),
+    }
+
+
+_FAILED = (State.FAILED, State.LOST, State.TIMEOUT)
 
 
 def _state_record(store: Store, state: RunState) -> dict[str, Any]:
-    last = last_evaluation(store.run(state.run_id).metrics)
+    run = store.run(state.run_id)
+    last = {} if state.state is State.DONE else last_evaluation(run.metrics)
+    at = state.progress.get("iteration") if state.state is State.DONE else last.get("iteration")
     return {
         "state": str(state.state),
         "label": state.label,
         "failure_class": state.failure_class,
         "detail": state.detail,
+        "lines": list(_telling(run, state)) if state.state in _FAILED else [],
         "attempt": state.attempt,
+        "job": state.job,
+        "active": state.active,
         "progress": dict(state.progress),
         "metrics": dict(state.metrics or last.get("metrics") or {}),
-        "metrics_iteration": last.get("iteration"),
+        "metrics_iteration": at,
     }
+
+
+def _telling(run: RunDir, state: RunState) -> tuple[str, ...]:
+    """The lines of the attempt's log that tell why it failed, beyond what the detail says already."""
+    log = run.attempt(state.attempt) / "log.txt" if state.attempt else None
+    return tuple(line for line in failures.read([log]).lines if line not in state.detail)
 
 
 def _baselines(record: Mapping[str, Any]) -> dict[str, str]:
@@ -65,15 +107,33 @@ def _baselines(record: Mapping[str, Any]) -> dict[str, str]:
     return {row["name"]: row.get("baseline") or record["baseline"] for row in record["rows"]}
 
 
-def _add_deltas(runs: Sequence[dict[str, Any]], baselines: Mapping[str, str], primary: str) -> None:
-    """Add the difference to the baseline row's run of the same seed, where both were scored at the same iteration."""
+def _add_deltas(store: Store, runs: Sequence[dict[str, Any]], baselines: Mapping[str, str], primary: str) -> None:
+    """Add the difference to the baseline row's run of the same seed, at the last iteration where both were scored."""
     known = {(run["row"], run["seed"]): run for run in runs}
     for run in runs:
         baseline = baselines[run["row"]]
         other = known.get((baseline, run["seed"])) if baseline != run["row"] else None
-        one, two = run["metrics"].get(primary), (other or {}).get("metrics", {}).get(primary)
-        comparable = other is not None and other["metrics_iteration"] == run["metrics_iteration"]
-        run["delta"] = one - two if comparable and one is not None and two is not None else None
+        run["delta"], run["delta_iteration"] = _delta(store, run, other, primary) if other else (None, None)
+
+
+def _delta(
+    store: Store, run: Mapping[str, Any], other: Mapping[str, Any], primary: str
+) -> tuple[float | None, int | None]:
+    """Final scores with final ones, probes (a few images) with probes of the same iteration."""
+    if run["state"] == other["state"] == State.DONE:
+        one, two = run["metrics"].get(primary), other["metrics"].get(primary)
+        return (None, None) if one is None or two is None else (one - two, run["metrics_iteration"])
+    if not run["metrics"]:
+        return None, None
+    mine, theirs = (_probes(store.run(each["run_id"]).metrics, primary) for each in (run, other))
+    both = mine.keys() & theirs.keys()
+    return (mine[max(both)] - theirs[max(both)], max(both)) if both else (None, None)
+
+
+def _probes(metrics: Path, primary: str) -> dict[int, float]:
+    lines = [line for line in evaluations(metrics) if not line.get("final")]
+    scores = {line.get("iteration"): (line.get("metrics") or {}).get(primary) for line in lines}
+    return {int(at): value for at, value in scores.items() if at is not None and isinstance(value, int | float)}
 
 
 def _counts(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -86,17 +146,31 @@ def table(content: Mapping[str, Any]) -> "Table":
     counts = ", ".join(f"{count} {label}" for label, count in content["counts"].items())
     title = f"{content['suite']}@{content['scale']} on {content['dataset']}: {counts or 'no runs'}"
     *first, primary, run, detail = watching.columns(content["primary"])
-    names = (*first, primary, "Δ", run, detail)
+    names = (*first, primary, "Δ", run, "job", detail)
     return watching.compact(title, names, [_line(run, content) for run in content["runs"]])
 
 
 def _line(run: Mapping[str, Any], content: Mapping[str, Any]) -> tuple[str, ...]:
     state = RunState(run["run_id"], State(run["state"]), "", run["failure_class"], progress=run["progress"])
     score = watching.score_text(run["metrics"], content["primary"])
-    delta = "" if run["delta"] is None else f"{run['delta']:+.1f}"
-    cells = (run["row"], str(run["seed"]), watching.coloured(state), *watching.progress_cells(state), score, delta)
-    detail = "" if state.state is State.RUNNING else str(run["detail"])
-    return (*cells, run["run_id"][-12:], detail)
+    cells = (run["row"], str(run["seed"]), watching.coloured(state), *watching.progress_cells(state), score)
+    plain = state.state is State.RUNNING and run["detail"] in ("start", "train", "evaluate")
+    detail = "\n".join([] if plain else [line for line in (run["detail"], *run["lines"]) if line])
+    return (*cells, _delta_text(run), run["run_id"][-12:], run["job"], watching.escaped(detail))
+
+
+def _delta_text(run: Mapping[str, Any]) -> str:
+    if run["delta"] is None:
+        return ""
+    at = "" if run["delta_iteration"] == run["metrics_iteration"] else f" @{run['delta_iteration']}"
+    return f"{run['delta']:+.1f}{at}"
+
+
+def notes(contents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return one line for each thing that Slurm did not answer."""
+    heads = [content["scheduler"] for content in contents if content["scheduler"]]
+    lines = [f"{line}: states are what files and accounting say" for head in heads for line in head["problems"]]
+    return list(dict.fromkeys(lines))
 
 
 def log(run: RunDir, attempt: int | None, follow: bool) -> Iterator[str]:

@@ -129,13 +129,13 @@ class Placement:
         return not self.job.over and not (self.job.waiting and self.job.reason == NEVER)
 
 
-def ask(submissions: Sequence[Submission], patience: float = PATIENCE) -> Answer:
-    """Ask Slurm for the jobs of these batches; each of its clients has ``patience`` seconds. Raises nothing."""
+def ask(submissions: Sequence[Submission]) -> Answer:
+    """Ask Slurm for the jobs of these batches; each of its clients has PATIENCE seconds. Raises nothing."""
     names = {submission.name for submission in submissions}
     with ThreadPoolExecutor(3) as pool:
-        queue = pool.submit(_squeue, names, patience)
-        accounts = pool.submit(_sacct, submissions, patience)
-        cluster = pool.submit(_cluster, patience)
+        queue = pool.submit(_squeue, names)
+        accounts = pool.submit(_sacct, submissions)
+        cluster = pool.submit(_cluster)
     (queued, trouble), (accounted, accounting, more) = queue.result(), accounts.result()
     jobs = _joined(queued or [], accounted)
     problems = tuple(line for line in (trouble, more) if line)
@@ -157,17 +157,17 @@ def _joined(queued: Sequence[Job], accounted: Sequence[Job]) -> list[Job]:
 _USED = ("elapsed", "exit_code", "max_rss", "gpus", "cpus")
 
 
-def _call(command: Sequence[str], patience: float) -> tuple[str | None, str]:
+def _call(command: Sequence[str]) -> tuple[str | None, str]:
     """Return a client's output, or None and one line about why there is none."""
     environment = {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, errors="replace", timeout=patience
+            command, env=environment, capture_output=True, text=True, errors="replace", timeout=PATIENCE
         )
     except FileNotFoundError:
         return None, f"{command[0]} is not installed here: Slurm cannot be asked"
     except subprocess.TimeoutExpired:
-        return None, f"{command[0]} did not answer within {patience:.0f} s"
+        return None, f"{command[0]} did not answer within {PATIENCE:.0f} s"
     except OSError as error:
         return None, f"{command[0]}: {error.strerror}"
     if done.returncode:
@@ -179,10 +179,10 @@ def _call(command: Sequence[str], patience: float) -> tuple[str | None, str]:
 _QUEUE = "%i|%A|%T|%r|%V|%S|%N|%j"
 
 
-def _squeue(names: Collection[str], patience: float) -> tuple[list[Job] | None, str]:
+def _squeue(names: Collection[str]) -> tuple[list[Job] | None, str]:
     """The jobs in the queue and those that ended within MinJobAge; a name may hold the separator, and comes last."""
     wanted = ["--name", ",".join(sorted(names))] if len(names) <= 200 else []
-    output, trouble = _call(["squeue", "-h", "-r", "-t", "all", *wanted, "-o", _QUEUE], patience)
+    output, trouble = _call(["squeue", "-h", "-r", "-t", "all", *wanted, "-o", _QUEUE])
     return (None, trouble) if output is None else ([_queued(line) for line in output.splitlines() if line], "")
 
 
@@ -195,7 +195,7 @@ def _queued(line: str) -> Job:
 _ACCOUNTS = "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,ElapsedRaw,MaxRSS,AllocTRES,NodeList,JobName"
 
 
-def _sacct(submissions: Sequence[Submission], patience: float) -> tuple[list[Job], bool | None, str]:
+def _sacct(submissions: Sequence[Submission]) -> tuple[list[Job], bool | None, str]:
     """The accounted jobs, whether there is accounting, and one line if it did not answer."""
     known = [submission.job_id for submission in submissions if submission.job_id]
     lost = [submission for submission in submissions if submission.unrecorded]
@@ -206,7 +206,7 @@ def _sacct(submissions: Sequence[Submission], patience: float) -> tuple[list[Job
         asked.append(["--name", names, "-S", time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))])
     jobs: list[Job] = []
     for selection in asked:
-        output, trouble = _call(["sacct", "-n", "-P", "-D", *selection, "-o", _ACCOUNTS], patience)
+        output, trouble = _call(["sacct", "-n", "-P", "-D", *selection, "-o", _ACCOUNTS])
         if output is None:
             return [], *_no_accounting(trouble)
         jobs += _accounted(output.splitlines())
@@ -239,9 +239,9 @@ def _accounted(lines: Iterable[str]) -> list[Job]:
     return [replace(job, max_rss=memory.get(job.id) or None) for job in found.values()]
 
 
-def _cluster(patience: float) -> str:
+def _cluster() -> str:
     """The name of the cluster that answers here; empty if it is not known."""
-    output, _ = _call(["scontrol", "show", "config"], patience)
+    output, _ = _call(["scontrol", "show", "config"])
     found = re.search(r"^ClusterName\s*=\s*(\S+)", output or "", re.MULTILINE)
     return found[1] if found else ""
 

@@ -93,7 +93,8 @@ def derive(
     number = max(run.attempts(), default=0)
     result = run.result(eval_id)
     if result is not None:
-        return RunState(run.run_id, State.DONE, attempt=number, metrics=result["metrics"])
+        at = {"iteration": result.get("iteration")}
+        return RunState(run.run_id, State.DONE, attempt=number, progress=at, metrics=result["metrics"])
     place = placements.get(run.run_id)
     if _holder(run, place) is not None:
         return _running(run, number, place)
@@ -313,18 +314,36 @@ def progress_of(run: RunDir, number: int) -> dict[str, Any]:
 
 
 def last_evaluation(metrics: Path, tail: int = 262144) -> dict[str, Any]:
-    """Return the last evaluation line of a ``metrics.jsonl``, looking at its last ``tail`` bytes only."""
+    """Return the last evaluation line of a ``metrics.jsonl``, looking at its last ``tail`` bytes at most."""
     try:
         with metrics.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - tail))
-            lines = file.read().splitlines()
+            end = file.seek(0, 2)
+            size = 4096
+            while True:
+                file.seek(max(0, end - size))
+                found = _last_of(file.read(end - max(0, end - size)), whole=size >= end)
+                if found or size >= min(end, tail):
+                    return found
+                size *= 4
     except OSError:
         return {}
-    for line in reversed(lines):
-        if b'"evaluation"' in line:
-            return _parsed(line)
+
+
+def _last_of(text: bytes, whole: bool) -> dict[str, Any]:
+    """The last evaluation among the lines; unless it is the whole file, the first line is cut off."""
+    for line in reversed(text.splitlines()[0 if whole else 1 :]):
+        if b'"evaluation"' in line and (parsed := _parsed(line)):
+            return parsed
     return {}
+
+
+def evaluations(metrics: Path) -> list[dict[str, Any]]:
+    """Return every evaluation line of a ``metrics.jsonl``, oldest first."""
+    try:
+        lines = metrics.read_bytes().splitlines()
+    except OSError:
+        return []
+    return [parsed for line in lines if b'"evaluation"' in line and (parsed := _parsed(line))]
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

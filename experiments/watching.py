@@ -98,7 +98,7 @@ def table(plan: Plan, states: Sequence[RunState]) -> "Table":
         run = runs[state.run_id]
         score = score_text(state.metrics, plan.suite.primary)
         cells = (run.row.name, str(run.seed), coloured(state), *progress_cells(state), score, state.run_id[-12:])
-        lines.append((*cells, state.detail))
+        lines.append((*cells, escaped(state.detail)))
     return compact(f"{plan.suite.name}@{plan.scale} on {plan.dataset}", columns(plan.suite.primary), lines)
 
 
@@ -111,6 +111,13 @@ def coloured(state: RunState) -> str:
     """Return the state's label in its colour."""
     colour = COLOURS.get(state.state)
     return f"[{colour}]{state.label}[/]" if colour else state.label
+
+
+def escaped(text: str) -> str:
+    """Return text that rich prints as it is: what logs say in brackets is no markup."""
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def compact(title: str, names: Sequence[str], lines: Sequence[Sequence[str]]) -> "Table":
@@ -133,6 +140,8 @@ def progress_cells(state: RunState) -> tuple[str, str, str]:
     """Return iteration, loss and time to go as text."""
     values = state.progress
     if state.state is State.DONE or not values:
+        return "", "", ""
+    if "stage" not in values and "max_iter" not in values:
         return "", "", ""
     if values.get("stage") == "start":
         return "starting", "", ""
