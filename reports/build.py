@@ -125,7 +125,7 @@ def _write_files(report: SuiteReport, folder: Path, formats: Sequence[str], over
     index = "../index.html" if overview else ""
     gallery = site.find_gallery(report)
     cases, names = (gallery.cases, gallery.names) if gallery else ((), ())
-    drawn = suite_figures(report, cases, names, folder / "figures", further=reasons.plans(report))
+    drawn = suite_figures(report, cases, names, folder / "figures", formats, reasons.plans(report))
     written += [folder / "figures" / name for figure in drawn for name in figure.files]
     explorer = _explorer(gallery, folder)
     link = explorer[0].name if explorer else ""

@@ -332,10 +332,12 @@ def _drawn(plan: Plan, folder: Path, kinds: Sequence[str]) -> Figure:
     text = plan.data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     digest = hashlib.sha256(f"{_code_digest()}\n{text}".encode()).hexdigest()
     record = folder / f".{plan.name}.json"
-    if read_json(record) != {"digest": digest} or not all((folder / name).exists() for name in files):
-        _draw(plan, folder / plan.name, kinds)
+    known = read_json(record) or {}
+    old = [kind for kind in kinds if known.get(kind) != digest or not (folder / f"{plan.name}.{kind}").exists()]
+    if old or not (folder / f"{plan.name}.csv").exists():
+        _draw(plan, folder / plan.name, old)
         write_text(folder / f"{plan.name}.csv", text)
-        write_json(record, {"digest": digest})
+        write_json(record, {**known, **dict.fromkeys(old, digest)})
     svg = inline_svg((folder / f"{plan.name}.svg").read_text(), plan.title, plan.name)
     return Figure(plan.name, plan.title, plan.caption, svg, files)
 
@@ -351,7 +353,7 @@ def _draw(plan: Plan, stem: Path, kinds: Sequence[str]) -> None:
             whole: Any = "tight"
         else:
             drawing.draw_without_rendering()
-            drawing.set_layout_engine("none")
+            drawing.set_layout_engine(None)  # "none" keeps a placeholder, for which every file is drawn twice
             whole = drawing.bbox_inches
         for kind in kinds:
             # the time of day would change the bytes of an unchanged figure

@@ -86,6 +86,24 @@ def test_changed_data_is_drawn_again(store: Path, blank_figures: None) -> None:
     assert svg.read_text() != before
 
 
+def test_a_kind_left_out_of_one_build_is_not_taken_for_current(store: Path, blank_figures: None) -> None:
+    def files() -> tuple[str, str]:
+        folder = store / "reports" / "headline@mini+nuclei" / "figures"
+        return (folder / "training.svg").read_text(), (folder / "training.pdf").read_text()
+
+    build(["headline"], store, dataset="nuclei")
+    first = files()
+    for path in store.glob("runs/nuclei-*/metrics.jsonl"):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:10]))
+    build(["headline"], store, dataset="nuclei", formats=["html"])
+    second = files()
+    assert second[0] != first[0]
+    assert second[1] == first[1], "not asked for"
+    build(["headline"], store, dataset="nuclei")
+    assert files()[0] == second[0]
+    assert files()[1] != first[1]
+
+
 def test_formats_out_columns_and_decimals(store: Path, tmp_path: Path) -> None:
     written = build(["headline"], store, out=tmp_path / "x", formats=["md"], columns=["AP"], decimals=2)
     assert written == [tmp_path / "x" / "headline@mini" / "table.md"]
