@@ -2,6 +2,9 @@
 
 import functools
 import hashlib
+import shutil
+import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +44,16 @@ def resolve(config: Config, data_root: Path) -> tuple[Config, DataState]:
     return resolved, _missing(config.dataset.name, fingerprint, data_root)
 
 
+def folder(config: Config, data_root: Path) -> Path:
+    """Return the directory under the data root that holds a configuration's dataset."""
+    from mpformer.data import prepare
+
+    name = config.dataset.name
+    if name in prepare.PREPARED:
+        return prepare.prepared_dir(name, config.dataset.fingerprint, data_root)
+    return Path(data_root, _RELEASE_FOLDERS[name])
+
+
 _RELEASE_FOLDERS = {"coco": "coco", "ade20k": "ADEChallengeData2016", "cityscapes": "cityscapes"}
 
 
@@ -63,13 +76,47 @@ def resolve_weights(config: Config, data_root: Path) -> tuple[Config, str]:
     places = [Path(data_root, "weights", name.rsplit("/", 1)[-1])] + ([] if "://" in name else [Path(name)])
     found = next((place for place in places if place.is_file()), None)
     if found is None:
-        return config, f"initial weights {name} are not there; put the file at {places[0]}"
+        fetched = "`launch` fetches them, or " if "://" in name else ""
+        return config, f"initial weights {name} are not there; {fetched}put the file at {places[0]}"
     checksum = _checksum(found.resolve(), found.stat().st_mtime_ns)
     given = config.model.init_checksum
     if given not in ("", checksum):
         both = f"{found} has checksum {checksum[:12]}, model.init_checksum says {given[:12]}"
         raise UserError(f"{both}; clear model.init_checksum or give the other file")
     return config.replace({"model.init_weights": str(found), "model.init_checksum": checksum}), ""
+
+
+def fetch_weights(names: Iterable[str], data_root: Path) -> list[Path]:
+    """Download initial weights that have an address into ``<data root>/weights``, where offline jobs find them.
+
+    What is there is left alone. Returns what was fetched; raises UserError, one line, if an address does not answer.
+    """
+    fetched = []
+    for name in dict.fromkeys(names):
+        target = Path(data_root, "weights", name.rsplit("/", 1)[-1])
+        if "://" in name and not target.is_file():
+            _download(name, target)
+            fetched.append(target)
+    return fetched
+
+
+def _download(name: str, target: Path) -> None:
+    import http.client
+    import urllib.request
+
+    address = name.replace("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/", 1)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(address, timeout=60) as source, temporary.open("wb") as file:
+            shutil.copyfileobj(source, file)
+            expected = source.headers.get("Content-Length")
+        if expected is not None and temporary.stat().st_size != int(expected):
+            raise OSError(f"{temporary.stat().st_size} of {expected} bytes came")
+        temporary.replace(target)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot fetch {address}: {error}; put the file at {target}") from None
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments import planning, scales
+from experiments import datasets, planning, scales
 from experiments.attempt import Options, Outcome, Runner, run_attempt
 from experiments.planning import Plan, PlannedRun
 from experiments.states import RunState, State, should_start
@@ -149,7 +149,8 @@ def launch(
         raise UserError("; ".join(plan.missing))
     record(plan, store, command)
     missing, left_alone = to_start(plan, store, retry)
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    uncancel(missing, store)
+    name = new_id()
     directory = store.launches / name
     if not missing:
         return Launch(name, directory, store, (), None, left_alone)
@@ -180,10 +181,19 @@ def to_start(plan: Plan, store: Store, retry: tuple[str, ...] = ()) -> tuple[lis
     """Return the runs that a launch has to start, and the failed ones that it leaves alone with their class."""
     states = planning.states(plan, store)
     missing = [run for run in plan.unique if should_start(states[run.run_id], retry)]
-    for run in missing:
-        store.run(run.run_id).cancel_file.unlink(missing_ok=True)
     rest = [state for state in states.values() if state.state is State.FAILED and not should_start(state, retry)]
     return missing, {state.run_id: state.failure_class for state in rest}
+
+
+def uncancel(runs: Sequence[PlannedRun], store: Store) -> None:
+    """Take back earlier requests to stop these runs: they are launched again."""
+    for run in runs:
+        store.run(run.run_id).cancel_file.unlink(missing_ok=True)
+
+
+def new_id() -> str:
+    """Return an id for a launch: its time, and what tells it from others of the same second."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
 
 
 def inline(plan: Plan, store: Store, data_root: Path, command: str = "", runner: Runner | None = None) -> Outcome:
@@ -208,6 +218,15 @@ def prepare_data(plan: Plan, data_root: Path, progress: Callable[[int, int], Non
     assert plan.base.dataset.shapes is not None
     prepare_shapes(plan.base.dataset.shapes, data_root, progress)
     return planning.make(plan.request, data_root)
+
+
+def fetch_weights(plan: Plan, data_root: Path) -> Plan:
+    """Download initial weights that have an address and are not there, and return the plan with them in place.
+
+    Jobs may run where there is no internet. Raises UserError if an address does not answer.
+    """
+    names = [run.config.model.init_weights for run in plan.runs]
+    return planning.make(plan.request, data_root) if datasets.fetch_weights(names, data_root) else plan
 
 
 def fit(width: Width | None, runs: int) -> Width:

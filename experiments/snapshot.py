@@ -26,15 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def take(store: Store) -> Path:
     """Return the snapshot of the code as it is now, made if it is not there; raises UserError if it cannot be."""
-    files = {str(path.relative_to(ROOT)): path.read_bytes() for path in _files()}
-    origin = provenance.git()
-    digest = hashlib.sha256(str(origin["sha"]).encode())
-    for name in sorted(files):
-        digest.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())
-    target = store.root.resolve() / "code" / digest.hexdigest()[:16]
+    files = _files()
+    target = _place(store, files)
     if not target.is_dir():
         try:
-            _write(target, files, origin)
+            _write(target, files, provenance.git())
         except OSError as error:
             raise UserError(
                 f"cannot copy the code to {target}: {error.strerror or error}; choose another --root"
@@ -42,7 +38,23 @@ def take(store: Store) -> Path:
     return target
 
 
-def _files() -> Iterator[Path]:
+def place(store: Store) -> Path:
+    """Return where the snapshot of the code as it is now lies, or would lie."""
+    return _place(store, _files())
+
+
+def _place(store: Store, files: dict[str, bytes]) -> Path:
+    digest = hashlib.sha256(str(provenance.git()["sha"]).encode())
+    for name in sorted(files):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())
+    return store.root.resolve() / "code" / digest.hexdigest()[:16]
+
+
+def _files() -> dict[str, bytes]:
+    return {str(path.relative_to(ROOT)): path.read_bytes() for path in _paths()}
+
+
+def _paths() -> Iterator[Path]:
     for folder in _FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
             if path.is_file() and not any(part.endswith(_LEFT_OUT) for part in path.parts):
