@@ -20,6 +20,7 @@ from mpformer.errors import RunFailure, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from experiments.costs import Cost
     from experiments.planning import Plan, Request
     from experiments.states import RunState
     from experiments.store import Store
@@ -153,16 +154,21 @@ def _suite_record(suite: Any, scale: str, dataset: str) -> dict[str, Any]:
 @click.argument("suite")
 @_plan_options
 @_root_options
+@click.option("--on", "profile", default="local", show_default=True, help="Profile to reckon the cost for.")
 @_json_option
-def plan(suite: str, as_json: bool, root: Path, data_root: Path, **asked: Any) -> None:
-    """Show the runs of SUITE: their state, ids and expected time."""
-    from experiments import planning
+def plan(suite: str, as_json: bool, root: Path, data_root: Path, profile: str, **asked: Any) -> None:
+    """Show the runs of SUITE: their state, ids, and what they are expected to cost."""
+    from experiments import costs, planning
+    from experiments.states import State
     from experiments.store import Store
 
     resolved = planning.make(_request(suite, **asked), data_root)
     store = Store(root)
     states = planning.states(resolved, store)
-    expected = planning.estimates(resolved, store)
+    left = [run_id for run_id, state in states.items() if state.state is not State.DONE]
+    where = costs.place(profile, len(left))
+    expected = costs.estimates(resolved, store, where)
+    cost = costs.of_plan(left, expected, where)
     runs = [
         {
             "row": run.row.name,
@@ -176,8 +182,8 @@ def plan(suite: str, as_json: bool, root: Path, data_root: Path, **asked: Any) -
         for run in resolved.runs
     ]
     if as_json:
-        return _print_json({**_plan_head(resolved), "runs": runs})
-    return _print_plan(resolved, runs)
+        return _print_json({**_plan_head(resolved), "runs": runs, "cost": asdict(cost)})
+    return _print_plan(resolved, runs, cost)
 
 
 def _plan_head(resolved: "Plan") -> dict[str, Any]:
@@ -191,7 +197,7 @@ def _plan_head(resolved: "Plan") -> dict[str, Any]:
     }
 
 
-def _print_plan(resolved: "Plan", runs: Sequence[dict[str, Any]]) -> None:
+def _print_plan(resolved: "Plan", runs: Sequence[dict[str, Any]], cost: "Cost") -> None:
     from experiments.watching import duration
 
     click.echo(f"{resolved.suite.name}@{resolved.scale} on {resolved.dataset}: {resolved.suite.title}")
@@ -201,18 +207,12 @@ def _print_plan(resolved: "Plan", runs: Sequence[dict[str, Any]]) -> None:
         click.echo(f"  {run['row']:<{wide}}  seed {run['seed']}  {run['state']:<12} {seconds}  {run['run_id']}")
     for name, reason in _plan_head(resolved)["not_applicable"].items():
         click.echo(f"  {name:<{wide}}  not applicable: {reason}")
-    left = {run["run_id"]: run for run in runs if run["state"] != "DONE"}
-    total = sum(run["seconds"] for run in left.values())
-    click.echo(f"{len(left)} runs to do, about {duration(total)} of one worker ({_sources(left.values())})")
+    for line in cost.lines():
+        click.echo(line)
     for line in resolved.missing:
         click.echo(f"missing: {line}")
     if not resolved.data.fingerprint:
         click.echo("the run ids are provisional: they contain the dataset's fingerprint")
-
-
-def _sources(runs: Any) -> str:
-    kinds = sorted({run["seconds_source"] for run in runs})
-    return " and ".join(kinds) or "nothing"
 
 
 def _request(

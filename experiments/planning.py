@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import datasets, registry, scales, standing
-from experiments.identity import canonical, eval_id, plain, run_id
+from experiments.identity import canonical, eval_id, run_id
 from experiments.registry import Row, Suite
 from experiments.states import RunState
 from experiments.store import Store, read_json, write_json
@@ -63,14 +63,6 @@ class Plan:
     def base(self) -> Config:
         """A configuration of the plan, for its dataset."""
         return self.runs[0].config
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Expected seconds of one run on one worker, and where the figure comes from (``measured`` or ``declared``)."""
-
-    seconds: float
-    source: str
 
 
 def make(request: Request, data_root: Path) -> Plan:
@@ -138,17 +130,10 @@ def states(plan: Plan, store: Store, max_age: float = 0.0) -> dict[str, RunState
     return {run_id: state for (run_id, _), state in found.states.items()}
 
 
-def estimates(plan: Plan, store: Store) -> dict[str, Estimate]:
-    """Return the expected seconds of each run: from finished runs like it, else a declared figure."""
-    measured = _measured(store)
-    declared = scales.DECLARED_SECONDS.get((plan.scale, plan.dataset), 1.0)
-    return {run.run_id: _estimate(run.config, measured, declared) for run in plan.unique}
-
-
 def declared_seconds(suite: Suite, scale: str, dataset: str) -> float:
     """Return the declared cost of all runs of a suite on one worker; 0 for rows that train nothing or do not apply."""
     base = suite.base(scale, dataset)
-    each = scales.DECLARED_SECONDS.get((scale, dataset), 1.0)
+    each, _ = scales.declared_seconds(scale, dataset)
     total = 0.0
     for row in suite.rows(scale, dataset):
         if not row.not_applicable and not row.changes.get("schedule.evaluation_only"):
@@ -228,37 +213,6 @@ def _refuse_merged_rows(runs: Sequence[PlannedRun], request: Request) -> None:
         if other != run.row.name and request.overrides:
             keys = ", ".join(key for key, _ in request.overrides)
             raise UserError(f"with --set {keys} the rows {other!r} and {run.row.name!r} are one and the same run")
-
-
-def _estimate(config: Config, measured: dict[str, float], declared: float) -> Estimate:
-    per_iteration = measured.get(_cost_key(config))
-    iterations = config.schedule.max_iter
-    if config.schedule.evaluation_only:
-        return Estimate(0.0, "declared")
-    if per_iteration is None:
-        return Estimate(iterations * declared, "declared")
-    return Estimate(iterations * per_iteration, "measured")
-
-
-def _cost_key(config: Config) -> str:
-    """What seconds per iteration depend on: everything but the seed, the length and the learning rates."""
-    tree = {"model": plain(config.model), "dataset": plain(config.dataset), "toggles": plain(config.toggles)}
-    return canonical({**tree, "batch": config.schedule.batch_size, "threads": config.runtime.threads})
-
-
-def _measured(store: Store) -> dict[str, float]:
-    """Mean seconds per iteration of the trained runs, by what they depend on."""
-    found: dict[str, list[float]] = {}
-    for run in store.runs():
-        trained = run.trained()
-        if not trained or not trained.get("iterations") or not trained.get("seconds"):
-            continue
-        try:
-            key = _cost_key(run.config())
-        except UserError:
-            continue  # a damaged run costs an estimate, not the plan
-        found.setdefault(key, []).append(trained["seconds"] / trained["iterations"])
-    return {key: sum(values) / len(values) for key, values in found.items()}
 
 
 def _record(plan: Plan, command: str) -> dict[str, Any]:

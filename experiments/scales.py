@@ -34,6 +34,18 @@ DECLARED_SECONDS: Mapping[tuple[str, str], float] = MappingProxyType(
 An estimate until a run has measured it, and labelled so.
 """
 
+DECLARED_IMAGE_SECONDS: Mapping[str, float] = MappingProxyType({"mini": 0.05, "paper": 0.3})
+"""Seconds to evaluate an image, layer analysis included, likewise."""
+
+DECLARED_DISK: Mapping[str, tuple[int, int, int]] = MappingProxyType(
+    {"mini": (52, 5_200_000, 4_400_000), "paper": (60, 230_000_000, 180_000_000)}
+)
+"""Files and bytes that a finished run leaves, and bytes of the weights among them: of mini as counted once, of paper
+from the parameters of R50 and ten times the images; an estimate until a run has been counted."""
+
+VAL_IMAGES: Mapping[str, int] = MappingProxyType({"coco": 5000, "ade20k": 2000, "cityscapes": 500, "nuclei": 130})
+"""Validation images of the releases, and some of nuclei (it depends on the crops)."""
+
 DECLARED_GIB = 2.5
 """Peak memory of a mini run in GiB, likewise."""
 
@@ -61,6 +73,16 @@ def base(scale: str, dataset: str | None = None) -> Config:
     if dataset not in known:
         raise choices(f"dataset at scale {scale!r}", dataset, known)
     return _BASES[scale, dataset]()
+
+
+def declared_seconds(scale: str, dataset: str) -> tuple[float, float]:
+    """Return the declared seconds of an iteration and of an evaluated image."""
+    return DECLARED_SECONDS.get((scale, dataset), 1.0), DECLARED_IMAGE_SECONDS[scale]
+
+
+def val_images(dataset: DatasetConfig) -> int:
+    """Return the number of validation images, as far as it is known before the dataset is there."""
+    return dataset.shapes.val_images if dataset.shapes is not None else VAL_IMAGES.get(dataset.name, 0)
 
 
 def column_reasons(dataset: str, scored: EvaluationConfig) -> dict[str, str]:

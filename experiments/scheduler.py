@@ -143,6 +143,13 @@ def ask(submissions: Sequence[Submission]) -> Answer:
     return Answer(time.time(), own, queued is not None, accounting, cluster.result(), problems)
 
 
+def accounted(submissions: Sequence[Submission]) -> tuple[tuple[Job, ...], bool | None]:
+    """Return the accounted jobs of these batches, and whether there is accounting; None: it did not answer."""
+    names = {submission.name for submission in submissions}
+    jobs, accounting, _ = _sacct(submissions)
+    return tuple(job for job in jobs if job.name in names), accounting
+
+
 def _joined(queued: Sequence[Job], accounted: Sequence[Job]) -> list[Job]:
     """squeue's word on the state, accounting's on what was used; accounting alone for what left the queue."""
     by_key = {(job.id, job.name): job for job in accounted}

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from experiments import planning, registry, scales
+from experiments import costs, planning, registry, scales
 from experiments.grid import grid
 from experiments.planning import Request, make, parse_override, parse_seeds
 from experiments.registry import Row, Suite
 from experiments.states import State
-from experiments.store import Store, read_json, write_json
+from experiments.store import Store, read_json
 from mpformer.errors import UserError
 
 
@@ -175,18 +175,6 @@ def test_initial_weights_enter_the_id_by_their_checksum_not_their_place(data_roo
     assert make(Request("headline", overrides=(("model.init_weights", names[1]),)), data_root).runs[0].run_id != ids[1]
 
 
-def test_estimates_are_declared_until_a_run_has_measured(plan: planning.Plan, store: Store) -> None:
-    assert {e.source for e in planning.estimates(plan, store).values()} == {"declared"}
-    first = plan.runs[0]
-    store.run(first.run_id).create(first.config, first.row.name)
-    trained = {"iterations": 12, "seconds": 24.0, "weights": "w", "weights_sha256": "0"}
-    write_json(store.run(first.run_id).path / "trained.json", trained)
-    found = planning.estimates(plan, store)
-    same_row = [run for run in plan.runs if run.row.name == first.row.name]
-    assert [found[run.run_id] for run in same_row] == [planning.Estimate(24.0, "measured")] * 2
-    assert found[plan.runs[-1].run_id].source == "declared"
-
-
 def test_a_record_gains_rows_and_seeds_and_keeps_another_setting_aside(data_root: Path, store: Store) -> None:
     short = (("schedule.max_iter", 12),)
     planning.write_record(
@@ -229,7 +217,7 @@ def test_a_thousand_runs_are_planned_in_two_seconds(data_root: Path, store: Stor
     start = time.process_time()
     plan = make(Request("components", seeds=tuple(range(200))), data_root)
     states = planning.states(plan, store)
-    planning.estimates(plan, store)
+    costs.estimates(plan, store)
     assert len(states) == 1000
     assert {state.state for state in states.values()} == {State.PLANNED}
     assert time.process_time() - start < 2
