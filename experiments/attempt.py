@@ -325,7 +325,8 @@ class _Attempt:
         except Interrupted as stop:
             kind = stop.reason.split(":", 1)[0]
             name = kind if kind in ("cancelled", "timeout", "requeued") else "interrupted"
-            return Outcome(name, "", f"{stop}; launch again to continue", self.claim.number)
+            advice = "" if name == "requeued" else "; launch again to continue"
+            return Outcome(name, "", f"{stop}{advice}", self.claim.number)
         except KeyboardInterrupt:  # outside the trainer, which sees to it by itself
             return Outcome("interrupted", "", "Ctrl-C; launch again to continue", self.claim.number)
         except BaseException as error:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,9 @@ def needed(*programs: str) -> None:
         pytest.skip(f"{', '.join(absent)} not installed: apt-get install --no-install-recommends {packages}")
 
 
-@pytest.fixture
-def devcluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., DevCluster]]:
-    """Start a cluster, ``devcluster(accounting=True)``, and point SLURM_CONF at it; it goes down after the test."""
+@contextmanager
+def clusters() -> Iterator[Callable[..., DevCluster]]:
+    """Give a function that starts a cluster, ``start(accounting=True)``, with SLURM_CONF pointing at it."""
     started: list[DevCluster] = []
 
     def start(*options: str, accounting: bool = False) -> DevCluster:
@@ -71,10 +72,25 @@ def devcluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., DevClu
         cluster = DevCluster(Path(tempfile.mkdtemp(prefix="devcluster-test-")))
         started.append(cluster)
         cluster.call("up", *(("--accounting",) if accounting else ()), *options)
-        monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+        patch.setenv("SLURM_CONF", str(cluster.conf))
         return cluster
 
-    yield start
-    for cluster in started:
-        cluster.call("down", check=False)
-        shutil.rmtree(cluster.folder, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch:
+        yield start
+        for cluster in started:
+            cluster.call("down", check=False)
+            shutil.rmtree(cluster.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def devcluster() -> Iterator[Callable[..., DevCluster]]:
+    """Start clusters that go down after the test."""
+    with clusters() as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def shared_devcluster() -> Iterator[Callable[..., DevCluster]]:
+    """Start clusters that go down after the last test of the file."""
+    with clusters() as start:
+        yield start
