@@ -1,4 +1,4 @@
-"""What a job does with its attempt, without Slurm: claims of earlier starts, crash loops, failures, memory, the code."""
+"""What a job does with its attempt, without Slurm: earlier starts' claims, crash loops, failures, memory, the code."""
 
 import json
 import os
@@ -178,7 +178,7 @@ def test_a_job_that_may_not_be_requeued_says_so(
     (slurm / "refuse").touch()
     monkeypatch.setattr(slurm_job, "REQUEUE_SECONDS", 0.0)
     job = make(counter(kill_once=slurm / "killed"))
-    with pytest.raises(RunFailure, match="could not be requeued: .*launch again to continue"):
+    with pytest.raises(RunFailure, match=r"could not be requeued: .*launch again to continue"):
         job()
     assert derive(one, job.task.eval_id).state is State.TIMEOUT
 
@@ -272,7 +272,7 @@ def test_a_job_waits_for_the_silence_of_its_earlier_start(
 def test_a_job_gives_way_to_another_that_is_at_work(make: Callable[..., SlurmJob], counter: Make, one: RunDir) -> None:
     claim = acquire(one.path / "claims", job=JobStart("5", 0))
     assert claim is not None
-    with claims.Heartbeat(claim, period=0.2), pytest.raises(RunFailure, match="job 5 on .* is at work on this run"):
+    with claims.Heartbeat(claim, period=0.2), pytest.raises(RunFailure, match=r"job 5 on .* is at work on this run"):
         make(counter())()
     assert not one.attempts()
 
@@ -289,7 +289,7 @@ def test_an_attempt_lost_with_its_node_is_recorded_as_such(
     assert first["detail"] == "the process ended on n7 without a word"
 
 
-# --- memory and code ---------------------------------------------------------------------------------------------------
+# --- memory and code --------------------------------------------------------------------------------------------------
 
 
 def test_kills_for_memory_are_read_from_the_control_group(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_an_attempt_killed_for_memory_fails_as_such(
 def test_a_job_refuses_to_run_other_code_than_its_snapshot(
     make: Callable[..., SlurmJob], counter: Make, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunFailure, match="analysis was imported from .*, not from the snapshot") as failed:
+    with pytest.raises(RunFailure, match=r"analysis was imported from .*, not from the snapshot") as failed:
         make(counter(), code=tmp_path)()
     assert failed.value.failure_class == "import"
     assert make(counter(), code=Path(slurm_job.__file__).resolve().parents[1])() == "done"
