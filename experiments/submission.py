@@ -115,22 +115,29 @@ def launch(
 def scripts(plan: Plan, store: Store, data_root: Path, target: Target, retry: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield the batch scripts that a launch would hand to ``sbatch`` now, in order; nothing is written or submitted.
 
-    Ids that only a submission can tell stand there as ``<id of batch 0>``. Without Slurm here its defaults are the
-    limits.
+    Ids that only a submission can tell stand there as ``<id of batch 0>``. Where Slurm is not here or does not answer,
+    its defaults are the limits, and a comment says so.
     """
     _check(plan, store)
     missing, _ = launching.to_start(plan, store, retry)
-    profile = target.profile
-    limits = site.limits(profile.max_array, profile.max_submit) if site.present() else _assumed(profile)
+    limits, note = _limits_or_defaults(target.profile)
     batches, _ = divide(missing, store, target, limits)
+    if note:
+        yield f"# {note}\n"
     work = _Work(plan, store.root.resolve(), launching.new_id(), data_root.resolve(), snapshot.place(store))
     for batch in batches:
         ids = {number: f"<id of batch {number}>" for number in range(batch.number)}
         yield arrays.script(work.array(batch, target, ids))
 
 
-def _assumed(profile: SlurmProfile) -> Limits:
-    return Limits(array=profile.max_array or site.DEFAULT_ARRAY - 1, submit=profile.max_submit, reason="max_submit")
+def _limits_or_defaults(profile: SlurmProfile) -> tuple[Limits, str]:
+    """The site's limits, or Slurm's defaults and why."""
+    try:
+        site.require()
+        return site.limits(profile.max_array, profile.max_submit), ""
+    except UserError as error:
+        assumed = Limits(array=profile.max_array or site.DEFAULT_ARRAY - 1, submit=profile.max_submit)
+        return assumed, f"arrays of up to {assumed.array} jobs, Slurm's default: {error}"
 
 
 def _check(plan: Plan, store: Store) -> None:
@@ -363,6 +370,7 @@ def _write_launch(work: _Work, target: Target, limits: Limits, started: Sequence
     about: dict[str, Any] = {"schema": 1, "suite": plan.suite.name, "scale": plan.scale, "dataset": plan.dataset}
     about |= {"command": command, "runs": [run.run_id for run in started], "created": time.time()}
     about |= {"executor": "slurm", "profile": target.name, "cluster": limits.cluster, "code": str(work.code)}
+    about |= {"notify": target.profile.notify}
     write_json(work.directory / "launch.json", about)
 
 
