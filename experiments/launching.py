@@ -140,6 +140,7 @@ def launch(
     retry: tuple[str, ...] = (),
     executor: Executor | None = None,
     runner: Runner | None = None,
+    notify: str | None = None,
 ) -> Launch:
     """Start what is missing of a plan and return at once.
 
@@ -161,6 +162,7 @@ def launch(
     executor = executor or LocalExecutor(width.threads)
     about = {"schema": 1, "suite": plan.suite.name, "scale": plan.scale, "dataset": plan.dataset, "command": command}
     about |= {"runs": [run.run_id for run in missing], "created": time.time(), "workers": width.workers}
+    about |= {"notify": notify}
     write_json(directory / "launch.json", about)
     jobs = executor.submit([job] * width.workers, directory / "jobs")
     write_json(directory / "launch.json", {**about, "job_ids": jobs})

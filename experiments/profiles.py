@@ -62,6 +62,15 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     environment: dict[str, str] = Field(default_factory=dict, description="variables of every job")
+    notify: Line | None = Field(
+        None, description="command, or http(s) webhook, told when a suite ends or stalls: notify.py says how"
+    )
+
+    @field_validator("notify")
+    @classmethod
+    def _words(cls, value: str | None) -> str | None:
+        shlex.split(value or "")  # ValueError: no closing quotation
+        return value
 
     @field_validator("environment")
     @classmethod

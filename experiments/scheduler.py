@@ -404,9 +404,31 @@ def _job(content: Any) -> Job | None:
     return Job(**{name: value for name, value in content.items() if name in _FIELDS})
 
 
+def live_elements(store: Store, run_ids: Collection[str]) -> tuple[list[Job], Answer | None]:
+    """Return every job that Slurm still has for these runs, those of later stages too, and its answer."""
+    concerned = _concerned(store, run_ids)
+    if not concerned:
+        return [], None
+    ours = {(submission.name, index) for places in concerned.values() for submission, index in places}
+    answer = ask(list({id(one): one for places in concerned.values() for one, _ in places}.values()))
+    jobs = [job for job in answer.jobs if job.source == "squeue" and not job.over]
+    return [job for job in jobs if (job.name, int(job.id.partition("_")[2] or 0)) in ours], answer
+
+
+def cancel(jobs: Sequence[Job]) -> str:
+    """Take jobs out of Slurm, by number and name, so that no other job of a reused number goes; returns what failed."""
+    troubles = []
+    for name in dict.fromkeys(job.name for job in jobs):
+        ids = [job.id for job in jobs if job.name == name]
+        for start in range(0, len(ids), 200):
+            troubles.append(_call(["scancel", f"--name={name}", *ids[start : start + 200]])[1])
+    return next((trouble for trouble in troubles if trouble), "")
+
+
 def log_of(store_root: Path, place: Placement) -> Path | None:
     """Return what Slurm and submitit wrote of a job, None if it never began."""
-    path = store_root / "launches" / place.submission.launch / "jobs" / f"{place.element}_0_log.out"
+    folder = store_root / "launches" / place.submission.launch / "jobs" / str(place.submission.batch)
+    path = folder / f"{place.element}_0_log.out"
     return path if path.exists() else None
 
 

@@ -44,6 +44,9 @@ ENDED: Mapping[str, State] = {
 }
 """State that an attempt's outcome leaves a run in, unless its files say that more is complete."""
 
+SUBMISSION_SECONDS = 60.0
+"""Time in which sbatch has answered, or never will."""
+
 NOT_RETRIED = ("nan", "config")
 """Failure classes that the same configuration runs into again: `launch` leaves them to `retry`."""
 
@@ -218,6 +221,8 @@ def _gone(last: _Last, place: Placement) -> RunState | None:
             return None
         return last.state(State.LOST, f"requeued, but Slurm has no job {place.element} any more", job=place.element)
     if place.submission.unrecorded:
+        if place.time - place.submission.created < SUBMISSION_SECONDS:
+            return last.state(State.QUEUED, "being submitted", job=place.element, live=True)
         return None  # the launcher died before it reached Slurm
     if scheduler.log_of(last.run.path.parent.parent, place) is None:
         detail = f"job {place.element} left the queue before it began: it was cancelled while it waited"

@@ -135,19 +135,7 @@ def _write(run: RunDir, element: str, job: Job | None) -> None:
     if job is None:
         unknown.append(element)
     else:
-        names = (
-            "raw_id",
-            "name",
-            "state",
-            "submitted",
-            "started",
-            "ended",
-            "elapsed",
-            "max_rss",
-            "gpus",
-            "cpus",
-            "nodes",
-        )
-        jobs[element] = {name: getattr(job, name) for name in names}
+        left_out = ("id", "source", "reason")
+        jobs[element] = {name: value for name, value in asdict(job).items() if name not in left_out}
     with contextlib.suppress(OSError):
         write_json(run.path / FILE, {**content, "jobs": jobs, "unknown": unknown})

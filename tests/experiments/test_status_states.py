@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from experiments import claims, overview, scheduler, standing
+from experiments import claims, overview, scheduler, standing, states
 from experiments.journal import BatchRun, Submission, of_launch
 from experiments.planning import Plan
 from experiments.states import RunState, State, should_start
@@ -157,8 +157,8 @@ def test_a_cancelled_pending_element_does_not_wait_for_ever(submitted: Submitted
 
 
 def test_an_element_that_died_before_python_began_is_not_called_cancelled(submitted: Submitted, store: Store) -> None:
-    log = store.launches / LAUNCH / "jobs" / "1234_0_0_log.out"
-    log.parent.mkdir()
+    log = store.launches / LAUNCH / "jobs" / "0" / "1234_0_0_log.out"
+    log.parent.mkdir(parents=True)
     log.write_text("bash: line 3: module: command not found\n")
     assert submitted.said() == ("LOST(import)", "bash: line 3: module: command not found")
 
@@ -300,9 +300,13 @@ def test_our_name_under_another_id_is_not_believed_either(submitted: Submitted, 
     assert submitted.state().label == "CANCELLED"
 
 
-def test_a_crash_between_submitting_and_recording_is_told_by_name(plan: Plan, store: Store, slurm: FakeSlurm) -> None:
+def test_a_crash_between_submitting_and_recording_is_told_by_name(
+    plan: Plan, store: Store, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     submit(plan, store, job_id=None)
     found = Submitted(plan, store)
+    assert found.said() == ("QUEUED", "being submitted")
+    monkeypatch.setattr(states, "SUBMISSION_SECONDS", 0.0)
     assert found.state().state is State.PLANNED, "it never reached Slurm"
     slurm.queued(0, "PENDING", "Resources")
     assert (found.said(), found.state().job) == (("QUEUED", "Resources"), "1234_0")
