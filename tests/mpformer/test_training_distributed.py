@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mpformer import distributed
 from mpformer.distributed import Place, place
+from mpformer.errors import UserError
 
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
@@ -40,6 +42,44 @@ def test_an_allocation_without_a_step_is_one_process(monkeypatch: pytest.MonkeyP
     assert place() == Place()
 
 
+def test_processes_that_do_not_know_where_to_meet_are_told_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MPFORMER_MEETING"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(UserError, match="MASTER_ADDR"), distributed.process_group(torch.device("cpu")):
+        pass
+
+
+MEET = """
+import os, sys, torch
+from mpformer.distributed import process_group, total
+from mpformer.errors import RunFailure
+try:
+    with process_group(torch.device("cpu")) as place:
+        print(int(total(torch.tensor(place.rank + 1))), flush=True)
+        if place.rank == 1:
+            os._exit(9)
+        total(torch.tensor(1))
+except RunFailure as failure:
+    print(failure.failure_class, flush=True)
+"""
+
+
+def test_processes_meet_through_a_file_and_notice_the_death_of_another(tmp_path: Path) -> None:
+    """Slurm's variables, a port that the system picks; rank 0 says where it listens, whoever comes first."""
+    meeting = tmp_path / "meeting.json"
+    shared = os.environ | {"SLURM_STEP_NUM_TASKS": "2", "MPFORMER_MEETING": str(meeting)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEET], env=shared | {"SLURM_PROCID": str(rank)}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in (1, 0)
+    ]
+    said = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert said == [["3"], ["3", "node"]]
+    assert json.loads(meeting.read_text())["port"] > 1024
+
+
 PROGRAM = """
 import json, sys
 from pathlib import Path
@@ -61,7 +101,7 @@ def test_two_processes_train_one_run(shapes_root: Path, shapes_config: object, t
                           "norm": "GN"}}  # fmt: skip
     config = shapes_config.replace({f"model.{k}": v for k, v in small.items()})  # type: ignore[attr-defined]
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_PORT": "29641", "MASTER_ADDR": "127.0.0.1"}
+    environment = os.environ | {"WORLD_SIZE": "2", "MPFORMER_MEETING": str(tmp_path / "meeting.json")}
     arguments = [sys.executable, "-c", PROGRAM, str(tmp_path / "config.json"), str(tmp_path), str(shapes_root)]
     processes = [
         subprocess.Popen([*arguments, str(rank)], env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})

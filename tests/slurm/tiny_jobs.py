@@ -18,7 +18,7 @@ from experiments import launching, planning
 from experiments.attempt import Model, Options, run_attempt
 from experiments.planning import Plan, PlannedRun, Request
 from experiments.slurm_job import MAX_TIMEOUTS, SETUP, TEARDOWN, SlurmJob
-from experiments.store import RunDir, Store, read_json
+from experiments.store import RunDir, Store, append_json, read_json
 from experiments.worker import Task
 from mpformer.config import Config
 from mpformer.hooks import TrainHooks
@@ -51,14 +51,23 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Paced:
-    """The real model, with a pause after each iteration, so that there is time to disturb it."""
+    """The real model, with a pause after each line of metrics, so that there is time to disturb it.
+
+    Each line leaves its process and time in ``witness.jsonl``, which nothing of the project reads: who trained when.
+    """
 
     seconds: float
+    later: float | None = None
+    """The pause in all attempts after the first, if another one."""
 
     def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
+        first = len(list((directory / "attempts").iterdir())) == 1
+        pause = self.seconds if first or self.later is None else self.later
+
         def log(line: dict[str, Any]) -> None:
             hooks.log(line)
-            time.sleep(self.seconds)
+            append_json(directory / "witness.jsonl", {"pid": os.getpid(), "time": time.time()})
+            time.sleep(pause)
 
         return Model().train(config, directory, data_root, replace(hooks, log=log))
 
