@@ -9,6 +9,7 @@ defaults and kept in ``extra_cfg``; a key or value that this project does not im
 
 import ast
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "MODEL.META_ARCHITECTURE": ("MPFormer", "MaskFormer"),
     "SOLVER.OPTIMIZER": ("ADAMW",),
     "SOLVER.WARMUP_METHOD": ("linear",),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice",),
+    "TEST.AUG.ENABLED": (False,),
     "INPUT.FORMAT": ("RGB",),
     f"{_FORMER}.DEEP_SUPERVISION": (True,),
     f"{_FORMER}.DROPOUT": (0.0,),
@@ -146,7 +149,7 @@ _IGNORED = {
     "VERSION", "OUTPUT_DIR", "VIS_PERIOD", "CUDNN_BENCHMARK", "INPUT.SIZE_DIVISIBILITY", "INPUT.MASK_FORMAT",
     "MODEL.RESNETS.OUT_FEATURES", f"{_SWIN}.OUT_FEATURES", f"{_HEAD}.IN_FEATURES", f"{_HEAD}.IGNORE_VALUE",
     f"{_HEAD}.LOSS_WEIGHT", "MODEL.MASK_ON", f"{_FORMER}.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE",
-    "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP",
 }  # fmt: skip
 #: keys of the public MP-Former release and where their meaning is here
 _RELEASE_KEYS = {
@@ -500,13 +503,47 @@ def _schedule(name: str) -> str:
     return kinds[name]
 
 
-def _load(path: Path) -> CfgNode:
-    if not Path(path).is_file():
+class _Loader(yaml.SafeLoader):
+    """Plain data, and the one computation that Mask2Former's files hold."""
+
+
+def _computed_sizes(_: yaml.Loader, node: yaml.Node) -> list[int]:
+    """``[int(x * 0.1 * 512) for x in range(5, 21)]``: read as such, not run as Python."""
+    text = " ".join(str(part.value) for part in node.value) if isinstance(node, yaml.SequenceNode) else str(node.value)
+    match = _SIZES.fullmatch(text.strip())
+    if not match:
+        raise yaml.YAMLError(f"the computation {text!r} is not understood; write its result")
+    factor, size, first, end = (float(match[1]), float(match[2]), int(match[3]), int(match[4]))
+    return [int(x * factor * size) for x in range(first, end)]
+
+
+_SIZES = re.compile(r"\[\s*int\(x \* ([\d.]+) \* ([\d.]+)\) for x in range\((\d+), (\d+)\)\s*\]")
+_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _computed_sizes)
+
+
+def _load(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's tree over that of its ``_BASE_``."""
+    path = Path(path).expanduser()
+    if not above and not path.is_file():
         raise UserError(f"no configuration file {str(path)!r}")
     try:
-        return CfgNode(CfgNode.load_yaml_with_base(str(path)))
-    except (yaml.YAMLError, OSError, AssertionError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {Path(path).name}: {' '.join(str(error).split())[:200]}") from None
+        if path in above:
+            raise yaml.YAMLError("it is a _BASE_ of itself")
+        tree = yaml.load(path.read_text(), Loader=_Loader)
+        if not isinstance(tree, dict):
+            raise yaml.YAMLError("it is not a mapping of keys to values")
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise UserError(f"cannot read {path.name}: {' '.join(str(error).split())[:200]}") from None
+    base = tree.pop("_BASE_", None)
+    return tree if base is None else _merged(_load(path.parent / Path(str(base)).expanduser(), (*above, path)), tree)
+
+
+def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, branch by branch."""
+    for key, value in above.items():
+        branch = below.get(key)
+        below[key] = _merged(branch, value) if isinstance(branch, dict) and isinstance(value, Mapping) else value
+    return below
 
 
 def _assign(cfg: CfgNode, key: str, value: Any) -> None:

@@ -94,7 +94,7 @@ def setting(name: str) -> Config:
     drop = int(match["drop"]) * 1000 if match["drop"] else None
     return Config(
         dataset=DatasetConfig(name=dataset, task=task, augmentation=_augmentation(dataset, task, backbone)),
-        model=_model(backbone, task),
+        model=_model(dataset, backbone, task),
         schedule=_schedule(dataset, task, match["length"], match["kind"], drop),
         evaluation=_evaluation(dataset, task, backbone),  # type: ignore[arg-type]
         runtime=RuntimeConfig(checkpoint_period=2500, eval_period=5000, probe_images=64, log_period=20, workers=4),
@@ -173,10 +173,14 @@ def _augmentation(dataset: str, task: str, backbone: str) -> AugmentationConfig:
     )
 
 
-def _model(backbone: str, task: str) -> ModelConfig:
+def _model(dataset: str, backbone: str, task: str) -> ModelConfig:
+    """On Cityscapes a ResNet's batch normalisation lives and is shared by the devices; elsewhere it is frozen."""
     chosen = BACKBONES[backbone]
     queries = 100 if task == "semantic" else chosen.queries
-    return ModelConfig(backbone=chosen.config, queries=queries, init_weights=chosen.weights)
+    config = chosen.config
+    if dataset == "cityscapes" and isinstance(config, ResNetConfig):
+        config = config.model_copy(update={"norm": "SyncBN"})
+    return ModelConfig(backbone=config, queries=queries, init_weights=chosen.weights)
 
 
 def _default_kind(dataset: str, task: str) -> Kind:

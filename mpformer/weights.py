@@ -60,7 +60,8 @@ def load_weights(
         target = {name: value for name, value in target.items() if name.startswith("backbone.")}
     state = {name: value for name, value in state.items() if not _ignorable(name, target)}
     kept = _class_head(state, target, path, reinit_class_head)
-    kept += [name for name in target if backbone and _FRESH.fullmatch(name) and name not in state]
+    fresh = {name for name in target if (backbone and _FRESH.fullmatch(name)) or name.endswith(_COUNTER)}
+    kept += [name for name in target if name in fresh and name not in state]
     _same_names(state, target, kept, path)
     _same_shapes(state, target, path)
     model.load_state_dict(state, strict=False)
@@ -225,9 +226,13 @@ def _torchvision(name: str) -> str:
     return name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
 
 
+_COUNTER = "num_batches_tracked"
+"""Of a live batch normalisation; files of frozen ones have none, and nothing here reads it."""
+
+
 def _ignorable(name: str, target: dict[str, Tensor]) -> bool:
     """Derived buffers, and batch counters that a frozen normalisation does not have."""
-    return bool(_DERIVED.fullmatch(name)) or (name.endswith("num_batches_tracked") and name not in target)
+    return bool(_DERIVED.fullmatch(name)) or (name.endswith(_COUNTER) and name not in target)
 
 
 def _class_head(state: dict[str, Tensor], target: dict[str, Tensor], path: Path, reinit: bool) -> list[str]:

@@ -3,15 +3,21 @@
 ``image_id`` counts the images by file name, ``image_key`` is Cityscapes' own (``aachen_000000_000019``).
 """
 
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from mpformer.classes import category_ids, class_table
+from mpformer.data.prepare import ignore_interrupts
 from mpformer.errors import UserError
 
+#: so few images are not worth a process
+_FEW = 40
 ADVICE = "see: mpformer data check cityscapes"
 
 
@@ -24,6 +30,10 @@ def read_split(root: Path, split: str, tasks: frozenset[str]) -> list[dict[str, 
 
     try:
         parts = [_READERS[task](root, split) for task in sorted(tasks)]
+    except KeyError as error:
+        raise UserError(
+            f"cityscapes below {root} holds the label id {error}, which is not in its list; {ADVICE}"
+        ) from None
     except (AssertionError, FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"cityscapes is incomplete below {root}: {error}; {ADVICE}") from None
     merged: dict[str, dict[str, Any]] = {}
@@ -42,7 +52,7 @@ _INTERNAL = "deeplearning.projects.cityscapesApi"
 
 
 def public_scripts() -> None:
-    """Let the internal name under which detectron2's present HEAD imports Cityscapes' scripts mean the public package.
+    """Let the internal name by which detectron2's present HEAD imports Cityscapes' scripts mean the public package.
 
     (detectron2 issue 5436, open: ``deeplearning.projects.cityscapesApi.cityscapesscripts`` is nowhere to be had.)
     Raises UserError if the public package is not installed.
@@ -67,11 +77,37 @@ def _instances(root: Path, split: str) -> list[dict[str, Any]]:
 
     (Mask2Former's training set has the polygons' outlines, half a pixel fatter and without holes.)
     """
-    from detectron2.data.datasets.cityscapes import load_cityscapes_instances
+    from detectron2.data.datasets.cityscapes import _get_cityscapes_files
 
     public_scripts()
-    folders = str(root / "leftImg8bit" / split), str(root / "gtFine" / split)
-    return load_cityscapes_instances(*folders, from_json=False, to_polygons=False)
+    records = _parsed(_get_cityscapes_files(str(root / "leftImg8bit" / split), str(root / "gtFine" / split)))
+    names = import_module("cityscapesscripts.helpers.labels").name2label
+    contiguous = {names[name].id: i for i, name in enumerate(class_table("cityscapes", "instance").names)}
+    for annotation in (annotation for record in records for annotation in record["annotations"]):
+        annotation["category_id"] = contiguous[annotation["category_id"]]
+    return records
+
+
+def _parsed(files: list[tuple[str, ...]]) -> list[dict[str, Any]]:
+    """Parse each image's files, many of them in processes of their own.
+
+    Not through detectron2's ``load_cityscapes_instances``: its pool forks, and a fork of a process that handles SIGTERM
+    (as a run does, to checkpoint) does not die of the pool's end: it waits, sometimes for ever.
+    """
+    from detectron2.utils import comm
+
+    workers = min(len(os.sched_getaffinity(0)) // comm.get_world_size(), len(files) // _FEW)
+    if workers < 2:
+        return [_parse(found) for found in files]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=ignore_interrupts) as pool:
+        return list(pool.map(_parse, files, chunksize=max(1, _FEW // 4)))
+
+
+def _parse(files: tuple[str, ...]) -> dict[str, Any]:
+    from detectron2.data.datasets.cityscapes import _cityscapes_files_to_dict
+
+    public_scripts()
+    return _cityscapes_files_to_dict(files, from_json=False, to_polygons=False)
 
 
 def _semantic(root: Path, split: str) -> list[dict[str, Any]]:

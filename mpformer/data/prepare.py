@@ -194,7 +194,7 @@ def run_chunks(work: Work, root: Path, chunks: list[Chunk], workers: int | None)
         for chunk in chunks:
             yield _do(work, root, chunk)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=ignore_interrupts) as pool:
         try:
             for future in as_completed([pool.submit(_do, work, root, chunk) for chunk in chunks]):
                 yield future.result()
@@ -203,7 +203,7 @@ def run_chunks(work: Work, root: Path, chunks: list[Chunk], workers: int | None)
             raise
 
 
-def _ignore_interrupts() -> None:
+def ignore_interrupts() -> None:
     """Ctrl-C is for the parent, which then stops its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

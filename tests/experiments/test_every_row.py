@@ -28,7 +28,7 @@ _MODEL: dict[str, Any] = {
     "hidden_dim": 16, "conv_dim": 16, "mask_dim": 16, "heads": 2, "encoder_layers": 1, "encoder_ffn": 16,
     "decoder_layers": 5, "decoder_ffn": 16, "queries": 12, "train_points": 32, "init_weights": "",
 }  # fmt: skip
-_RESNET = {"kind": "resnet", "depth": 18, "stem_channels": 8, "res2_channels": 8, "norm": "GN"}
+_RESNET = {"kind": "resnet", "depth": 18, "stem_channels": 8, "res2_channels": 8}
 _SWIN = {"kind": "swin", "embed_dim": 8, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 4}
 _RUN: dict[str, Any] = {
     "schedule.max_iter": 2, "schedule.batch_size": 2, "schedule.warmup_iters": 0, "schedule.amp": "off",
@@ -71,7 +71,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def narrow(config: Config, data_root: Path) -> Config:
     """The row's configuration at a width and length that take a second; toggles, task and schedule kind stay."""
-    backbone = _RESNET if config.model.backbone.kind == "resnet" else _SWIN
+    chosen = config.model.backbone
+    backbone = {**_RESNET, "norm": chosen.norm} if chosen.kind == "resnet" else _SWIN
     changes = {f"model.{key}": value for key, value in {**_MODEL, "backbone": backbone}.items()} | _RUN
     changes["schedule.steps"] = (1,) if config.schedule.lr_schedule == "step" else ()
     changes |= {"dataset.augmentation.lsj_size": 64} if config.dataset.augmentation.kind == "lsj" else {}
@@ -177,8 +178,11 @@ def parameters(config: Config) -> int:
 def test_full_widths_have_the_published_numbers_of_parameters() -> None:
     """COCO instance: R50 44 M, Swin-L 216 M (Mask DINO, table 3).
 
-    Every other model is one of these but for its classes, queries and what piloting adds: to the last parameter.
+    Every other model is one of these but for its classes, queries, what piloting adds and, on Cityscapes, a live batch
+    normalisation's scales and offsets: to the last parameter.
     """
+    norms = 2 * (64 + 3 * (2 * 64 + 256) + 4 * (2 * 128 + 512) + 6 * (2 * 256 + 1024) + 3 * (2 * 512 + 2048))
+    norms += 2 * (256 + 512 + 1024 + 2048)  # of the shortcuts
     plain = {"resnet": scales.paper("coco/instance/r50-50ep"), "swin": scales.paper("coco/instance/swin-l-100ep")}
     published = {kind: parameters(config) for kind, config in plain.items()}
     assert {kind: round(count / MILLION) for kind, count in published.items()} == {"resnet": 44, "swin": 216}
@@ -190,6 +194,7 @@ def test_full_widths_have_the_published_numbers_of_parameters() -> None:
         expected = published[config.model.backbone.kind]
         expected += (classes - num_classes("coco", "instance")) * (dim + 1)  # the class head
         expected += (config.model.queries - like.model.queries) * 2 * dim  # content and position
+        expected += norms if config.dataset.name == "cityscapes" and config.model.backbone.kind == "resnet" else 0
         toggles = config.toggles
         expected -= 0 if toggles.query_position else config.model.queries * dim
         if toggles.mp_queries:

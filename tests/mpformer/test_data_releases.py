@@ -4,6 +4,8 @@ import contextlib
 import inspect
 import io
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -157,6 +159,22 @@ def test_detectron2s_head_may_import_what_only_its_company_has(releases: Path, m
     after = read_split(root, "val", frozenset(TASKS))
     assert [r["annotations"] for r in after] == [r["annotations"] for r in before]
     assert [r["segments_info"] for r in after] == [r["segments_info"] for r in before]
+
+
+def test_cityscapes_is_read_by_processes_where_it_is_large(releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process that handles SIGTERM, as every run does: detectron2's own pool would not end there."""
+    from mpformer.data import cityscapes
+
+    root = releases / "cityscapes"
+    alone = cityscapes.read_split(root, "train", frozenset(["instance"]))
+    monkeypatch.setattr(cityscapes, "_FEW", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        assert cityscapes.read_split(root, "train", frozenset(["instance"])) == alone
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert any(record["annotations"] for record in alone)
 
 
 def test_cityscapes_training_labels_are_those_of_its_own_scripts(releases: Path) -> None:

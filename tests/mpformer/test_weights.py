@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mpformer.config import ResNetConfig
 from mpformer.errors import UserError
 from mpformer.weights import detect_toggles, load_weights, read_weights, sha256
 
@@ -43,6 +44,26 @@ class Skeleton(nn.Module):
                     node.add_module(part, nn.Module())
                 node = node._modules[part]  # type: ignore[assignment]
             node.register_parameter(last, nn.Parameter(torch.full(shape, -7.0)))
+
+
+def test_live_normalisation_takes_a_file_of_a_frozen_one(tmp_path: Path) -> None:
+    """Cityscapes' models: their batch counters are in no ImageNet file and in no model with frozen normalisation."""
+    from mpformer.modeling.backbones import build_backbone
+
+    class Whole(nn.Module):
+        def __init__(self, norm: str) -> None:
+            super().__init__()
+            small = ResNetConfig(depth=50, stem_channels=8, res2_channels=16, width_per_group=4, norm=norm)
+            self.backbone = build_backbone(small, 32)
+
+    frozen, live = Whole("FrozenBN"), Whole("SyncBN")
+    state = frozen.backbone.state_dict()
+    found = load_weights(live, saved(tmp_path / "r50.pth", {"model": state}), allow_backbone=True)
+    assert all(name.endswith("num_batches_tracked") for name in found["kept"])
+    assert len(found["kept"]) == 53  # convolutions of ResNet-50
+    images = torch.rand(2, 3, 64, 64)
+    before, after = (model.eval().backbone(images)["res5"] for model in (frozen, live))
+    assert torch.allclose(before, after, atol=1e-4 * float(before.abs().max()))
 
 
 def skeleton(arrays: dict[str, Any]) -> Skeleton:
