@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from experiments.costs import Cost
     from experiments.planning import Plan, Request
+    from experiments.profiles import LocalProfile, SlurmProfile
     from experiments.states import RunState
     from experiments.store import Store
 
@@ -100,6 +101,25 @@ def _plan_options(command: Command) -> Command:
     ):  # fmt: skip
         command = option(command)
     return _scale_options(command)
+
+
+def _place_options(command: Command) -> Command:
+    for option in (
+        click.option("--max-submit", type=click.IntRange(1), default=None, help="Most jobs in the queue."),
+        click.option("--max-array", type=click.IntRange(1), default=None, help="Most jobs an array."),
+        click.option("--parallelism", type=click.IntRange(1), default=None, help="Most jobs of the suite at a time."),
+        click.option("--detach", is_flag=True, help="Return at once; the workers go on. (Jobs in a queue always do.)"),
+        click.option("--threads", type=click.IntRange(1), default=None, help="Threads a worker."),
+        click.option(
+            "--workers", type=click.IntRange(1), default=None, help="Worker processes; default: by cores and memory."
+        ),
+        click.option(
+            "--on", default="local", show_default=True, metavar="PROFILE",
+            help="Where: a profile of slurm/profiles, or the path of a YAML file.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
@@ -247,9 +267,9 @@ def _as_launched(request: "Request", store: "Store") -> "Request":
 @click.argument("suite")
 @_plan_options
 @_root_options
-@click.option("--workers", type=click.IntRange(1), default=None, help="Worker processes; default: by cores and memory.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads a worker.")
-@click.option("--detach", is_flag=True, help="Return at once; the workers go on.")
+@_place_options
+@click.option("--smoke", is_flag=True, help="First one short run a row; the arrays of jobs wait until all went well.")
+@click.option("--dry-run", is_flag=True, help="Print the batch scripts; submit and write nothing.")
 @click.option("--mlflow/--no-mlflow", "mirror", default=True, help="Mirror the runs to MLflow in the background.")
 @click.option(
     "--inline", "inline_", is_flag=True, help="Execute one run (--row, --seed) in this process, for a debugger."
@@ -258,27 +278,104 @@ def launch(
     suite: str,
     root: Path,
     data_root: Path,
-    workers: int | None,
-    threads: int,
-    detach: bool,
+    on: str,
+    smoke: bool,
+    dry_run: bool,
     mirror: bool,
     inline_: bool,
     **asked: Any,
 ) -> int:
     """Train, evaluate and analyse what is missing of SUITE; what is done or running is left alone."""
     from experiments import launching, planning
+    from experiments.profiles import SlurmProfile
     from experiments.store import Store
 
     console = _console()
     store = Store(root)
-    resolved = _with_data(planning.make(_request(suite, **asked), data_root), data_root, console)
+    where, rest = _place(on, asked)
+    resolved = planning.make(_request(suite, **rest), data_root)
+    if dry_run:
+        return _print_scripts(resolved, store, data_root, on, where, smoke)
+    resolved = launching.fetch_weights(_with_data(resolved, data_root, console), data_root)
     if inline_:
         return _inline(resolved, store, data_root)
-    width = launching.Width(workers or launching.fit(None, len(resolved.unique)).workers, threads)
+    if isinstance(where, SlurmProfile):
+        return _submit(resolved, store, data_root, on, where, smoke)
+    if smoke:
+        raise UserError("--smoke is for jobs in a queue; give a Slurm profile: --on PROFILE")
+    width = launching.Width(where.workers or launching.fit(None, len(resolved.unique)).workers, where.threads)
     started = launching.launch(resolved, store, data_root, command=_command(), width=width)
     if mirror and started.started:
         _mirror(root)
-    return _watch_launch(resolved, store, started, width, detach, console)
+    return _watch_launch(resolved, store, started, width, bool(asked["detach"]), console)
+
+
+def _place(on: str, asked: dict[str, Any]) -> tuple["LocalProfile | SlurmProfile", dict[str, Any]]:
+    """The profile with what the command line changes of it, and the options that are not about it."""
+    from experiments import profiles
+
+    profile = profiles.load(on)
+    local = isinstance(profile, profiles.LocalProfile)
+    ours, others = (_LOCAL, _SLURM) if local else (_SLURM, _LOCAL)
+    wrong = next((name for name in others if name != "detach" and asked.get(name)), None)
+    if wrong is not None:
+        raise UserError(f"--{wrong.replace('_', '-')} does not apply to profile {on!r}; use {_flags(ours)}")
+    changes = {name: asked[name] for name in ours if name != "detach" and asked.get(name) is not None}
+    rest = {name: value for name, value in asked.items() if name not in (*_LOCAL, *_SLURM)}
+    return profile.model_copy(update=changes), rest
+
+
+_LOCAL = ("workers", "threads", "detach")
+_SLURM = ("parallelism", "max_array", "max_submit")
+
+
+def _flags(names: Sequence[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _print_scripts(
+    resolved: "Plan", store: "Store", data_root: Path, on: str, where: Any, smoke: bool, retry: tuple[str, ...] = ()
+) -> int:
+    from experiments import submission
+    from experiments.profiles import SlurmProfile
+
+    if not isinstance(where, SlurmProfile):
+        raise UserError(f"--dry-run prints batch scripts, and profile {on!r} has none; look with: mpformer plan")
+    target = submission.Target(on, where, smoke)
+    for text in submission.scripts(resolved, store, data_root, target, retry):
+        click.echo(text)
+    return 0
+
+
+def _submit(
+    resolved: "Plan",
+    store: "Store",
+    data_root: Path,
+    on: str,
+    profile: "SlurmProfile",
+    smoke: bool,
+    retry: tuple[str, ...] = (),
+) -> int:
+    """Hand the missing runs to Slurm and say what was handed over; 1 if not everything was that could be."""
+    from experiments import submission
+
+    target = submission.Target(on, profile, smoke)
+    done = submission.launch(resolved, store, data_root, target, command=_command(), retry=retry)
+    for run_id, reason in done.left_alone.items():
+        click.echo(f"{run_id} failed ({reason}) and would again: `mpformer retry` starts it anyway")
+    queued = [one for one in done.submissions if one.job_id]
+    for one in queued:
+        click.echo(f"  {one.job_id}  {one.stage:<8}  {len(one.runs) or 1} jobs  {one.name}")
+    if queued:
+        click.echo(f"queued {len(done.started)} runs: {done.directory}")
+        click.echo(f"nothing has to stay open; look with: mpformer status {resolved.suite.name} --watch")
+    elif not done.problem:
+        click.echo("nothing to start: every run is done, running, queued, or failed")
+    if done.left_over:
+        click.echo(f"{done.left_over} runs are left over ({done.limit}): launch again when there is room in the queue")
+    if done.problem:
+        click.echo(f"mpformer: {done.problem}; what was not queued starts with the next launch", err=True)
+    return 1 if done.problem else 0
 
 
 def _mirror(root: Path) -> None:
@@ -576,31 +673,25 @@ def doctor(root: Path, data_root: Path, as_json: bool) -> int:
 @_root_options
 @click.option("--failed", is_flag=True, required=True, help="Retry the failed runs (the only kind there is to retry).")
 @click.option("--class", "classes", multiple=True, help="Only this failure class, such as oom; may be repeated.")
-@click.option("--workers", type=click.IntRange(1), default=None)
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--detach", is_flag=True)
+@_place_options
 def retry(
-    suite: str,
-    root: Path,
-    data_root: Path,
-    failed: bool,
-    classes: tuple[str, ...],
-    workers: int | None,
-    threads: int,
-    detach: bool,
-    **asked: Any,
+    suite: str, root: Path, data_root: Path, failed: bool, classes: tuple[str, ...], on: str, **asked: Any
 ) -> int:
     """Start the failed runs of SUITE again, those too that would fail again; earlier attempts are kept."""
     from experiments import launching, planning
+    from experiments.profiles import SlurmProfile
     from experiments.store import Store
 
     store = Store(root)
-    request = _as_launched(_request(suite, **asked), store)
+    where, rest = _place(on, asked)
+    request = _as_launched(_request(suite, **rest), store)
     resolved = launching.only_failed(planning.make(request, data_root), store, classes)
     kinds = launching.failure_classes(resolved, store)
-    width = launching.Width(workers or launching.fit(None, len(resolved.unique)).workers, threads)
+    if isinstance(where, SlurmProfile):
+        return _submit(resolved, store, data_root, on, where, smoke=False, retry=kinds)
+    width = launching.Width(where.workers or launching.fit(None, len(resolved.unique)).workers, where.threads)
     started = launching.launch(resolved, store, data_root, command=_command(), width=width, retry=kinds)
-    return _watch_launch(resolved, store, started, width, detach, _console())
+    return _watch_launch(resolved, store, started, width, bool(asked["detach"]), _console())
 
 
 @cli.command()
