@@ -17,7 +17,7 @@ _NOT_PAPER = "nuclei stands for none of the paper's datasets; headline, componen
 _NOTHING_RELEASED = "nobody released checkpoints for it; they are of coco, ade20k and cityscapes: --scale paper"
 _ON_NUCLEI: Mapping[str, str] = {"nuclei": _NOT_PAPER}
 _PANOPTIC = ("PQ", "PQ_th", "PQ_st", "AP", "mIoU", "mIoU-L", "Util")
-_INSTANCE = ("AP", "AP50", "APs", "APm", "APl", "mIoU-L", "Util")
+_INSTANCE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "mIoU-L", "Util")
 _SEMANTIC = ("mIoU", "mIoU-L", "Util")
 _LONGEST_AT_MINI = 2.0
 

@@ -26,9 +26,12 @@ RELEASE: dict[str, Any] = {**_GUIDED, "toggles.flip_noise": 0.2, "toggles.query_
 _BASELINE = Row("mask2former", "Mask2Former", MASK2FORMER)
 
 
-def _needs_classes(dataset: str, why: str) -> str:
-    """Return why a row about classes does not apply on the dataset; empty if it does."""
-    return f"{ONE_CLASS[dataset]}: {why}" if dataset in ONE_CLASS else ""
+_SAME_LABEL = "a flipped label is the same label"
+
+
+def _without_classes(why: str) -> dict[str, str]:
+    """Return on which datasets a suite or row about classes does not apply, each with the reason."""
+    return {dataset: f"{fact}: {why}" for dataset, fact in ONE_CLASS.items()}
 
 
 @suite(title="Mask2Former against MP-Former", baseline="mask2former", seeds={"mini": (0,), "paper": (0, 1, 2)})
@@ -45,7 +48,7 @@ def components(scale: str, dataset: str) -> Iterator[Row]:
     yield Row("mp-first", "+ MP queries, guided in the first layer", GUIDED_FIRST)
     yield Row("mp-every", "+ guidance in every layer", _GUIDED)
     yield Row("mp-point", "+ point noise", _POINT)
-    flip = _needs_classes(dataset, "a flipped label is the same label")
+    flip = _without_classes(_SAME_LABEL).get(dataset, "")
     yield Row("mp-flip", "+ flip noise", MP_FORMER, not_applicable=flip)
 
 
@@ -71,12 +74,11 @@ def point_noise(scale: str, dataset: str) -> Iterator[Row]:
     yield from grid({"point_noise": [0.0, 0.1, 0.2, 0.4, 0.6]}, common=MP_FORMER)
 
 
-@suite(title="Amount of flip noise", baseline="mask2former")
+@suite(title="Amount of flip noise", baseline="mask2former", not_applicable=_without_classes(_SAME_LABEL))
 def flip_noise(scale: str, dataset: str) -> Iterator[Row]:
     """The probability that a piloted query's label is replaced."""
     yield _BASELINE
-    reason = _needs_classes(dataset, "a flipped label is the same label")
-    yield from grid({"flip_noise": [0.0, 0.1, 0.2, 0.4]}, common=MP_FORMER, not_applicable=reason)
+    yield from grid({"flip_noise": [0.0, 0.1, 0.2, 0.4]}, common=MP_FORMER)
 
 
 @suite(title="Number of groups of piloted queries", baseline="mask2former")
@@ -86,13 +88,16 @@ def mp_groups(scale: str, dataset: str) -> Iterator[Row]:
     yield from grid({"mp_groups": [1, 2, 5, "budget-100"]}, common=MP_FORMER)
 
 
-@suite(title="Content of the piloted queries", baseline="mask2former")
+@suite(
+    title="Content of the piloted queries",
+    baseline="mask2former",
+    not_applicable=_without_classes("a label embedding is one learnt vector"),
+)
 def class_embedding(scale: str, dataset: str) -> Iterator[Row]:
     """A label embedding or one learnt vector, fed to the first layer (the paper) or to every layer."""
     yield _BASELINE
-    reason = _needs_classes(dataset, "a label embedding is one learnt vector")
     axes = {"class_embedding": ["label", "learnt"], "class_embedding_layers": ["first", "every"]}
-    yield from grid(axes, common=MP_FORMER, not_applicable=reason)
+    yield from grid(axes, common=MP_FORMER)
 
 
 @suite(title="Position embedding of the learnable queries", baseline="mask2former,query_position=on")
