@@ -129,7 +129,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Machine-rea
 @_scale_options
 @_json_option
 def suites(scale: str, dataset: str | None, as_json: bool) -> None:
-    """List the suites with their rows and default seeds."""
+    """List the suites with the table of the paper that they stand for, their rows, seeds and cost."""
     from experiments import registry
     from experiments.watching import duration
 
@@ -139,8 +139,9 @@ def suites(scale: str, dataset: str | None, as_json: bool) -> None:
         return _print_json(listed)
     for record in listed:
         click.echo(
-            f"{record['suite']}: {record['title']} ({len(record['rows'])} rows x {len(record['seeds'])} seeds on "
-            f"{record['dataset']}, about {duration(record['seconds'])} of one worker, declared)"
+            f"{record['suite']}: {record['title']} ({len(record['rows'])} rows x seeds {_listed(record['seeds'])} on "
+            f"{record['dataset']}, about {duration(record['seconds'])} of one worker, declared; "
+            f"table of the paper: {record['paper_table']})"
         )
         if record["description"]:
             click.echo(f"    {record['description']}")
@@ -148,6 +149,10 @@ def suites(scale: str, dataset: str | None, as_json: bool) -> None:
             reason = f"  (not applicable: {row['not_applicable']})" if row["not_applicable"] else ""
             click.echo(f"    {row['name']:<28} {row['label']}{reason}")
     return None
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _suite_record(suite: Any, scale: str, dataset: str) -> dict[str, Any]:
