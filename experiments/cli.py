@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from experiments import model_commands
+from experiments import model_commands, run_commands
 from mpformer.errors import RunFailure, UserError
 
 if TYPE_CHECKING:
@@ -309,7 +309,8 @@ def launch(
     if smoke:
         raise UserError("--smoke is for jobs in a queue; give a Slurm profile: --on PROFILE")
     width = launching.Width(where.workers or launching.fit(None, len(resolved.unique)).workers, where.threads)
-    started = launching.launch(resolved, store, data_root, command=_command(), width=width)
+    about: dict[str, Any] = {"command": _command(), "width": width, "notify": where.notify}
+    started = launching.launch(resolved, store, data_root, **about)
     if mirror and started.started:
         _mirror(root)
     return _watch_launch(resolved, store, started, width, bool(asked["detach"]), console)
@@ -412,7 +413,7 @@ def _with_data(resolved: "Plan", data_root: Path, console: "Console") -> "Plan":
 
 
 def _watch_launch(resolved: "Plan", store: "Store", started: Any, width: Any, detach: bool, console: "Console") -> int:
-    from experiments import watching
+    from experiments import overview, watching
     from experiments.states import State
 
     for run_id, reason in started.left_alone.items():
@@ -432,6 +433,7 @@ def _watch_launch(resolved: "Plan", store: "Store", started: Any, width: Any, de
     states = watching.follow(resolved, store, started, console)
     for line in started.problems():
         console.print(line, soft_wrap=True, markup=False)
+    overview.refresh(store.root, _warn)
     return _summary(states, State.DONE, console)
 
 
@@ -456,7 +458,7 @@ def status(
     from experiments import overview, watching
 
     def views(max_age: float = 0.0) -> list[dict[str, Any]]:
-        return overview.views(root, overview.chosen(root, suite, scale, dataset), max_age)
+        return overview.views(root, overview.chosen(root, suite, scale, dataset), max_age, tell=_warn)
 
     if as_json:
         return _print_json(views())
@@ -472,6 +474,10 @@ def status(
     return None
 
 
+def _warn(line: str) -> None:
+    click.echo(f"mpformer: {line}", err=True)
+
+
 def _watch_status(views: Callable[[], list[dict[str, Any]]], period: float = 2.0) -> None:
     """Show the tables anew every few seconds until Ctrl-C."""
     from rich.console import Group
@@ -484,20 +490,6 @@ def _watch_status(views: Callable[[], list[dict[str, Any]]], period: float = 2.0
             found = views()
             live.update(Group(*overview.notes(found), *(overview.table(view) for view in found)), refresh=True)
             time.sleep(period)
-
-
-@cli.command()
-@click.argument("run")
-@click.option("-f", "--follow", is_flag=True, help="Go on printing until the attempt ends.")
-@click.option("--attempt", type=int, default=None, help="An earlier attempt; default: the last.")
-@_root_options
-def logs(run: str, follow: bool, attempt: int | None, root: Path, data_root: Path) -> None:
-    """Print the log of RUN (its id, or the id's beginning or end)."""
-    from experiments import overview
-    from experiments.store import Store
-
-    for text in overview.log(Store(root).find(run), attempt, follow):
-        click.echo(text, nl=False)
 
 
 @cli.command()
@@ -560,7 +552,7 @@ def report(
     as_json: bool,
 ) -> int:
     """Write tables (Markdown, LaTeX, ...) and self-contained pages for SUITES (none: all that were launched)."""
-    from experiments import registry
+    from experiments import overview, registry
     from reports import build
 
     for name in suites:
@@ -569,6 +561,7 @@ def report(
         registry.of_dataset(scale, dataset)
     if check:
         return _check_report(suites, root, scale, dataset)
+    overview.refresh(root, _warn)
     paths = build.build(
         suites,
         root,
@@ -695,7 +688,8 @@ def retry(
     if isinstance(where, SlurmProfile):
         return _submit(resolved, store, data_root, on, where, smoke=False, retry=kinds)
     width = launching.Width(where.workers or launching.fit(None, len(resolved.unique)).workers, where.threads)
-    started = launching.launch(resolved, store, data_root, command=_command(), width=width, retry=kinds)
+    about: dict[str, Any] = {"command": _command(), "width": width, "notify": where.notify}
+    started = launching.launch(resolved, store, data_root, retry=kinds, **about)
     return _watch_launch(resolved, store, started, width, bool(asked["detach"]), _console())
 
 
@@ -704,59 +698,30 @@ def retry(
 @_plan_options
 @_root_options
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def cancel(suite: str, root: Path, data_root: Path, yes: bool, **asked: Any) -> None:
-    """Ask the running and waiting runs of SUITE to checkpoint and end; launching again continues them."""
-    from experiments import launching, planning
-    from experiments.store import Store, write_json
+@click.option("--now", is_flag=True, help="Do not wait for checkpoints: Slurm ends running jobs too.")
+def cancel(suite: str, root: Path, data_root: Path, yes: bool, now: bool, **asked: Any) -> int:
+    """Have the running runs of SUITE checkpoint and end, and take waiting ones from the queue; launching continues."""
+    from experiments import cancelling, launching, planning
+    from experiments.store import Store
 
     store = Store(root)
     resolved = planning.make(_as_launched(_request(suite, **asked), store), data_root)
     active = [state for state in launching.snapshot(resolved, store) if state.active]
     if not active:
         click.echo("nothing of it is running or waiting")
-        return
+        return 0
     if not yes:
+        for state in active:
+            click.echo(f"{state.run_id}: {state.label} {state.detail}".rstrip())
         click.confirm(f"cancel {len(active)} runs?", abort=True)
-    for state in active:
-        write_json(store.run(state.run_id).cancel_file, {"time": time.time()})
-    click.echo(f"asked {len(active)} runs to end")
+    done = cancelling.cancel(store, active, now)
+    click.echo(f"asked {done.asked} runs to end" + (f", cancelled {len(done.jobs)} jobs in Slurm" if done.jobs else ""))
+    if done.trouble:
+        click.echo(f"mpformer: {done.trouble}: waiting jobs end when they begin; or cancel again later", err=True)
+    return 1 if done.trouble else 0
 
 
-@cli.command()
-@click.argument("run")
-@click.option("--reason", required=True, help="Why the results must not be used.")
-@_root_options
-def void(run: str, reason: str, root: Path, data_root: Path) -> None:
-    """Mark the results of RUN as void, visibly; the next launch does it again and keeps what was there aside."""
-    from experiments.store import Store, write_json
-
-    found = Store(root).find(run)
-    write_json(found.void_file, {"reason": reason, "time": time.time()})
-    click.echo(f"{found.run_id} is void: {reason}")
-
-
-@cli.command()
-@click.argument("first")
-@click.argument("second")
-@_root_options
-@_json_option
-def diff(first: str, second: str, root: Path, data_root: Path, as_json: bool) -> None:
-    """Show how two runs differ: configuration, code, packages, threads."""
-    from experiments import overview
-    from experiments.store import Store
-
-    store = Store(root)
-    found = overview.difference(store.find(first), store.find(second))
-    if as_json:
-        return _print_json(found)
-    if not found:
-        click.echo("no difference")
-    for key, (one, other) in found.items():
-        click.echo(f"{key}: {one!s} -> {other!s}")
-    return None
-
-
-for _single in model_commands.COMMANDS:
+for _single in (*model_commands.COMMANDS, *run_commands.COMMANDS):
     cli.add_command(_single)
 
 

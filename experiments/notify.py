@@ -12,7 +12,6 @@ import os
 import shlex
 import subprocess
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +88,8 @@ def _message(event: str, name: str, launch: Mapping[str, Any], states: Sequence[
 
 def tell(target: str, message: Mapping[str, Any]) -> str:
     """Call the command or webhook; returns one line if that failed."""
+    import urllib.request  # takes a while to import, and `status` starts in less
+
     data = json.dumps(message).encode()
     try:
         if target.startswith(("http://", "https://")):

@@ -5,11 +5,12 @@ Looking writes one file, ``scheduler.json``, which keeps what Slurm said, for re
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import claims, failures, registry, standing, watching
+from experiments import claims, failures, notify, registry, scheduler, standing, usage, watching
+from experiments.identity import eval_id as evaluation_id
 from experiments.scheduler import Answer
 from experiments.standing import Standing
 from experiments.states import RunState, State, evaluations, last_evaluation
@@ -36,15 +37,38 @@ def chosen(root: Path, suite: str | None, scale: str, dataset: str | None) -> li
     return found
 
 
-def views(root: Path, records: Sequence[Mapping[str, Any]], max_age: float = 0.0) -> list[dict[str, Any]]:
+def views(
+    root: Path,
+    records: Sequence[Mapping[str, Any]],
+    max_age: float = 0.0,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
     """Return the suites' records with the state of each run, as plain data; Slurm is asked once for all of them.
 
-    ``scheduler`` says what Slurm did not answer (None where no unfinished run was ever given to it).
+    ``scheduler`` says what Slurm did not answer (None where no unfinished run was ever given to it). Launches that have
+    ended or stalled are told of, as their profiles say; ``tell`` gets a line for each telling that failed.
     """
     store = Store(root)
-    keys = [(run["run_id"], run["eval_id"]) for record in records for row in record["rows"] for run in row["runs"]]
-    found = standing.of(store, keys, max_age)
+    found = standing.of(store, _keys(records), max_age)
+    _aftermath(store, found, tell)
     return [_view(store, record, found) for record in records]
+
+
+def refresh(root: Path, tell: Callable[[str], None]) -> None:
+    """Look at all launched suites, so that the store holds what Slurm and its accounting say now; for reports."""
+    store = Store(root)
+    _aftermath(store, standing.of(store, _keys(store.suite_records())), tell)
+
+
+def _keys(records: Sequence[Mapping[str, Any]]) -> list[standing.Key]:
+    return [(run["run_id"], run["eval_id"]) for record in records for row in record["rows"] for run in row["runs"]]
+
+
+def _aftermath(store: Store, found: Standing, tell: Callable[[str], None]) -> None:
+    """What follows from runs being over: somebody is told, and what they used is written down."""
+    usage.settle(store, {run_id for (run_id, _), state in found.states.items() if not state.active})
+    for line in notify.check(store, found):
+        tell(line)
 
 
 def view(root: Path, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,15 +197,66 @@ def notes(contents: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def log(run: RunDir, attempt: int | None, follow: bool) -> Iterator[str]:
-    """Yield the text of an attempt's log, with ``follow`` until nothing works on the run any more.
+def log(store: Store, run: RunDir, attempt: int | None, follow: bool, period: float = 0.5) -> Iterator[str]:
+    """Yield the text of an attempt's log, the last one's by default.
 
-    Raises UserError if the run has no such attempt.
+    With ``follow``: until nothing works on the run any more; through requeues, into the attempts that come after.
+    A run that waits in a queue says so. Raises UserError if the run has no such attempt.
     """
     numbers = run.attempts()
-    number = attempt if attempt is not None else max(numbers, default=0)
-    if number not in numbers:
-        raise choices(f"attempt of {run.run_id}", attempt or "(last)", numbers or ["none yet"])
+    if attempt is not None or (numbers and not follow):
+        number = attempt if attempt is not None else max(numbers)
+        if number not in numbers:
+            raise choices(f"attempt of {run.run_id}", number, numbers or ["none yet"])
+        yield from _attempt_log(run, number, follow, period)
+        return
+    state = _state_of(store, run)
+    if not numbers and not state.active:
+        yield from _no_attempt(store, run, state)
+        return
+    yield from _followed(store, run, numbers, follow, period)
+
+
+def _followed(store: Store, run: RunDir, numbers: Sequence[int], follow: bool, period: float) -> Iterator[str]:
+    shown = max(numbers, default=1) - 1
+    said = ""
+    while True:
+        for number in [number for number in run.attempts() if number > shown]:
+            yield f"--- attempt {number} ---\n" if shown else ""
+            yield from _attempt_log(run, number, follow, period)
+            shown = number
+        state = _state_of(store, run)
+        if not state.active:
+            return
+        if state.state is not State.RUNNING and state.detail != said:
+            said = state.detail
+            yield f"{state.label}: {said}{f' (job {state.job})' if state.job else ''}\n"
+        if not follow:
+            return
+        time.sleep(period)
+
+
+def _state_of(store: Store, run: RunDir) -> RunState:
+    key = (run.run_id, evaluation_id(run.config()))
+    return standing.of(store, [key], watching.SLURM_PERIOD).states[key]
+
+
+def _no_attempt(store: Store, run: RunDir, state: RunState) -> Iterator[str]:
+    """What there is of a run without an attempt: its job's log, if the job got that far."""
+    text = job_log(store, run)
+    if not text:
+        raise choices(f"attempt of {run.run_id}", "(last)", ["none yet"])
+    yield f"{state.label}: {state.detail}; the log of job {state.job}:\n{text}"
+
+
+def job_log(store: Store, run: RunDir) -> str:
+    """Return what Slurm and submitit wrote of the run's last job; empty if there is nothing."""
+    place = scheduler.placements(store, [run.run_id], watching.SLURM_PERIOD)[0].get(run.run_id)
+    path = scheduler.log_of(store.root, place) if place is not None else None
+    return path.read_text(errors="replace") if path is not None else ""
+
+
+def _attempt_log(run: RunDir, number: int, follow: bool, period: float) -> Iterator[str]:
     path = run.attempt(number) / "log.txt"
     position = 0
     while True:
@@ -193,7 +268,7 @@ def log(run: RunDir, attempt: int | None, follow: bool) -> Iterator[str]:
                 position = file.tell()
         if not live:
             return
-        time.sleep(0.5)
+        time.sleep(period)
 
 
 def difference(first: RunDir, second: RunDir) -> dict[str, tuple[Any, Any]]:
