@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,11 +63,12 @@ class Paced:
 
     def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
         first = len(list((directory / "attempts").iterdir())) == 1
+        process = uuid.uuid4().hex
         pause = self.seconds if first or self.later is None else self.later
 
         def log(line: dict[str, Any]) -> None:
             hooks.log(line)
-            append_json(directory / "witness.jsonl", {"pid": os.getpid(), "time": time.time()})
+            append_json(directory / "witness.jsonl", {"process": process, "time": time.time()})
             time.sleep(pause)
 
         return Model().train(config, directory, data_root, replace(hooks, log=log))

@@ -1,0 +1,36 @@
+"""The short form of the chaos test; `chaos.py` beside it is the long one, by hand."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import chaos
+
+pytestmark = pytest.mark.slurm
+
+
+def test_a_suite_comes_through_chaos(devcluster: Callable[..., Any], tmp_path: Path) -> None:
+    """A minute and a half of disturbances over four runs; then they end with the numbers of an undisturbed launch."""
+    cluster = devcluster("--nodes", "3")
+    found = chaos.unleash(
+        cluster, tmp_path, seconds=75, every=5, seeds=(0, 1), iterations=24, pace=0.5, seed=3, parallelism=4
+    )
+    print(json.dumps(found, indent=1))
+    assert found["ok"], found
+    assert sum(found["what happened"].values()) > 5
+
+
+def test_overlapping_trainings_would_be_seen(tmp_path: Path) -> None:
+    witness = tmp_path / "witness.jsonl"
+    lines = [{"process": "a", "time": 1.0}, {"process": "a", "time": 5.0}, {"process": "b", "time": 6.0}]
+    witness.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert not chaos.overlapping(witness)
+    with witness.open("a") as file:
+        file.write(json.dumps({"process": "a", "time": 7.0}) + "\n")
+    assert chaos.overlapping(witness)
