@@ -196,8 +196,8 @@ def pack(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pack_query(entry: Mapping[str, Any], names: dict[str, int]) -> list[Any]:
     name = names.setdefault(clean(entry["class_name"]), len(names))
-    ious = [None if entry[key] is None else round(float(entry[key]), 4) for key in ("iou_previous", "iou_gt")]
-    return [entry["query"], name, round(float(entry["score"]), 4), entry["object"], *ious, _counts(entry["rle"])]
+    previous = None if entry["iou_previous"] is None else round(float(entry["iou_previous"]), 4)
+    return [entry["query"], name, round(float(entry["score"]), 4), entry["object"], previous, _counts(entry["rle"])]
 
 
 def _counts(rle: Any) -> str:

@@ -304,15 +304,14 @@ def _usage_plan(found: Mapping[str, Any], seed: str) -> Plan:
 
 def _gallery_plan(cases: Sequence[Case], names: Sequence[str]) -> Plan:
     from analysis.gallery import cases_frame
-    from reports.gallery import as_analysis_cases
 
-    converted = as_analysis_cases(cases, [label(name) for name in names])
-    data = cases_frame(converted)
+    labels = [label(name) for name in names]
+    data = cases_frame(cases, labels)
 
     def draw() -> "Drawing":
         from analysis.figures import failure_gallery
 
-        return failure_gallery(converted)
+        return failure_gallery(cases, labels)
 
     return Plan("gallery", "Masks between adjacent layers", "", data, draw)
 

@@ -55,7 +55,7 @@ function mask(run, text) { // row-major Uint8Array of run.h x run.w
   run.decoded.set(text, out);
   return out;
 }
-const [QUERY, NAME, SCORE, OBJECT, PREVIOUS, TRUTH, RLE] = [0, 1, 2, 3, 4, 5, 6];
+const [QUERY, NAME, SCORE, OBJECT, PREVIOUS, RLE] = [0, 1, 2, 3, 4, 5];
 const at = (run, layer, query) => run.layers[layer].find((q) => q[QUERY] === query);
 const layersOf = (item) => Math.max(...item.runs.map((run) => (run ? run.layers.length : 0)));
 function finalQuery(run, object) {
@@ -107,6 +107,11 @@ function truthsAt(run) {
   return wanted.map((o) => mask(run, o[2]));
 }
 const two = (x) => (x === null || x === undefined ? "–" : x.toFixed(2));
+function iou(first, second) {
+  let both = 0, either = 0;
+  for (let i = 0; i < first.length; i++) { both += first[i] & second[i]; either += first[i] | second[i]; }
+  return either ? both / either : null;
+}
 function node(tag, text, className) {
   const made = document.createElement(tag);
   if (text !== undefined) made.textContent = text;
@@ -146,7 +151,8 @@ function describe(facts, run, which, layer) {
   line("class", `${run.names[entry[NAME]]}, score ${two(entry[SCORE])}`);
   line("matched here to", matched, state.object !== null && entry[OBJECT] !== state.object);
   line("IoU to the layer before", two(entry[PREVIOUS]), entry[PREVIOUS] !== null && entry[PREVIOUS] < 0.5);
-  line("IoU to the ground truth", two(entry[TRUTH]));
+  const outlined = run.objects.find((o) => o[0] === state.object);
+  if (outlined) line(`IoU to object ${state.object}`, two(iou(mask(run, entry[RLE]), mask(run, outlined[2]))));
 }
 function film(which) {
   const run = current.runs[which];

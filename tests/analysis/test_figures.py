@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
-from analysis import figures, gallery, tables
-from analysis.masks import layer_mask_record, write_layer_masks
+from analysis import figures, gallery
+from analysis.masks import layer_mask_record
 from analysis.matching import ImagePrediction
-from analysis.recorder import LayerRecorder
 from analysis.statistics import mean_interval
 from analysis.style import look
 
@@ -148,9 +148,12 @@ def scene(image: int) -> tuple[torch.Tensor, torch.Tensor]:
     return masks, torch.tensor([0, 1])
 
 
-def run(label: str, jump: dict[tuple[int, int], int], first_query: int, images: int = 3) -> gallery.GalleryRun:
-    """Query first_query + m paints object m at every layer, except that (image, object) jumps away at one layer."""
-    recorder, records = LayerRecorder(), {}
+def run(jump: dict[tuple[int, int], int], first_query: int, images: int = 3) -> dict[int, dict]:
+    """Query first_query + m paints object m at every layer, except that (image, object) jumps away at one layer.
+
+    Jumping away, it is matched to nothing: another query paints what it left.
+    """
+    records = {}
     for image in range(images):
         masks, labels = scene(image)
         cells = torch.nn.functional.avg_pool2d(masks[None].float(), 4)[0] >= 0.5
@@ -161,67 +164,80 @@ def run(label: str, jump: dict[tuple[int, int], int], first_query: int, images: 
             logits[:, query] = cells[obj] * 16.0 - 8
             classes[:, query, obj] = 5
             if (image, obj) in jump:
-                logits[jump[image, obj], query] = cells[obj].roll(4, 0) * 16.0 - 8
-        recorder.add(image, logits, classes, masks, labels, image_size=(32, 32))
+                layer = jump[image, obj]
+                logits[layer, query] = cells[obj].roll(4, 0) * 16.0 - 8
+                logits[layer, 3] = cells[obj] * 16.0 - 8
+                classes[layer, 3, obj] = 5
         prediction = ImagePrediction.from_masks(logits, classes, (32, 32))
         names = {"class_names": ["disc", "ring"], "things": [True, True]}
         records[image] = layer_mask_record(image, prediction, masks, labels, **names)
-    return gallery.GalleryRun(label, recorder.table(), records)
+    return records
 
 
 def test_gallery_takes_the_worst_of_each_run_aligned_by_object() -> None:
-    first, second = run("A", {(0, 1): 2}, first_query=0), run("B", {(2, 0): 1}, first_query=4)
-    cases = gallery.gallery_cases([first, second], n=1)
-    assert [(c.chosen_by, c.image_id, c.object, c.drop) for c in cases] == [("A", 0, 1, 1.0), ("B", 2, 0, 1.0)]
+    first, second = run({(0, 1): 2}, first_query=0), run({(2, 0): 1}, first_query=4)
+    cases = gallery.gallery_cases([first, second], each=1)
+    assert [(c.chosen_by, c.image_id, c.object, c.drop) for c in cases] == [(0, 0, 1, 1.0), (1, 2, 0, 1.0)]
     # The jump away at layer 2 is a drop to layer 2 (and back to layer 3); the first of the ties is taken.
     assert cases[0].layer == 2
-    assert [frame.layer for frame in cases[0].strips[0].frames] == [1, 2, 3]
-    assert [strip.query for strip in cases[0].strips] == [1, 5]
-    assert [strip.query for strip in cases[1].strips] == [0, 4]
-    assert [frame.iou_previous for frame in cases[0].strips[0].frames] == [1, 0, 0]
-    assert [frame.iou_gt for frame in cases[0].strips[1].frames] == [1, 1, 1]
-    np.testing.assert_array_equal(cases[0].outline, cases[0].strips[1].frames[0].mask)
-    data = gallery.cases_frame(cases)
+    assert [track.query for track in cases[0].tracks] == [1, 5]
+    assert [track.query for track in cases[1].tracks] == [0, 4]
+    assert [step.iou_previous for step in cases[0].tracks[0].steps] == [None, 1, 0, 0]
+    # The truth is the object that the query ends on, also where it is matched to nothing.
+    assert first[0]["layers"][2]["queries"][1]["object"] == -1
+    assert [step.iou_gt for step in cases[0].tracks[0].steps] == [1, 1, 0, 1]
+    np.testing.assert_array_equal(cases[0].truth, cases[0].tracks[1].steps[0].mask)
+    data = gallery.cases_frame(cases, ["A", "B"])
     assert data["layer"].tolist() == [1, 2, 3, 1, 2, 3, 0, 1, 3, 0, 1, 3]
-    assert data["run"].tolist() == ["A"] * 3 + ["B"] * 3 + ["A"] * 3 + ["B"] * 3
+    assert data["run"].tolist() == (["A"] * 3 + ["B"] * 3) * 2
+    assert data["chosen_by"].tolist() == ["A"] * 6 + ["B"] * 6
 
 
 def test_gallery_is_drawn_and_marks_the_pair(tmp_path: Path) -> None:
-    runs = [run("A", {(0, 1): 1}, 0), run("B", {}, 4)]
-    pixels = {image: np.full((32, 32, 3), 90, dtype=np.uint8) for image in range(3)}
-    cases = gallery.gallery_cases(runs, n=1, images=pixels)
-    figure = figures.failure_gallery(cases)
+    runs = [run({(0, 1): 1}, 0), run({}, 4)]
+    Image.fromarray(np.full((32, 32, 3), 90, dtype=np.uint8)).save(tmp_path / "0.png")
+    cases = gallery.gallery_cases(runs, each=1, pictures={0: tmp_path / "0.png"})
+    figure = figures.failure_gallery(cases, ["A", "B"])
     framed = [axis for axis in figure.axes if axis.spines["left"].get_linewidth() > 1.5]
-    assert [axis.get_title(loc="center").split(",")[0] for axis in framed[:2]] == ["layer 0", "layer 1"]
+    assert [axis.get_title(loc="center").split(",")[0] for axis in framed] == ["layer 0", "layer 1"]
     assert {text.get_text() for text in figure.texts} == {"A", "B"}
-    assert figures.save(figure, gallery.cases_frame(cases), tmp_path / "gallery")[2].stat().st_size > 5000
+    assert figures.save(figure, gallery.cases_frame(cases, ["A", "B"]), tmp_path / "gallery")[2].stat().st_size > 5000
     with pytest.raises(ValueError, match="no case"):
-        figures.failure_gallery([])
+        figures.failure_gallery([], ["A"])
 
 
 def test_a_run_that_never_changes_has_no_case() -> None:
-    assert gallery.gallery_cases([run("A", {}, 0)], n=3) == []
+    assert gallery.gallery_cases([run({}, 0)]) == []
+
+
+def test_one_case_an_image_and_one_run_an_object() -> None:
+    """Two objects of an image jump: the first run shows one, the second run the other."""
+    both = run({(1, 0): 1, (1, 1): 1}, 0)
+    assert [case.object for case in gallery.gallery_cases([both])] == [0]
+    assert [(case.object, case.chosen_by) for case in gallery.gallery_cases([both, both])] == [(0, 0), (1, 1)]
+
+
+def test_images_that_only_one_run_kept_are_left_out() -> None:
+    first, second = run({(0, 1): 2, (1, 1): 2}, 0), run({}, 4)
+    del second[0]
+    assert [case.image_id for case in gallery.gallery_cases([first, second])] == [1]
+
+
+def test_unsure_queries_are_no_case() -> None:
+    records = run({(0, 1): 2}, 0)
+    for query in records[0]["layers"][-1]["queries"]:
+        query["score"] = 0.4
+    assert gallery.gallery_cases([records]) == []
 
 
 def test_an_object_that_a_run_did_not_match() -> None:
-    first, second = run("A", {(0, 1): 2}, 0), run("B", {}, 4)
-    for query in second.records[0]["layers"][-1]["queries"]:
+    first, second = run({(0, 1): 2}, 0), run({}, 4)
+    for query in second[0]["layers"][-1]["queries"]:
         query["object"] = -1
-    cases = gallery.gallery_cases([first, second], n=1)
-    assert cases[0].strips[1] is None
-    figure = figures.failure_gallery(cases[:1])
+    cases = gallery.gallery_cases([first, second], each=1)
+    assert cases[0].tracks[1] is None
+    figure = figures.failure_gallery(cases[:1], ["A", "B"])
     assert any("no query matched" in text.get_text() for axis in figure.axes for text in axis.texts)
-
-
-def test_gallery_reads_an_evaluation(tmp_path: Path) -> None:
-    one = run("A", {(0, 1): 2}, 0)
-    tables.write(one.table, tmp_path / "layers.parquet")
-    pixels = {0: np.zeros((32, 32, 3), dtype=np.uint8)}
-    write_layer_masks(tmp_path / "layer_masks", list(one.records.values()), pixels)
-    read = gallery.read_run("A", tmp_path)
-    assert set(read.records) == {0, 1, 2}
-    assert list(gallery.read_images(tmp_path, read)) == [0]
-    assert gallery.gallery_cases([read], n=1)[0].image_id == 0
 
 
 @pytest.mark.parametrize(

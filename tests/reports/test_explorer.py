@@ -43,7 +43,7 @@ def test_masks_arrive_whole(runs: list[Path], tmp_path: Path) -> None:
     (source,) = runs[0].glob("evals/*/layer_masks/1.json")
     record = json.loads(source.read_text())
     assert packed == explorer.pack(record)
-    assert packed["layers"][2][1][6] == record["layers"][2]["queries"][1]["rle"]
+    assert packed["layers"][2][1][5] == record["layers"][2]["queries"][1]["rle"]
     assert (packed["h"], packed["w"], len(packed["layers"])) == (32, 32, 7)
 
 

@@ -126,12 +126,12 @@ def test_explorer(store: Path, tmp_path: Path, open_page: Any) -> None:
     # the browser decodes what was encoded: cells of the first run's mask, layer by layer
     (source,) = store.glob("runs/shapes-panoptic-m2f-s0-*/evals/*/layer_masks/1.json")
     record = json.loads(source.read_text())
-    from reports.rle import decode
+    from analysis.gallery import mask_of
 
     for layer in (0, 3, 6):
         for number, entry in enumerate(record["layers"][layer]["queries"]):
-            cells = decode(entry["rle"], 32, 32).astype(int).ravel().tolist()
-            code = f"load(1).then((item) => [...mask(item.runs[0], item.runs[0].layers[{layer}][{number}][6])])"
+            cells = mask_of(record, entry["rle"]).astype(int).ravel().tolist()
+            code = f"load(1).then((item) => [...mask(item.runs[0], item.runs[0].layers[{layer}][{number}][5])])"
             assert page.evaluate(code) == cells
 
     # slider, keyboard, filmstrip, list
