@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from experiments import scheduler
 from experiments.store import Store, write_text
 from experiments.worker import queued_runs
 from mpformer.errors import UserError, choices
@@ -74,7 +75,7 @@ def gather(
 ) -> list[SuiteReport]:
     """Collect the tables of the suites from the store."""
     store = Store(root)
-    reader = Reader(store, queued_runs(store))
+    reader = Reader(store, queued_runs(store), scheduler.remembered(store))
     found = [collect(record, reader, columns, decimals) for record in records(store, suites, scale, dataset)]
     return [_with_published(report) for report in found]
 

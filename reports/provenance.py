@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from experiments import usage
 from reports import caption, chart
 from reports.collect import RowRuns, SuiteReport
 from reports.escape import slug
@@ -140,6 +141,7 @@ def _diff(view: RunView) -> str:
 
 def _facts(view: RunView) -> list[tuple[str, str]]:
     found = view.provenance
+    used = usage.of(view.directory)
     packages = ", ".join(f"{name} {version}" for name, version in (found.get("packages") or {}).items())
     facts = {
         "state": view.standing.state + (f" ({view.standing.reason})" if view.standing.reason else ""),
@@ -155,6 +157,7 @@ def _facts(view: RunView) -> list[tuple[str, str]]:
         "job": str(found.get("job_id") or ""),
         "trained in": _duration(view.trained.get("seconds")),
         "peak memory": _gib(view.trained.get("peak_memory_bytes")),
+        "used": used.text() if used else "",
         "weights": str(view.trained.get("weights_sha256") or "")[:16],
         "scored with": _scorers(view),
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.identity import SCHEME
+from experiments.scheduler import NOWHERE, Placement
 from experiments.states import RunState, State, derive
 from experiments.store import RunDir, Store, read_json
 
@@ -18,6 +19,8 @@ FAILURES = {
     "data": "bad data",
     "disk": "disk full",
     "timeout": "time limit",
+    "node": "node failure",
+    "import": "import error",
     "killed": "killed",
     "config": "bad configuration",
 }
@@ -211,9 +214,12 @@ def _attempt(directory: RunDir, number: int) -> Attempt:
 class Reader:
     """Reads runs of one store, each at most once, however many suites share it."""
 
-    def __init__(self, store: Store, queued: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, store: Store, queued: frozenset[str] = frozenset(), placements: Mapping[str, Placement] = NOWHERE
+    ) -> None:
         self.store = store
         self.queued = queued
+        self.placements = placements
         self._views: dict[tuple[str, str], RunView] = {}
 
     def view(self, seed: int, run_id: str, eval_id: str) -> RunView:
@@ -221,13 +227,18 @@ class Reader:
         key = (run_id, eval_id)
         if key not in self._views:
             bare = RunView(seed, eval_id, self.store.run(run_id))
-            self._views[key] = RunView(seed, eval_id, bare.directory, standing(bare, self.queued))
+            self._views[key] = RunView(seed, eval_id, bare.directory, standing(bare, self.queued, self.placements))
         return self._views[key]
 
 
-def standing(view: RunView, queued: frozenset[str] = frozenset()) -> Standing:
-    """A run's state (:func:`experiments.states.derive`) as a clause that says why there is no number yet."""
-    found = derive(view.directory, view.eval_id, queued)
+def standing(
+    view: RunView, queued: frozenset[str] = frozenset(), placements: Mapping[str, Placement] = NOWHERE
+) -> Standing:
+    """A run's state (:func:`experiments.states.derive`) as a clause that says why there is no number yet.
+
+    ``placements`` is what Slurm said when it was last asked (:func:`experiments.scheduler.remembered`).
+    """
+    found = derive(view.directory, view.eval_id, queued, placements)
     if found.state is State.PLANNED:
         return Standing("PLANNED", "never launched" if not view.record else "not started", "not started")
     return describe(found, view.iteration if found.state in _WITH_ITERATION else 0, view.max_iter)
