@@ -13,6 +13,7 @@ from PIL import Image
 from mpformer.classes import class_table, tasks_of
 from mpformer.data import nuclei
 from mpformer.data.coco_layout import Layout, read_json, rgb_to_id
+from mpformer.data.convert import IGNORE, MANIFEST
 from mpformer.data.prepare import PREPARED, check_name, read_manifest
 from mpformer.errors import UserError
 
@@ -61,12 +62,12 @@ class Report:
 def check(name: str, data_root: Path, full: bool = False) -> tuple[Report, ...]:
     """Look at every prepared version of a dataset, or at the release's files; always at least one report.
 
-    ``full`` compares every file of a prepared dataset with its checksum, not only the annotation files. Raises
-    UserError for an unknown name.
+    ``full`` compares every file that was prepared with its checksum, not only the annotation files. Raises UserError
+    for an unknown name.
     """
     check_name(name)
     if name not in PREPARED:
-        return (_release(name, Path(data_root)),)
+        return (_release(name, Path(data_root), full),)
     found = sorted(p.parent for p in Path(data_root, name).glob("*/manifest.json"))
     advice = (_prepare_command(name),)
     if not found:
@@ -167,6 +168,7 @@ _COCO = tuple(
         Expected(f"coco/annotations/instances_{split}2017.json", "instance"),
         Expected(f"coco/annotations/panoptic_{split}2017.json", "panoptic"),
         Expected(f"coco/panoptic_{split}2017", "panoptic", images, ".png"),
+        Expected(f"coco/panoptic_semseg_{split}2017", "semantic", images, ".png"),
     )
 )
 _ADE = tuple(
@@ -209,13 +211,31 @@ RELEASE_ADVICE = {
 }
 
 
-def _release(name: str, data_root: Path) -> Report:
-    items = tuple(_look(data_root, expected) for expected in RELEASE_FILES[name])
-    found = [item for item in items if item.ok]
-    advice = RELEASE_ADVICE[name]
-    return Report(
-        name, str(data_root), items=items, sample=_release_sample(name, data_root) if found else "", advice=advice
-    )
+def _release(name: str, data_root: Path, full: bool) -> Report:
+    items = [_look(data_root, expected) for expected in RELEASE_FILES[name]]
+    items += _conversion(name, data_root, full)
+    sample, opens = _release_sample(name, data_root)
+    items += [] if opens else [Item("sample", False, sample)]
+    return Report(name, str(data_root), items=tuple(items), sample=sample, advice=RELEASE_ADVICE[name])
+
+
+def _conversion(name: str, data_root: Path, full: bool) -> Iterator[Item]:
+    """What ``data prepare`` wrote, against its checksum manifest."""
+    directory = data_root / Path(RELEASE_FILES[name][0].path).parts[0]
+    path = directory / MANIFEST
+    if not path.exists():
+        detail = "none: what is there was not written by `mpformer data prepare`, its checksums are not known"
+        yield Item(f"{directory.name}/{MANIFEST}", True, detail)
+        return
+    try:
+        files = read_json(path, "")["files"]
+    except (UserError, KeyError, TypeError):
+        yield Item(f"{directory.name}/{MANIFEST}", False, f"damaged; run: mpformer data prepare {name}")
+        return
+    missing = [file for file in files if not (directory / file).is_file()]
+    first = f" (first missing: {missing[0]})" if missing else ""
+    yield Item(f"{directory.name}/{MANIFEST}", not missing, f"{len(files) - len(missing):,} of {len(files):,}{first}")
+    yield _checksums(directory, files, full)
 
 
 def _look(data_root: Path, expected: Expected) -> Item:
@@ -227,13 +247,40 @@ def _look(data_root: Path, expected: Expected) -> Item:
     return Item(expected.path, count >= expected.count, detail)
 
 
-def _release_sample(name: str, data_root: Path) -> str:
+def _release_sample(name: str, data_root: Path) -> tuple[str, bool]:
+    """Open the first validation image and its semantic labels and say what is in them; nothing if there is no image."""
     expected = next(e for e in RELEASE_FILES[name] if "val" in e.path and e.needed_for == "all tasks")
-    file = next((data_root / expected.path).rglob(f"*{expected.suffix}"), None)
+    file = min((data_root / expected.path).rglob(f"*{expected.suffix}"), default=None)
     if file is None:
-        return ""
+        return "", True
+    labels = _labels_of(name, data_root, file)
     try:
         with Image.open(file) as image:
-            return f"{file.relative_to(data_root)}, {image.width} x {image.height}, opens"
-    except OSError as error:
-        return f"{file.relative_to(data_root)} does not open: {error}"
+            size = image.convert("RGB").size
+        text = f"{file.relative_to(data_root)}, {size[0]} x {size[1]}, opens"
+        if not labels.is_file():
+            return f"{text}; its semantic labels are not prepared", True
+        with Image.open(labels) as image:
+            present = np.unique(np.asarray(image))
+            if image.size != size:
+                return f"{labels.relative_to(data_root)} is {image.size[0]} x {image.size[1]}, its image is not", False
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"{file.relative_to(data_root)} or its labels do not open: {error}", False
+    names = class_table(name, "semantic").names
+    outside = [int(value) for value in present if len(names) <= value < IGNORE]
+    if outside:
+        return (
+            f"{labels.relative_to(data_root)} holds class {outside[0]}; valid: 0-{len(names) - 1} and {IGNORE}",
+            False,
+        )
+    return f"{text}: {', '.join(names[value] for value in present if value < IGNORE)}", True
+
+
+def _labels_of(name: str, data_root: Path, image: Path) -> Path:
+    """The semantic labels of a validation image."""
+    if name == "coco":
+        return data_root / "coco/panoptic_semseg_val2017" / f"{image.stem}.png"
+    if name == "ade20k":
+        return data_root / "ADEChallengeData2016/annotations_detectron2/validation" / f"{image.stem}.png"
+    stem = image.name.removesuffix("_leftImg8bit.png")
+    return data_root / "cityscapes/gtFine/val" / image.parent.name / f"{stem}_gtFine_labelTrainIds.png"

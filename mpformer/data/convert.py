@@ -141,6 +141,9 @@ def _coco_semantic(root: Path, split: str, index: int) -> Record:
     contiguous = {category: i for i, category in enumerate(category_ids("coco", "panoptic"))}
     semantic = np.full(ids.shape, IGNORE, dtype=np.uint8)
     for segment in annotation["segments_info"]:
+        if segment["category_id"] not in contiguous:
+            where = f"annotations/panoptic_{split}.json, {annotation['file_name']}"
+            raise UserError(f"{where}: category id {segment['category_id']} is not in COCO's list of {len(contiguous)}")
         semantic[ids == segment["id"]] = contiguous[segment["category_id"]]
     return {"files": _written(root, root / f"panoptic_semseg_{split}" / annotation["file_name"], png(semantic))}
 
@@ -178,10 +181,23 @@ def _ade_image(root: Path, split: str, stems: Sequence[str], index: int) -> Reco
     }
     instance_file = root / "annotations_instance" / folder / f"{stem}.png"
     if instance_file.exists():
-        numbers = _labels(instance_file, "ade20k").astype(np.int32)
+        numbers = _instance_numbers(instance_file, classes.shape)
         ids, record["segments"], record["objects"] = _ade_segments(classes, numbers[..., 0], numbers[..., 1])
         files |= _written(root, root / f"ade20k_panoptic_{split}" / f"{stem}.png", png(id_to_rgb(ids)))
     return {**record, "files": files}
+
+
+def _instance_numbers(file: Path, size: tuple[int, ...]) -> NDArray[np.int32]:
+    """The instance PNG (H, W, 3), checked: its size, and a class of the challenge wherever there is an instance."""
+    numbers = _labels(file, "ade20k").astype(np.int32)
+    where = f"{file.parent.parent.name}/{file.parent.name}/{file.name}"
+    if numbers.ndim != 3 or numbers.shape[:2] != size:
+        raise UserError(f"{where} is {numbers.shape}, an RGB map of {size} is needed; see: mpformer data check ade20k")
+    classes, things = numbers[..., 0][numbers[..., 1] > 0], len(class_table("ade20k", "instance"))
+    outside = classes[(classes < 1) | (classes > things)]
+    if len(outside):
+        raise UserError(f"{where} holds an instance of class {outside[0]}; valid: 1-{things}")
+    return numbers
 
 
 def _ade_segments(
@@ -276,6 +292,7 @@ def _cityscapes_image(root: Path, split: str, stems: Sequence[str], index: int) 
     fine = root / "gtFine"
     label_ids = _labels(fine / split / f"{stem}_gtFine_labelIds.png", "cityscapes")
     numbers = _labels(fine / split / f"{stem}_gtFine_instanceIds.png", "cityscapes").astype(np.int32)
+    _check_label_ids(label_ids, numbers, f"gtFine/{split}/{stem}")
     train_ids = np.full(256, IGNORE, dtype=np.uint8)
     train_ids[list(category_ids("cityscapes", "semantic"))] = np.arange(19)
     files = _written(root, fine / split / f"{stem}_gtFine_labelTrainIds.png", png(train_ids[label_ids]))
@@ -288,6 +305,21 @@ def _cityscapes_image(root: Path, split: str, stems: Sequence[str], index: int) 
         "annotation": {"image_id": key, "file_name": name, "segments_info": segments},
         "files": files,
     }
+
+
+_LABELS = 34
+"""Cityscapes' label ids are 0-33."""
+
+
+def _check_label_ids(label_ids: NDArray[Any], numbers: NDArray[np.int32], where: str) -> None:
+    found = np.unique(np.where(numbers < 1000, numbers, numbers // 1000))
+    outside = sorted({int(i) for i in (*np.unique(label_ids), *found) if i >= _LABELS})
+    if label_ids.shape != numbers.shape:
+        raise UserError(f"{where}: labelIds are {label_ids.shape}, instanceIds {numbers.shape}; extract gtFine again")
+    if outside:
+        raise UserError(
+            f"{where} holds label id {outside[0]}; valid: 0-{_LABELS - 1}; see: mpformer data check cityscapes"
+        )
 
 
 def _cityscapes_segments(numbers: NDArray[np.int32]) -> tuple[NDArray[np.int32], list[Record]]:

@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from mpformer.data.convert import convert
 from mpformer.data.loader import train_batches
 from mpformer.data.miniature import write_miniature
 from mpformer.data.validation import ValidationItem, validation_items
-from mpformer.errors import UserError
+from mpformer.errors import RunFailure, UserError
 from mpformer.scoring.scorer import SegmentationScorer
 
 RELEASES = ("coco", "ade20k", "cityscapes")
@@ -161,6 +162,7 @@ def test_detectron2s_head_may_import_what_only_its_company_has(releases: Path, m
     assert [r["segments_info"] for r in after] == [r["segments_info"] for r in before]
 
 
+@pytest.mark.slow  # two processes import torch
 def test_cityscapes_is_read_by_processes_where_it_is_large(releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process that handles SIGTERM, as every run does: detectron2's own pool would not end there."""
     from mpformer.data import cityscapes
@@ -231,8 +233,50 @@ def test_conversions_leave_a_manifest_and_go_on(
 def test_check_counts_what_is_there(releases: Path, name: str) -> None:
     (report,) = check(name, releases)
     assert not report.ok  # a miniature is not the whole release
-    assert "opens" in report.sample
+    assert "opens: " in report.sample
+    assert any(name_ in report.sample for name_ in class_table(name, "semantic").names)
     assert any(item.ok for item in report.items)
+    assert len(list(report.lines())) < 30  # one screen
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_check_sees_what_changed_after_the_preparation(tmp_path: Path, name: str) -> None:
+    def wrong(full: bool = False) -> dict[str, str]:
+        (report,) = check(name, tmp_path, full)
+        return {item.path: item.detail for item in report.items if not item.ok and " of " in item.detail
+                and ("manifest" in item.path or "checksums" in item.path)}  # fmt: skip
+
+    write_miniature(name, tmp_path, images=2, side=48)
+    directory = convert(name, tmp_path, workers=1)
+    assert wrong(full=True) == {}
+    written = sorted(json.loads((directory / conversion.MANIFEST).read_text())["files"])
+    png = next(path for path in written if path.endswith(".png"))
+    (directory / png).write_bytes(b"changed")
+    assert wrong() == {}
+    assert png in wrong(full=True)["checksums of all files"]
+    (directory / png).unlink()
+    assert png in wrong()[f"{directory.name}/{conversion.MANIFEST}"]
+    (directory / conversion.MANIFEST).write_text("{")
+    (report,) = check(name, tmp_path)
+    assert any(f"run: mpformer data prepare {name}" in item.detail for item in report.items)
+
+
+def test_check_names_a_sample_that_does_not_fit(tmp_path: Path) -> None:
+    write_miniature("coco", tmp_path, images=2, side=48)
+    (report,) = check("coco", tmp_path)
+    assert "semantic labels are not prepared" in report.sample
+    convert("coco", tmp_path, workers=1)
+    (labels,) = (tmp_path / "coco/panoptic_semseg_val2017").glob("*.png")
+    for content, message in (
+        (np.full((48, 48), 140, np.uint8), "holds class 140; valid: 0-132 and 255"),
+        (np.zeros((10, 10), np.uint8), "is 10 x 10, its image is not"),
+    ):
+        Image.fromarray(content).save(labels)
+        (report,) = check("coco", tmp_path)
+        assert message in next(item.detail for item in report.items if item.path == "sample")
+    labels.write_bytes(b"")
+    (report,) = check("coco", tmp_path)
+    assert "do not open" in report.sample
 
 
 @pytest.mark.parametrize("name", RELEASES)
@@ -262,6 +306,68 @@ def test_half_extracted_releases(tmp_path: Path) -> None:
     for name, task in (("coco", "panoptic"), ("ade20k", "semantic"), ("cityscapes", "semantic")):
         with pytest.raises(UserError, match=r"missing|incomplete"):
             train_batches(config_of(name, task), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.full((48, 48, 3), 101, np.uint8), "holds an instance of class 101; valid: 1-100"),
+        (np.array([[[0, 7, 0]]], np.uint8).repeat(48, 0).repeat(48, 1), "instance of class 0; valid: 1-100"),
+        (np.zeros((48, 48), np.uint8), "an RGB map of"),
+        (np.zeros((20, 48, 3), np.uint8), "an RGB map of"),
+    ],
+)
+def test_ade20k_with_impossible_instances(tmp_path: Path, content: np.ndarray, message: str) -> None:
+    write_miniature("ade20k", tmp_path, images=1, side=48)
+    (file,) = (tmp_path / "ADEChallengeData2016/annotations_instance/training").glob("*.png")
+    Image.fromarray(content).save(file)
+    with pytest.raises(UserError, match=message) as error:
+        convert("ade20k", tmp_path, workers=1)
+    assert file.name in str(error.value)
+
+
+def test_coco_with_a_category_outside_the_list(tmp_path: Path) -> None:
+    write_miniature("coco", tmp_path, images=2, side=48)
+    path = tmp_path / "coco/annotations/panoptic_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segments_info"][0]["category_id"] = 12  # COCO leaves it out
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"panoptic_train2017.*category id 12 is not in COCO's list"):
+        convert("coco", tmp_path, workers=1)
+
+
+@pytest.mark.parametrize("kind", ["labelIds", "instanceIds"])
+def test_cityscapes_with_a_label_outside_the_list(tmp_path: Path, kind: str) -> None:
+    write_miniature("cityscapes", tmp_path, images=2, side=48)
+    file = min((tmp_path / "cityscapes/gtFine/train").rglob(f"*_{kind}.png"))
+    with Image.open(file) as image:
+        changed = np.array(image)
+    changed[:5] = 77
+    Image.fromarray(changed).save(file)
+    with pytest.raises(UserError, match="holds label id 77; valid: 0-33"):
+        convert("cityscapes", tmp_path, workers=1)
+    Image.fromarray(changed[:20]).save(file)
+    with pytest.raises(UserError, match="extract gtFine again"):
+        convert("cityscapes", tmp_path, workers=1)
+
+
+def test_a_corrupt_jpeg_fails_or_is_skipped_with_a_count(releases: Path, tmp_path: Path) -> None:
+    """Half a JPEG, as a broken download leaves it, in training and in validation."""
+    shutil.copytree(releases / "coco", tmp_path / "coco")
+    for split in ("train", "val"):
+        file = min((tmp_path / f"coco/{split}2017").glob("*.jpg"))
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    config = config_of("coco", "instance", **LSJ)
+    for read in (lambda: next(train_batches(config, tmp_path)), lambda: list(validation_items(config, tmp_path))):
+        with pytest.raises(RunFailure, match=r"000139\.jpg cannot be read.*on_corrupt=skip") as error:
+            read()
+        assert error.value.failure_class == "data"
+    skip = config.replace({"dataset.on_corrupt": "skip"})
+    batches, items = train_batches(skip, tmp_path), validation_items(skip, tmp_path)
+    assert all(len(next(batches)) == 4 for _ in range(2))
+    assert len(batches.skipped) == 1
+    assert len(list(items)) == len(items) - 1
+    assert len(items.skipped) == 1
 
 
 def test_ade20k_with_a_class_outside_the_list(tmp_path: Path) -> None:
