@@ -218,11 +218,11 @@ def log(store: Store, run: RunDir, attempt: int | None, follow: bool, period: fl
 
 
 def _followed(store: Store, run: RunDir, numbers: Sequence[int], follow: bool, period: float) -> Iterator[str]:
-    shown = max(numbers, default=1) - 1
+    first = shown = max(numbers, default=1) - 1
     said = ""
     while True:
         for number in [number for number in run.attempts() if number > shown]:
-            yield f"--- attempt {number} ---\n" if shown else ""
+            yield f"--- attempt {number} ---\n" if shown > first else ""
             yield from _attempt_log(run, number, follow, period)
             shown = number
         state = _state_of(store, run)

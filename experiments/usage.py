@@ -88,7 +88,7 @@ def _job_id(stage: Mapping[str, Any]) -> str:
 
 def _seconds(stage: Mapping[str, Any]) -> float:
     started, ended = stage.get("started"), stage.get("ended")
-    return max(0.0, ended - started) if started and ended else 0.0
+    return 0.0 if started is None or ended is None else max(0.0, ended - started)
 
 
 def settle(store: Store, run_ids: Collection[str]) -> None:
