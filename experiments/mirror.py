@@ -59,6 +59,8 @@ class Ledger:
     """Largest step sent, by key."""
     state: dict[str, str] = field(default_factory=dict)
     """Tags and status as they were last sent."""
+    experiment: str = ""
+    """Id of the MLflow run's experiment, which its address contains."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,7 @@ class Mirror:
         agrees = ledger.mlflow_run == identifier and not ledger.pending
         if remote is None or not agrees or set(ledger.high) - set(remote.data.metrics):
             ledger = Ledger(identifier, high=history.high() if remote is not None else {})
+        ledger.experiment = self.experiment(place.experiment)
         self._ledgers[run.run_id] = ledger
         self._save(run, ledger)
         return ledger, history
@@ -340,7 +343,7 @@ class Mirror:
             return 0
         known["mlflow_run"] = self._report_run(known["mlflow_run"], folder.name, experiment)
         for name, file in changed.items():
-            self.client.log_artifact(known["mlflow_run"], str(file), str(Path(name).parent).replace(".", "") or None)
+            self.client.log_artifact(known["mlflow_run"], str(file), _folder(name))
             known["files"][name] = checksum(file.read_bytes())
             write_json(path, book)
         self.client.set_terminated(known["mlflow_run"], "FINISHED")
@@ -408,6 +411,12 @@ def _at(tree: Any, key: str) -> Any:
     for part in key.split("."):
         tree = tree[part]
     return tree
+
+
+def _folder(name: str) -> str | None:
+    """The folder that MLflow puts an artifact into; None for the root."""
+    parent = Path(name).parent.as_posix()
+    return None if parent == "." else parent
 
 
 def _is_artifact(path: Path) -> bool:

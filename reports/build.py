@@ -8,7 +8,7 @@ from experiments import scheduler
 from experiments.store import Store, write_text
 from experiments.worker import queued_runs
 from mpformer.errors import UserError, choices
-from reports import paper_numbers, reasons, site, unchanged
+from reports import paper_numbers, provenance, reasons, site, unchanged
 from reports.collect import SuiteReport, collect, records
 from reports.escape import clean
 from reports.explorer import build_explorer
@@ -130,8 +130,24 @@ def _write_files(report: SuiteReport, folder: Path, formats: Sequence[str], over
     written += [folder / "figures" / name for figure in drawn for name in figure.files]
     explorer = _explorer(gallery, folder)
     link = explorer[0].name if explorer else ""
-    page = site.suite_page(report, drawn, gallery, downloads=downloads, index_link=index, explorer_link=link)
-    return [*written, *explorer, _save(folder / "index.html", page)]
+    runs = provenance.sections(report)
+    page = site.suite_page(report, drawn, gallery, downloads=downloads, index_link=index, explorer_link=link, runs=runs)
+    return [*written, *explorer, *_run_pages(report, runs, folder, overview), _save(folder / "index.html", page)]
+
+
+def _run_pages(report: SuiteReport, runs: site.Runs, folder: Path, overview: bool) -> list[Path]:
+    """One page a run; a page that would come out as it is is left alone."""
+    index = "../../index.html" if overview else ""
+    pages = {section.file: section for _, sections in runs for section in sections}
+    rendered = ((folder / name, site.run_page(report, section, index_link=index)) for name, section in pages.items())
+    return [_save(path, page) if _differs(path, page) else path for path, page in rendered]
+
+
+def _differs(path: Path, content: str) -> bool:
+    try:
+        return path.read_text() != content
+    except OSError:
+        return True
 
 
 def _explorer(gallery: site.Gallery | None, folder: Path) -> list[Path]:

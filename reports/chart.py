@@ -13,17 +13,31 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 38, 8, 8, 20
 Point = tuple[float, float]
 
 
-def training_curve(lines: Sequence[Mapping[str, Any]], max_iter: int) -> Markup:
-    """Training loss over iterations, an empty text if nothing was logged. Long curves are thinned to 160 points."""
-    points = [(float(line["iteration"]), float(line["loss"])) for line in lines if _is_finite_loss(line)]
-    if len(points) < 2:
-        return Markup("")
-    return line_chart(thin(points, 160), max(max_iter, points[-1][0]), "training loss")
+_SCORES = ("AP", "PQ", "mIoU", "mIoU-L", "Util")
 
 
-def _is_finite_loss(line: Mapping[str, Any]) -> bool:
-    loss = line.get("loss")
-    return line.get("kind") == "train" and isinstance(loss, int | float) and abs(loss) < 1e30
+def curves(lines: Sequence[Mapping[str, Any]], max_iter: int) -> tuple[Markup, ...]:
+    """Training loss and the scores of the probes over iterations; a curve of fewer than two points is left out.
+
+    Long curves are thinned to 160 points.
+    """
+    train = [line for line in lines if line.get("kind") == "train"]
+    probes = [line for line in lines if line.get("kind") == "evaluation" and not line.get("final")]
+    found = {"training loss": points(train, "loss")}
+    scores = [{**line, **(line.get("metrics") or {})} for line in probes]
+    found |= {f"{name} of the probes": points(scores, name) for name in _SCORES}
+    drawn = {label: line for label, line in found.items() if len(line) > 1}
+    return tuple(line_chart(thin(line, 160), max(max_iter, line[-1][0]), label) for label, line in drawn.items())
+
+
+def points(lines: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
+    """(iteration, value) of the lines whose value is a number that can be drawn."""
+    return [(float(line["iteration"]), float(line[key])) for line in lines if _can_be_drawn(line, key)]
+
+
+def _can_be_drawn(line: Mapping[str, Any], key: str) -> bool:
+    value, at = line.get(key), line.get("iteration")
+    return isinstance(at, int | float) and isinstance(value, int | float) and abs(value) < 1e30
 
 
 def thin(points: Sequence[Point], most: int) -> list[Point]:

@@ -165,7 +165,7 @@ def cell(row: RowRuns, column: Column, record: Mapping[str, Any]) -> Cell:
         return _untrusted(row, column)
     whole = len(values) == planned
     flags = (MIXED,) if len({commit for view in row.done for commit in view.commits}) > 1 else ()
-    reason = "" if whole else _why(row.views)
+    reason = "" if whole else "; ".join(filter(None, (_why(row.views), _valueless(row, column))))
     short = "" if whole else f"{len(values)} of {planned} seeds"
     return replace(_value_cell(Kind.VALUE if whole else Kind.PARTIAL, values, planned, reason, short), flags=flags)
 
@@ -175,6 +175,14 @@ def _unmeasured(row: RowRuns, column: Column) -> str:
     if any(column.key in (view.result or {}).get("metrics", {}) for view in row.done):
         return f"{column.label} has no value: nothing is left to average over (such as mask pairs that are all empty)"
     return f"{column.label} was not measured"
+
+
+def _valueless(row: RowRuns, column: Column) -> str:
+    """Which seeds are done and yet have no value of this metric; empty if all have."""
+    lacking = [view.seed for view in row.done if number(view, column.key, view.result) is None]
+    if not lacking:
+        return ""
+    return f"{'seed' if len(lacking) == 1 else 'seeds'} {', '.join(map(str, lacking))}: {_unmeasured(row, column)}"
 
 
 def _seed_values(views: Sequence[RunView], key: str, result: Any) -> list[SeedValue]:

@@ -1,17 +1,19 @@
-"""What the page says about one run: what it changed, which code and machine made it, and how to repeat it."""
+"""What a run's page says: what it changed, which code and machine made it, and how to repeat it."""
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 from experiments import usage
+from experiments.store import read_json
 from reports import caption, chart
 from reports.collect import RowRuns, SuiteReport
 from reports.escape import slug
-from reports.runs import Attempt, RunView
+from reports.runs import Attempt, Commit, RunView
 
 
 @dataclass(frozen=True)
@@ -61,35 +63,85 @@ def _plain_json(_: str, value: Any) -> str:
 
 
 def repeat_command(record: Mapping[str, Any], row: RowRuns, view: RunView) -> str:
-    """Shell lines that check out the code and repeat the run; every word quoted."""
-    words = ["mpformer", "launch", record["suite"], "--scale", record["scale"]]
+    """Shell lines that check out the code and repeat one run in the foreground; every word quoted."""
+    command = shlex.join([*_launch(record, row), "--seed", str(view.seed), "--inline"])
+    return "\n".join([*_checkout(view.commits[-1:]), command])
+
+
+def repeat_row(record: Mapping[str, Any], row: RowRuns) -> str:
+    """Shell lines that repeat every number of a row: all its seeds, trained by the commits that trained them."""
+    seeds = ",".join(str(view.seed) for view in row.views)
+    commits = list(dict.fromkeys(view.commits[-1] for view in row.views if view.commits))
+    return "\n".join([*_checkout(commits), shlex.join([*_launch(record, row), "--seeds", seeds])])
+
+
+def _launch(record: Mapping[str, Any], row: RowRuns) -> list[str]:
+    words = ["mpformer", "launch", str(record["suite"]), "--scale", str(record["scale"])]
     if record.get("dataset"):
-        words += ["--dataset", record["dataset"]]
-    words += ["--row", row.name, "--seed", str(view.seed)]
+        words += ["--dataset", str(record["dataset"])]
+    words += ["--row", row.name]
     for key, value in (record.get("overrides") or {}).items():
         words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-    command = shlex.join([*words, "--inline"])
-    if not view.commits:
-        return command
-    commit = view.commits[-1]
-    dirty = "  # and apply the uncommitted changes below" if commit.dirty else ""
-    return f"git checkout {shlex.quote(commit.sha)}{dirty}\n{command}"
+    return words
+
+
+def _checkout(commits: Sequence[Commit]) -> list[str]:
+    """One line a commit; all but the first are comments, for one checkout cannot be two."""
+    lines = []
+    for number, commit in enumerate(commits):
+        dirty = "  # and apply the uncommitted changes of the run's page" if commit.dirty else ""
+        lines.append(("# some seeds: " if number else "") + f"git checkout {shlex.quote(commit.sha)}{dirty}")
+    return lines
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """Where a run is on an MLflow server: an address for a browser, or how to open the database that it is in."""
+
+    server: str
+    run: str
+    address: str = ""
+    command: str = ""
+
+
+def mlflow_runs(view: RunView) -> tuple[Mirrored, ...]:
+    """The run on every MLflow server that it was copied to, from the mirror's own ledger (``mlflow.json``)."""
+    content = read_json(view.directory.path / "mlflow.json")
+    servers = content.get("servers") if isinstance(content, dict) else None
+    found = servers.items() if isinstance(servers, dict) else ()
+    return tuple(_mirrored(str(uri), ledger) for uri, ledger in found if isinstance(ledger, dict))
+
+
+def _mirrored(uri: str, ledger: Mapping[str, Any]) -> Mirrored:
+    run, experiment = str(ledger.get("mlflow_run") or ""), str(ledger.get("experiment") or "")
+    if not uri.startswith(("http://", "https://")):
+        return Mirrored(uri, run, command=f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
+    place = f"experiments/{quote(experiment, '')}/runs/{quote(run, '')}" if experiment else ""
+    return Mirrored(uri, run, address=f"{uri.rstrip('/')}/#/{place}")
 
 
 @dataclass(frozen=True)
 class RunSection:
-    """One run, ready for the page."""
+    """One run, ready for its page."""
 
-    anchor: str
+    file: str
     view: RunView
     row: RowRuns
     repeat: str
+    repeat_row: str
+    toggles: tuple[tuple[str, str], ...]
     changes: tuple[Change, ...]
-    curve: str
+    curves: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
+    mlflow: tuple[Mirrored, ...]
     diff: str
     config: str
     metrics: tuple[tuple[str, str], ...]
+
+    @property
+    def anchor(self) -> str:
+        """The run's line on the page of its suite."""
+        return f"run-{slug(self.view.run_id)}-{slug(self.view.eval_id)}"
 
     @property
     def last_attempt(self) -> Attempt | None:
@@ -97,28 +149,36 @@ class RunSection:
         return self.view.attempts[-1] if self.view.attempts else None
 
 
-def anchor(view: RunView) -> str:
-    """The run's place on the page."""
-    return f"run-{slug(view.run_id)}-{slug(view.eval_id)}"
+def run_file(view: RunView) -> str:
+    """The run's page, from the page of its suite; stable, so that it can be linked to."""
+    return f"runs/{slug(view.run_id)}-{slug(view.eval_id)}.html"
 
 
 def section(report: SuiteReport, row: RowRuns, view: RunView) -> RunSection:
-    """Everything that the page says about a run."""
+    """Everything that is said about a run."""
     base, here = _baseline_config(report, row, view.seed), flat(view.config)
     return RunSection(
-        anchor(view),
-        view,
-        row,
-        repeat_command(report.record, row, view),
-        tuple(changes(here, base)) if base and here else (),
-        chart.training_curve(view.lines, view.max_iter),
-        tuple(_facts(view)),
-        _diff(view),
-        "\n".join(f"{key} = {_json(value)}" for key, value in here.items()),
-        tuple(
+        file=run_file(view),
+        view=view,
+        row=row,
+        repeat=repeat_command(report.record, row, view),
+        repeat_row=repeat_row(report.record, row),
+        toggles=tuple((key, _json(value)) for key, value in row.toggles.items()),
+        changes=tuple(changes(here, base)) if base and here else (),
+        curves=chart.curves(view.lines, view.max_iter),
+        facts=tuple(_facts(view)),
+        mlflow=mlflow_runs(view),
+        diff=_diff(view),
+        config="\n".join(f"{key} = {_json(value)}" for key, value in here.items()),
+        metrics=tuple(
             (key, f"{value:.2f}") for key, value in (view.result or {}).get("metrics", {}).items() if value is not None
         ),
     )
+
+
+def sections(report: SuiteReport) -> list[tuple[RowRuns, list[RunSection]]]:
+    """The runs of every row, in table order."""
+    return [(row, [section(report, row, view) for view in row.views]) for row in report.rows]
 
 
 def _baseline_config(report: SuiteReport, row: RowRuns, seed: int) -> Mapping[str, Any]:
@@ -141,7 +201,6 @@ def _diff(view: RunView) -> str:
 
 def _facts(view: RunView) -> list[tuple[str, str]]:
     found = view.provenance
-    used = usage.of(view.directory)
     packages = ", ".join(f"{name} {version}" for name, version in (found.get("packages") or {}).items())
     facts = {
         "state": view.standing.state + (f" ({view.standing.reason})" if view.standing.reason else ""),
@@ -154,10 +213,13 @@ def _facts(view: RunView) -> list[tuple[str, str]]:
         "Python": str(found.get("python") or ""),
         "packages": packages,
         "world size": str(found.get("world_size") or ""),
-        "job": str(found.get("job_id") or ""),
+        "threads": str(found.get("threads") or ""),
+        "jobs": ", ".join(dict.fromkeys(filter(None, (attempt.job for attempt in view.attempts)))),
+        "used": used.text() if (used := usage.of(view.directory)) else "",
         "trained in": _duration(view.trained.get("seconds")),
-        "peak memory": _gib(view.trained.get("peak_memory_bytes")),
-        "used": used.text() if used else "",
+        "peak memory of training": _gib(view.trained.get("peak_memory_bytes")),
+        "evaluated in": _duration((view.result or {}).get("seconds")),
+        "peak memory of evaluation": _gib((view.result or {}).get("peak_memory_bytes")),
         "weights": str(view.trained.get("weights_sha256") or "")[:16],
         "scored with": _scorers(view),
     }

@@ -8,7 +8,7 @@ import csv as csv_module
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -81,7 +81,7 @@ def to_json(table: Table) -> str:
 
 CSV_FIELDS = (
     *("suite", "scale", "dataset", "row", "label", "preset", "metric", "unit", "kind", "mean", "std", "n", "planned"),
-    *("delta", "delta_low", "delta_high", "p", "p_holm", "best", "reason", "flags", "runs"),
+    *("delta", "delta_n", "delta_low", "delta_high", "p", "p_holm", "best", "reason", "flags", "runs"),
 )
 
 
@@ -106,6 +106,7 @@ def _csv_line(table: Table, row: TableRow, cell: Cell, column: Column) -> dict[s
     if delta is not None:
         numbers |= {
             "delta": delta.mean,
+            "delta_n": delta.n,
             "delta_low": delta.low,
             "delta_high": delta.high,
             "p": delta.p,
@@ -124,13 +125,13 @@ def _letter(index: int) -> str:
     return chr(ord("a") + index) if index < 26 else _letter(index // 26 - 1) + chr(ord("a") + index % 26)
 
 
-def _markdown_cell(cell: Cell, column: Column) -> Safe:
+def _markdown_cell(cell: Cell, column: Column, cells: Sequence[Cell]) -> Safe:
     wrap = {Kind.PARTIAL: "_", Kind.STALE: "_", Kind.VOID: "~~"}.get(cell.kind, "")
     number = escape.markdown(text.mean(cell, column))
     if cell.has_number:
         number = f"**{number}**" if cell.best else f"{wrap}{number}{wrap}"
     number += text.flags(cell)
-    extras = [text.spread(cell, column), _in_brackets(text.delta(cell, column)), _in_brackets(text.remark(cell))]
+    extras = [text.spread(cell, column), _in_brackets(text.delta(cell, column)), _in_brackets(text.remark(cell, cells))]
     return Safe(" ".join([number, *(escape.markdown(extra) for extra in extras if extra)]))
 
 
@@ -147,7 +148,7 @@ def _header(table: Table) -> list[str]:
     return [f"{column.group}: {column.label}" if column.group == "Cost" else column.label for column in table.columns]
 
 
-def _latex_cell(cell: Cell, column: Column) -> Safe:
+def _latex_cell(cell: Cell, column: Column, cells: Sequence[Cell]) -> Safe:
     number = escape.latex(text.mean(cell, column))
     wrap = {Kind.PARTIAL: "mpfpartial", Kind.STALE: "mpfpartial", Kind.VOID: "mpfvoid"}.get(cell.kind)
     wrap = "mpfbest" if cell.best else wrap
@@ -159,7 +160,7 @@ def _latex_cell(cell: Cell, column: Column) -> Safe:
         parts.append(rf"\mpfspread{{{escape.latex(spread)}}}")
     if delta := text.delta(cell, column):
         parts.append(rf"\mpf{text.change(cell, column)}{{{escape.latex(delta)}}}")
-    if remark := text.remark(cell):
+    if remark := text.remark(cell, cells):
         parts.append(rf"\mpfremark{{{escape.latex(remark)}}}")
     return Safe("\\,".join(parts))
 

@@ -58,6 +58,12 @@ class Attempt:
     provenance: Mapping[str, Any]
     events: tuple[Mapping[str, Any], ...]
 
+    @property
+    def job(self) -> str:
+        """The scheduler's id of the job that executed it, as the scheduler writes it; empty without one."""
+        found = _mapping(self.stage.get("execution")) or self.provenance
+        return str(found.get("array_id") or found.get("job_id") or "")
+
     def log_tail(self, lines: int = 30, size: int = 6000) -> str:
         """The last lines of the log, at most ``size`` bytes; empty if there is none."""
         try:

@@ -16,14 +16,16 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from reports import gallery, provenance, text
-from reports.collect import SuiteReport
+from reports import caption, gallery, provenance, text
+from reports.collect import RowRuns, SuiteReport
 from reports.escape import clean, slug
 from reports.figures import Figure
 from reports.gallery import Case, LayerMasks, Step
 from reports.model import Cell, Column, Kind, Table, TableRow
 from reports.render import TEMPLATES, marks
 from reports.runs import RunView
+
+Runs = Sequence[tuple[RowRuns, Sequence[provenance.RunSection]]]
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,9 @@ def suite_page(
     downloads: Sequence[tuple[str, str]] = (),
     index_link: str = "",
     explorer_link: str = "",
+    runs: Runs | None = None,
 ) -> str:
-    """The page of one suite."""
+    """The page of one suite; ``runs`` are its :func:`reports.provenance.sections`, if they are known already."""
     cases = [case_view(case, number) for number, case in enumerate(found.cases)] if found else []
     layers = max((len(steps) for item in cases for steps in item.steps), default=0)
     return _environment().get_template("suite.html.j2").render(
@@ -136,12 +139,22 @@ def suite_page(
         gallery_rule=gallery.RULE,
         gallery_names=found.names if found else (),
         gallery_seed=found.seed if found else None,
-        rows=[(row, [provenance.section(report, row, view) for view in row.views]) for row in report.rows],
+        rows=provenance.sections(report) if runs is None else runs,
         downloads=downloads,
         index_link=index_link,
         explorer_link=explorer_link,
         stamp=stamp(),
     )  # fmt: skip
+
+
+def run_page(report: SuiteReport, run: provenance.RunSection, *, index_link: str = "") -> str:
+    """The page of one run, which lies in a folder below that of its suite. Without the time: it changes with the run
+    alone.
+    """
+    baseline = report.baseline_of(run.row) is None
+    preset = caption.preset(run.row.toggles)
+    template = _environment().get_template("run.html.j2")
+    return template.render(table=report.table, run=run, preset=preset, baseline=baseline, index_link=index_link)
 
 
 def index_page(tables: Sequence[tuple[Table, str]]) -> str:

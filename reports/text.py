@@ -1,5 +1,7 @@
 """Numbers as people read them; the same text in every format, up to that format's markup."""
 
+from collections.abc import Sequence
+
 from reports.model import Cell, Column, Delta, Kind
 
 MINUS = "−"
@@ -30,10 +32,13 @@ def spread(cell: Cell, column: Column) -> str:
 
 
 def delta(cell: Cell, column: Column) -> str:
-    """``+1.2``, with a star where it is significant after Holm; nothing where there is no pair."""
+    """``+1.2``, with a star where it is significant after Holm and the pairs where they are fewer than the cell's
+    seeds; nothing where there is no pair.
+    """
     if cell.delta is None:
         return ""
-    return signed(cell.delta.mean, column.decimals) + ("*" if significant(cell.delta) else "")
+    fewer = "" if cell.delta.n == cell.n else f", {cell.delta.n} pair{'' if cell.delta.n == 1 else 's'}"
+    return signed(cell.delta.mean, column.decimals) + ("*" if significant(cell.delta) else "") + fewer
 
 
 def significant(difference: Delta) -> bool:
@@ -49,9 +54,12 @@ def change(cell: Cell, column: Column) -> str:
     return "better" if shown > 0 else "worse" if shown < 0 else "same"
 
 
-def remark(cell: Cell) -> str:
-    """The cell's reason in a word or two; nothing for a plain value."""
-    return "" if cell.kind is Kind.VALUE or cell.n else cell.short  # n says so where seeds are missing
+def remark(cell: Cell, cells: Sequence[Cell]) -> str:
+    """The cell's reason in a word or two; nothing for a plain value, and nothing where the n of its row (``cells``)
+    already says how many seeds it has.
+    """
+    said = cell.kind is Kind.VALUE or (cell.n > 0 and cell.n == max(other.n for other in cells))
+    return "" if said else cell.short
 
 
 def flags(cell: Cell) -> str:
@@ -59,7 +67,7 @@ def flags(cell: Cell) -> str:
     return "".join(cell.flags)
 
 
-def seeds(cells: tuple[Cell, ...]) -> str:
+def seeds(cells: Sequence[Cell]) -> str:
     """The n of a row: ``3``, or ``2 of 3`` where seeds are missing."""
     planned = max((cell.planned for cell in cells), default=0)
     n = max((cell.n for cell in cells), default=0)

@@ -8,8 +8,10 @@ import pytest
 
 from experiments.store import Store
 from mpformer.errors import UserError
+from reports import text
 from reports.collect import SuiteReport, records, tick
 from reports.model import Cell, Kind, grouped, table_name
+from reports.render import render
 
 Gather = Callable[..., SuiteReport]
 
@@ -220,6 +222,38 @@ def test_rows_that_do_not_apply_say_why(gather: Gather, store: Path) -> None:
     report = gather("headline")
     assert cell(report, "x", "AP").reason == "one class"
     assert note(report, "x") == "one class"
+
+
+def without(store: Path, pattern: str, metric: str) -> None:
+    """The results of these runs have no such number."""
+    for path in store.glob(f"runs/{pattern}/evals/*/result.json"):
+        content = json.loads(path.read_text())
+        content["metrics"][metric] = None
+        path.write_text(json.dumps(content))
+
+
+def test_a_cell_of_fewer_seeds_than_its_row_says_so_itself(gather: Gather, store: Path) -> None:
+    """All three runs are done, but one has no AP: the row's n is 3, that of this cell and its pairs are not."""
+    without(store, "shapes-panoptic-mp-every-n0.2-f0.2-s1-*", "AP")
+    report = gather("headline")
+    found, row = cell(report, "mp-former", "AP"), report.table.rows[1]
+    assert (found.kind, found.n, found.planned, found.best) == (Kind.PARTIAL, 2, 3, False)
+    assert found.reason.startswith("seed 1: AP has no value")
+    assert text.seeds(row.cells) == "3"
+    assert text.remark(found, row.cells) == "2 of 3 seeds"
+    for form, shown in (("md", "(2 of 3 seeds)"), ("tex", r"\mpfremark{(2 of 3 seeds)}"), ("csv", "seed 1: AP has no")):
+        assert shown.replace("{(", "{").replace(")}", "}") in render(report.table, form) or shown in render(
+            report.table, form
+        )
+
+
+def test_a_difference_of_fewer_pairs_than_seeds_says_so(gather: Gather, store: Path) -> None:
+    without(store, "shapes-panoptic-m2f-s1-*", "AP")
+    report = gather("headline")
+    found = cell(report, "mp-former", "AP")
+    assert (found.kind, found.n, found.delta.n) == (Kind.VALUE, 3, 2)
+    assert text.delta(found, report.table.columns[0]).endswith(", 2 pairs")
+    assert ", 2 pairs)" in render(report.table, "md")
 
 
 def test_names() -> None:

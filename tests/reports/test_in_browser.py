@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -83,20 +84,26 @@ def test_pages(site: Path, open_page: Any, tmp_path: Path) -> None:
     assert hostile.locator("table.paper tbody th").nth(4).inner_text().startswith("<script>alert(1)</script> \\input")
     assert hostile.evaluate("document.scripts.length") == 1
 
-    # a number links to its row, and a run's link opens it
+    # a number links to its row, the row to the pages of its runs, which can be linked to and copied from
     page = open_page(site / "headline@mini" / "index.html")
     page.locator("td.cell a").nth(5).click()
     assert page.url.endswith("#row-mp-former")
-    link = page.locator("#row-mp-former a", has_text="seed 1")
-    target = link.get_attribute("href")[1:]
-    assert page.evaluate(f"document.getElementById('{target}').open") is False
-    link.click()
-    until(page, f"document.getElementById('{target}').open")
-    again = open_page(site / "headline@mini" / "index.html", fragment=f"#{target}")
-    assert again.evaluate(f"document.getElementById('{target}').open") is True
-    assert "mpformer launch headline --scale mini" in again.locator(f"[id='{target}'] .copy pre").inner_text()
-    again.locator(f"[id='{target}'] [data-copy]").click()
-    until(again, f"document.getElementById('{target}').querySelector('[data-copy]').textContent != 'copy'")
+    page.locator("#row-mp-former a", has_text="seed 1").click()
+    page.wait_for_load_state()
+    assert "/runs/shapes-panoptic-mp-every-n0.2-f0.2-s1-" in page.url
+    assert page.locator("h1").inner_text() == "MP-Former, seed 1"
+    run = Path(unquote(urlsplit(page.url).path))
+    for width in WIDTHS:
+        page = open_page(run, width, "#configuration")
+        assert overflow(page) == 0
+        assert page.evaluate("document.getElementById('configuration').open") is True
+        assert len(page.screenshot(path=tmp_path / f"run-{width}.png", full_page=True)) > 20_000
+    assert "mpformer launch headline --scale mini" in page.locator(".copy pre").first.inner_text()
+    page.locator("[data-copy]").first.click()
+    until(page, "document.querySelector('[data-copy]').textContent != 'copy'")
+    page.locator(".crumb a").nth(1).click()
+    page.wait_for_load_state()
+    assert unquote(page.url).endswith("headline@mini/index.html")
 
     # dark, and printed
     dark = open_page(site / "headline@mini" / "index.html", color_scheme="dark")
@@ -104,6 +111,7 @@ def test_pages(site: Path, open_page: Any, tmp_path: Path) -> None:
     dark.emulate_media(media="print")
     assert dark.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not dark.locator("nav.sections").is_visible()
+    assert len(dark.pdf()) > 50_000
 
 
 def explorer_page(store: Path, out: Path) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from reports import escape, site, text
+from reports import escape, provenance, site, text
 from reports.build import _with_published
 from reports.collect import SuiteReport
 from reports.model import Cell, Column, Delta, Kind
@@ -49,6 +49,19 @@ def test_page_template(gather: Gather, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site, "stamp", lambda: "made at a fixed time")
     page = site.suite_page(_with_published(gather("headline", "nuclei")), (), None)
     golden("headline@mini+nuclei.html", page)
+
+
+def test_overview_and_run_page_templates(gather: Gather, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "stamp", lambda: "made at a fixed time")
+    reports = [_with_published(gather(suite)) for suite in ("headline", "components")]
+    tables = [(report.table, f"{report.table.name}/index.html") for report in reports]
+    golden("index.html", site.index_page(tables))
+    golden("run.html", run_page(reports[1], "mp-former", 2))
+
+
+def run_page(report: SuiteReport, row: str, seed: int) -> str:
+    (found,) = [s for r, runs in provenance.sections(report) if r.name == row for s in runs if s.view.seed == seed]
+    return site.run_page(report, found, index_link="../../index.html")
 
 
 def hostile(report: SuiteReport) -> SuiteReport:
@@ -103,7 +116,7 @@ def test_html_shows_hostile_text_as_text(attacked: SuiteReport) -> None:
 
 
 def test_html_log_and_diff_are_text(gather: Gather) -> None:
-    page = site.suite_page(gather("headline"), (), None)
+    page = run_page(gather("headline"), "mp-former", 2)
     assert "+a = 2  # &lt;/pre&gt;&lt;script&gt;alert(2)&lt;/script&gt;" in page
     assert "\u241b[1miteration 80" in page
     assert page.count("<script>") == 1
