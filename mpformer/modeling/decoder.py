@@ -5,8 +5,9 @@ share the prediction heads, and layer 0 of the output is the heads on the bare q
 as one optional :class:`~mpformer.modeling.mask_piloting.PilotBatch`; the decoder knows nothing else of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from mpformer.modeling.mask_piloting import PilotBatch
 from mpformer.modeling.outputs import DecoderOutput
 from mpformer.modeling.pixel_decoder import PixelFeatures
 from mpformer.modeling.position import sine_position
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,12 @@ class Level:
     mask_features: Tensor
     """(B, D, h*w) mask features at this size, without gradient."""
     size: tuple[int, int]
+
+
+def remade(function: Callable[[Tensor], T], inputs: Tensor) -> T:
+    """Apply a function whose inner values are made again in the backward pass instead of being kept until then."""
+    result: T = checkpoint(function, inputs, use_reentrant=False, preserve_rng_state=False)
+    return result
 
 
 class Attention(nn.Module):
@@ -120,8 +129,8 @@ class FeedForwardLayer(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, queries: Tensor) -> Tensor:
-        """Refine queries (B, N, D); the wide hidden layer is made again in the backward pass, not kept."""
-        return self.norm(queries + checkpoint(self._expand, queries, use_reentrant=False, preserve_rng_state=False))
+        """Refine queries (B, N, D)."""
+        return self.norm(queries + remade(self._expand, queries))
 
     def _expand(self, queries: Tensor) -> Tensor:
         return self.linear2(F.relu(self.linear1(queries)))
@@ -137,10 +146,7 @@ class MaskHead(nn.Module):
         )
 
     def forward(self, queries: Tensor) -> Tensor:
-        """Map (..., channels) to (..., outputs); the hidden layers are made again in the backward pass, not kept."""
-        return checkpoint(self._map, queries, use_reentrant=False, preserve_rng_state=False)
-
-    def _map(self, queries: Tensor) -> Tensor:
+        """Map (..., channels) to (..., outputs)."""
         first, second, last = self.layers
         return last(F.relu(second(F.relu(first(queries)))))
 
@@ -200,10 +206,11 @@ class MaskedAttentionDecoder(nn.Module):
     def _level(self, index: int, maps: Tensor, mask_features: Tensor) -> Level:
         size = (maps.shape[-2], maps.shape[-1])
         memory = self.input_proj[index](maps).flatten(2).transpose(1, 2) + self.level_embed.weight[index]
-        keyed = memory + sine_position(size, self.settings.hidden, maps.device)
+        position = sine_position(size, self.settings.hidden, maps.device)
         # The layers that attend here project the same tokens: one product instead of one per layer.
         attentions = self._attentions(index)
-        keys, values = (_project_for_all(attentions, x, which) for which, x in ((1, keyed), (2, memory)))
+        keys = remade(lambda tokens: _project_for_all(attentions, tokens + position, 1), memory)
+        values = _project_for_all(attentions, memory, 2)
         # Resizing is linear: resized features x embedding = resized (features x embedding).
         resized = _resize(mask_features.detach(), size).flatten(2)
         return Level(keys, values, resized, size)
@@ -215,6 +222,9 @@ class MaskedAttentionDecoder(nn.Module):
 
     def _predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (B, N, C+1) and mask embeddings (B, N, D) of queries (B, N, hidden)."""
+        return remade(self._heads, queries)
+
+    def _heads(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         normed = self.decoder_norm(queries)
         return self.class_embed(normed), self.mask_embed(normed)
 

@@ -70,41 +70,56 @@ def image_costs(
             centres = cell_centres((features.shape[1], features.shape[2]), features.device)
             mask, dice = _mask_costs(embed, features.flatten(1), sample(masks[None], centres[None])[0])
         elif len(points) == 1:
-            mask, dice = _mask_costs(embed, *_sampled(features, masks, points[0, image]))
+            mask, dice = _costs_at(embed, features, masks, points[0, image])
         else:
-            each = [_mask_costs(e, *_sampled(features, masks, p[image])) for e, p in zip(embed, points, strict=True)]
+            each = [_costs_at(e, features, masks, p[image]) for e, p in zip(embed, points, strict=True)]
             mask, dice = (torch.stack(part) for part in zip(*each, strict=True))
         return weights.classes * classes + weights.mask * mask + weights.dice * dice
 
 
-def _sampled(features: Tensor, masks: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (D, K) and masks (n, K) at points (K, 2): sampling is linear, so logits need not exist first."""
+def _costs_at(embed: Tensor, features: Tensor, masks: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Mask and dice costs (..., n) of embed (..., D) x features (D, h, w) against masks (n, H, W) at points (K, 2).
+
+    Sampling is linear: whichever are fewer, cells or points, the query-feature product is made at.
+    """
     shared = SharedPoints.at(points, (features.shape[-2], features.shape[-1]))
-    return shared.sample(features), sample(masks[None], points[None])[0]
+    truth = sample(masks[None], points[None])[0]
+    if shared.cells < len(points):
+        return _mask_costs(embed, features.flatten(1), truth, shared)
+    return _mask_costs(embed, shared.sample(features), truth)
 
 
-def _mask_costs(embed: Tensor, features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean binary cross-entropy and dice cost (..., n) of embed (..., D) x features (D, K) against masks (n, K).
+def _mask_costs(
+    embed: Tensor, features: Tensor, masks: Tensor, points: SharedPoints | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean binary cross-entropy and dice cost (..., n) of embed (..., D) x features (D, S) against masks (n, K).
 
-    BCE(x, t) = softplus(x) - x t: the first term is a sum per query, the second is linear in x, so that
-    the masks can be summed over the points before they meet the queries.
+    With ``points`` the S places are cells that the K points are sampled from; otherwise S is K. BCE(x, t) =
+    softplus(x) - x t: the first term is a sum per query, the second is linear in x, so that the masks can be summed
+    over the places before they meet the queries.
     """
     rows = embed.flatten(0, -2)
-    linear = rows @ (features @ masks.T)
-    step = max(1, _CHUNK // features.shape[1])
-    parts = [_row_sums(part @ features, masks) for part in rows.split(step)]
+    linear = rows @ (features @ (masks if points is None else points.scatter(masks)).T)
+    step = max(1, _CHUNK // masks.shape[1])
+    parts = [_row_sums(_logits(part, features, points), masks) for part in rows.split(step)]
     softplus, overlap, area = (torch.cat(part) for part in zip(*parts, strict=True))
-    mask = (softplus[:, None] - linear) / features.shape[1]
+    mask = (softplus[:, None] - linear) / masks.shape[1]
     dice = 1 - (2 * overlap + 1) / (area[:, None] + masks.sum(1) + 1)
     shape = (*embed.shape[:-1], len(masks))
     return mask.view(shape), dice.view(shape)
 
 
+def _logits(rows: Tensor, features: Tensor, points: SharedPoints | None) -> Tensor:
+    """Logits (K, R) of rows (R, D): points first, the layout that sampling wants."""
+    logits = features.T @ rows.T
+    return logits if points is None else points.look_up(logits)
+
+
 def _row_sums(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of logits (R, K): the sum of softplus (R,), the overlap with masks (R, n), and the area (R,)."""
-    softplus = F.softplus(logits).sum(1)
+    """Of logits (K, R): the sum of softplus (R,), the overlap with masks (R, n), and the area (R,)."""
+    softplus = F.softplus(logits).sum(0)
     probability = logits.sigmoid_()
-    return softplus, probability @ masks.T, probability.sum(1)
+    return softplus, (masks @ probability).T, probability.sum(0)
 
 
 def _assign(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,11 +7,15 @@ per image instead of once per layer and object.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_TRIED = 2048
+"""Values of a row that bound the smallest ones."""
 
 
 @dataclass(frozen=True)
@@ -124,21 +128,47 @@ class SharedPoints:
 
     def sample(self, maps: Tensor) -> Tensor:
         """Sample maps (N, h, w) at the points; returns (N, K) with the numbers of :func:`sample`, no gradient."""
-        table = maps.detach().flatten(1).T.contiguous()
-        return F.embedding_bag(self.index, table, mode="sum", per_sample_weights=self.weight).T
+        return self.look_up(maps.detach().flatten(1).T.contiguous()).T
+
+    def look_up(self, table: Tensor) -> Tensor:
+        """Sample a table (cells, N) of one column per map; returns (K, N), no gradient."""
+        return F.embedding_bag(self.index, table.detach(), mode="sum", per_sample_weights=self.weight)
 
     def scatter(self, values: Tensor) -> Tensor:
         """Give values (N, K) at the points back to the cells (N, cells): the transpose of :meth:`sample`."""
+        source, weight, starts = self._by_cell
+        return F.embedding_bag(source, values.T.contiguous(), starts, mode="sum", per_sample_weights=weight).T
+
+    @cached_property
+    def _by_cell(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The points (4K,) around each cell in turn, their weights, and where each cell's points start (cells,)."""
         cell, order = self.index.flatten().to(torch.int32).sort(stable=True)
         starts = torch.searchsorted(cell, torch.arange(self.cells, dtype=torch.int32, device=cell.device))
-        source, weight = order // self.index.shape[1], self.weight.flatten()[order]
-        return F.embedding_bag(source, values.T.contiguous(), starts, mode="sum", per_sample_weights=weight).T
+        return order // self.index.shape[1], self.weight.flatten()[order], starts
 
 
 def most_uncertain(logits: Tensor, count: int) -> Tensor:
     """Return the indices (R, count) of the logits (R, K) nearest to 0 in each row, in no particular order."""
     distance = logits.detach().abs()
     if distance.device.type == "cpu":
-        # numpy's selection takes half of topk's time.
-        return torch.from_numpy(np.argpartition(distance.numpy(), count - 1, axis=-1)[:, :count])
+        return torch.from_numpy(_smallest(distance.numpy(), count))
     return distance.topk(count, dim=-1, largest=False, sorted=False).indices
+
+
+def _smallest(values: np.ndarray, count: int) -> np.ndarray:
+    """Indices (R, count) of the smallest values of each row (R, K).
+
+    The first values of a row, which stands for points in random order, bound the ones sought, so that few have to be
+    put in order: half the time of numpy's selection, a third of ``topk``'s. A bound that is too low is not used.
+    """
+    tried = min(values.shape[1], _TRIED)
+    share = count / values.shape[1]
+    rank = min(tried - 1, int(tried * share + 4 * (tried * share * (1 - share)) ** 0.5) + 1)
+    bounds = np.partition(values[:, :tried], rank, axis=1)[:, rank]
+    rows = []
+    for row, bound in zip(values, bounds, strict=True):
+        near = np.flatnonzero(row <= bound)
+        if len(near) < count:
+            near = np.arange(len(row))
+        rows.append(near[np.argpartition(row[near], count - 1)[:count]])
+    return np.stack(rows)
