@@ -1,6 +1,5 @@
 """Scoring trained runs anew without training: with other settings, or with the same ones by newer code."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +47,8 @@ def set_aside(one: Evaluation) -> Path | None:
         place = one.run.evaluation(eval_id(one.config))
         if not place.exists():
             return None
-        aside = one.run.path / "superseded" / time.strftime("%Y%m%d-%H%M%S") / place.name
+        number = 1 + sum(1 for _ in (one.run.path / "superseded").glob("*"))
+        aside = one.run.path / "superseded" / str(number) / place.name
         aside.parent.mkdir(parents=True)
         place.rename(aside)
         return aside

@@ -390,8 +390,10 @@ def test_logs_follow_a_run_through_its_attempts(
 
     def later() -> None:
         time.sleep(0.3)
-        write_json(run.attempt(3) / "stage.json", {"outcome": "done"})
-        (run.attempt(3) / "log.txt").write_text("round 3\n")
+        whole = run.path / "3"
+        write_json(whole / "stage.json", {"outcome": "done"})
+        (whole / "log.txt").write_text("round 3\n")
+        whole.rename(run.attempt(3))
         claims.create(claim.directory / "1.released", "")
 
     thread = threading.Thread(target=later)
