@@ -134,6 +134,7 @@ class _Main:
     def run(self) -> str:
         """Execute the attempt, then return, raise, or requeue and exit."""
         outcome = Outcome("skipped")
+        self._explain()
         while not self._complete():
             self._refuse()
             outcome = self._attempt() if self._free() else outcome
@@ -147,6 +148,14 @@ class _Main:
 
     def _complete(self) -> bool:
         return complete(self.run_dir, self.job.stage, self.job.task.config)
+
+    def _explain(self) -> None:
+        """Say of an earlier start of this job that ended without a word what Slurm wrote of it into the job's log."""
+        stage = last_stage(self.run_dir)
+        mine = (stage.get("execution") or {}).get("job_id") == this_start().job_id
+        free = claims.holder(self.run_dir.path / "claims", job=this_start()) is None
+        if mine and free and stage.get("outcome") in (None, "lost") and (cause := said_by_slurm(last_words())):
+            record(self.run_dir, replace(cause, attempt=max(self.run_dir.attempts())))
 
     def _refuse(self) -> None:
         """Raise RunFailure if the run is not to be tried (again): cancelled, failed, or a crash loop."""
@@ -363,6 +372,38 @@ def give_up(run: RunDir, launch: str) -> None:
     detail = f"{len(vain)} attempts in a row completed nothing, the last: {vain[0].get('detail') or 'no word'}"
     record(run, Outcome("failed", kind, detail, max(run.attempts())))
     raise RunFailure(kind, detail)
+
+
+_CAUSES = (
+    (r"exceeded memory limit|oom.?kill", "oom", "failed"),
+    (r"DUE TO NODE FAILURE", "node", "lost"),
+    (r"CANCELLED AT", "killed", "lost"),
+)
+"""What Slurm writes into a job's log, and the class and outcome of the attempt that it ended."""
+
+
+def said_by_slurm(words: str) -> Outcome | None:
+    """Return how an attempt ended by a job's log; None if that says nothing of it."""
+    for pattern, kind, name in _CAUSES:
+        for line in words.splitlines():
+            if re.search(pattern, line):
+                return Outcome(name, kind, line.strip()[:300])
+    return None
+
+
+def last_words() -> str:
+    """Return what the earlier start of this job left in submitit's log, empty if there is none."""
+    if "SUBMITIT_FOLDER" not in os.environ:
+        return ""
+    from submitit import JobEnvironment
+
+    try:
+        with JobEnvironment().paths.stdout.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 65536))
+            parts = log.read().decode(errors="replace").split("Starting with JobEnvironment(")
+    except OSError:
+        return ""
+    return parts[-2] if len(parts) > 2 else ""
 
 
 def requeue() -> None:

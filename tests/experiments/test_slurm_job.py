@@ -319,6 +319,40 @@ def test_an_attempt_killed_for_memory_fails_as_such(
     assert not _asked(slurm), "it would only happen again"
 
 
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        ("slurmstepd-n0: error: StepId=77.0 exceeded memory limit (12 > 6), being killed", "FAILED(oom)"),
+        (
+            "slurmstepd: error: Detected 1 oom_kill event in StepId=77.0.",
+            "FAILED(oom)",
+        ),
+        ("slurmstepd-n0: error: *** JOB 77 ON n0 CANCELLED AT 2026-01-01T00:00:00 DUE TO NODE FAILURE ***", "DONE"),
+    ],
+)
+def test_the_next_start_reads_in_the_log_how_the_last_one_ended(
+    make: Callable[..., SlurmJob], counter: Make, one: RunDir, slurm: Path, monkeypatch: pytest.MonkeyPatch,
+    words: str, label: str,
+) -> None:  # fmt: skip
+    """Slurm killed the whole step: nothing of it could say why."""
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(slurm))
+    start = "submitit INFO - Starting with JobEnvironment(job_id=77)"
+    (slurm / "77_0_log.out").write_text(f"{start}\n{words}\n{start}\n")
+    record = {"stage": "all", "started": 1.0, "outcome": None, "launch": "test", "execution": {"job_id": "77"}}
+    write_json(one.attempt(1) / "stage.json", record)
+    _claim(one.path / "claims", age=600)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    job = make(counter())
+    if label == "DONE":
+        assert job() == "done"
+        assert read_json(one.attempt(1) / "stage.json")["failure_class"] == "node"
+    else:
+        with pytest.raises(RunFailure, match=r"memory|oom"):
+            job()
+    assert derive(one, job.task.eval_id).label == label
+
+
 def test_a_job_refuses_to_run_other_code_than_its_snapshot(
     make: Callable[..., SlurmJob], counter: Make, tmp_path: Path
 ) -> None:
