@@ -156,7 +156,8 @@ class Trainer(TrainerBase):
         for slot, (batch, share) in enumerate(zip(micro, accumulation.shares(micro, self.config), strict=True)):
             for name, value in self._backward(batch, share, slot, last=slot == len(micro) - 1).items():
                 losses[name] = losses[name] + value if name in losses else value
-        values = torch.stack(list(losses.values())).tolist()  # one wait for the device, not one a loss
+        # one wait for the device, not one a loss; those of the whole batch, so that all processes see the same NaN
+        values = distributed.mean(torch.stack(list(losses.values()))).tolist()
         numbers = self._finite(dict(zip(losses, values, strict=True)))
         self.scaler.unscale_(self.optimizer)
         optimisation.clip(self.core, self.config.schedule.clip_norm)
@@ -229,6 +230,8 @@ class Trainer(TrainerBase):
             "accumulation": self.config.runtime.accumulation,
             "threads": self.config.runtime.threads,
             "device": str(self.device),
+            # with dataset.on_corrupt: skip, since the last start
+            "skipped_images": len(self.batches.skipped),
         }
 
 
