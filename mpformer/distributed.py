@@ -20,7 +20,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from mpformer.errors import RunFailure, UserError
 from mpformer.place import Place, place
 
-__all__ = ["MEETING", "Place", "agree", "barrier", "place", "process_group", "total"]
+__all__ = ["MEETING", "Place", "agree", "barrier", "mean", "place", "process_group", "total"]
 
 MEETING = "MPFORMER_MEETING"
 """Variable with the file through which processes find each other: rank 0 writes its address and port there."""
@@ -106,6 +106,11 @@ def total(values: torch.Tensor) -> torch.Tensor:
         values = values.clone()
         dist.all_reduce(values)
     return values
+
+
+def mean(values: torch.Tensor) -> torch.Tensor:
+    """Mean of a tensor over all processes (same shape)."""
+    return total(values) / dist.get_world_size() if dist.is_initialized() else values
 
 
 def barrier() -> None:

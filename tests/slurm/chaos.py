@@ -109,7 +109,13 @@ class Chaos:
             self.care()
 
     def calm(self) -> None:
-        """Let everything come to its end."""
+        """Let everything come to its end.
+
+        A controller that was killed before it had saved the end of a job believes that it runs until the node
+        registers again: by itself within some minutes (20 pings), here at once, since its daemon is started again.
+        """
+        for name in self.nodes():
+            self.signal(f"slurmd-{name}", signal.SIGTERM)
         self.cluster.call("up")
         end = time.monotonic() + CALM_SECONDS
         while not self.all_done():
@@ -184,11 +190,20 @@ class Chaos:
     def kill_daemon(self) -> bool:
         return self.kill(f"slurmd-{self.rng.choice(self.nodes())}")
 
-    def kill(self, name: str) -> bool:
+    def signal(self, name: str, number: signal.Signals) -> bool:
+        """Send a signal to a daemon and wait for its end; False if it does not run."""
         pid = self.cluster.status()["daemons"].get(name)
         if pid is None:
             return False
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
+        end = time.monotonic() + 20
+        while self.cluster.status()["daemons"].get(name) == pid and time.monotonic() < end:
+            time.sleep(0.2)
+        return True
+
+    def kill(self, name: str) -> bool:
+        if not self.signal(name, signal.SIGKILL):
+            return False
         time.sleep(self.rng.uniform(1, 8))
         self.cluster.call("up", check=False)
         return True

@@ -1,7 +1,9 @@
 """One run over two nodes of two tasks each, from Slurm's own variables: the numbers of one process, and one fate."""
 
 import json
+import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -17,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny_jobs
 from tiny_jobs import Paced, job, lines, on_node, parent_of, stages, submit, until
 
-from experiments.store import Store, read_json
+from experiments.store import RunDir, Store, read_json
 
 pytestmark = pytest.mark.slurm
 
@@ -39,7 +41,9 @@ def test_four_tasks_on_two_nodes_train_as_one_process(devcluster: Callable[..., 
     """And when one of the tasks that only help is killed on the way, the job starts again and goes on."""
     cluster = devcluster()
     data, store = tmp_path / "data", Store(tmp_path / "store")
-    (run,) = tiny_jobs.tiny_plan(data, schedule__max_iter=16, runtime__checkpoint_period=4).runs
+    # no running statistics: each process would keep those of its own images
+    changes = {"schedule__max_iter": 16, "runtime__checkpoint_period": 4, "model__backbone__norm": "GN"}
+    (run,) = tiny_jobs.tiny_plan(data, **changes).runs
     directory = tiny_jobs.planned(run, store)
     made = job(run, store, data, runner=Paced(0.5))
     number = submit(made, store.root / "jobs", nodes=2, ntasks_per_node=2)
@@ -71,9 +75,16 @@ def test_four_tasks_on_two_nodes_train_as_one_process(devcluster: Callable[..., 
     tiny_jobs.undisturbed(alone, other, data)
     weights = [torch.load(s.run(run.run_id).path / "checkpoints" / "final.pth")["model"] for s in (store, other)]
     for name, value in weights[0].items():
-        torch.testing.assert_close(
-            value, weights[1][name], rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
-        )
-    iterations = [json.loads(line)["iteration"] for line in directory.metrics.read_text().splitlines()]
-    expected = [json.loads(line)["iteration"] for line in other.run(run.run_id).metrics.read_text().splitlines()]
-    assert iterations == expected, "each iteration once, by the main task"
+        # a bias before a group normalisation has no gradient but rounding, of which AdamW makes whole steps
+        free = 5e-3 if re.fullmatch(r".*input_proj\.\d\.0\.bias", name) else 2e-4
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=free, msg=lambda m, n=name: f"{n}: {m}")
+    curves = [curve(s.run(run.run_id)) for s in (store, other)]
+    assert [iteration for iteration, _ in curves[0]] == list(range(1, 17)), "each once, by the main task"
+    for (_, ours), (_, alone_) in zip(*curves, strict=True):
+        assert math.isclose(ours, alone_, rel_tol=1e-3)
+
+
+def curve(directory: RunDir) -> list[tuple[int, float]]:
+    """Iterations and losses as logged."""
+    entries = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    return [(entry["iteration"], entry["loss"]) for entry in entries if entry["kind"] == "train"]
