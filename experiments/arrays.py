@@ -74,6 +74,8 @@ def _executor(array: Array) -> Any:
     executor = _executor_type()(array.folder, max_num_timeout=MAX_TIMEOUTS, python=python)
     parameters = array.profile.submitit()
     guard = SETUP if array.guarded else []
+    signal = {"signal": f"USR2@{array.profile.signal_delay}"}  # whatever SUBMITIT_PREEMPT_SIGNAL says
+    parameters["additional_parameters"] = signal | parameters["additional_parameters"]
     parameters["setup"] = [*guard, *(parameters.get("setup") or []), *_setup_lines(array.folder, array.code)]
     parameters["teardown"] = TEARDOWN if array.guarded else None
     if array.dependency:
@@ -127,11 +129,14 @@ def _executor_type() -> type[Any]:
 
 @contextlib.contextmanager
 def _clean_environment() -> Iterator[None]:
-    """Keep ``SBATCH_*`` (they override scripts) and an enclosing job's ``SLURM_*`` from the submission and the jobs."""
+    """Keep from the submission and the jobs what would change them behind the profile's back.
+
+    ``SBATCH_*`` override scripts, ``SLURM_*`` are an enclosing job's, ``SUBMITIT_*`` change what a signal means.
+    """
     taken = {
         name: os.environ.pop(name)
         for name in list(os.environ)
-        if name.startswith(("SBATCH_", "SLURM_", "SRUN_")) and name not in _KEPT
+        if name.startswith(("SBATCH_", "SLURM_", "SRUN_", "SUBMITIT_")) and name not in _KEPT
     }
     try:
         yield

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import pytest
 
 from experiments import planning
 from experiments.attempt import sha256
@@ -70,6 +71,17 @@ def profile(**keys: Any) -> SlurmProfile:
     made = parse({**usual, **keys}, "test")
     assert isinstance(made, SlurmProfile)
     return made
+
+
+def silence(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Put clients first on the PATH that find no controller."""
+    folder.mkdir(exist_ok=True)
+    for name in ("sbatch", "squeue", "sacct", "sacctmgr", "scontrol", "srun"):
+        (folder / name).write_text(
+            "#!/bin/sh\necho 'slurm_load error: Unable to contact slurm controller' >&2\nexit 1\n"
+        )
+        (folder / name).chmod(0o755)
+    patch.setenv("PATH", str(folder), prepend=":")
 
 
 def trainings(store: Store) -> dict[str, int]:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import counting_jobs
 from counting_jobs import plan, profile
 
-from experiments import arrays, datasets, reservations, site, smoke, snapshot, staging, submission
+from experiments import arrays, datasets, journal, planning, reservations, site, smoke, snapshot, staging, submission
 from experiments.arrays import Array
 from experiments.attempt import Options
 from experiments.cli import cli
@@ -382,12 +382,15 @@ def test_limits_are_asked_and_can_be_overridden(answers: dict[str, str]) -> None
     assert site.limits() == Limits("lab", 500, 9996, "MaxJobCount")
 
 
-def test_lines_of_clients_that_do_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tool = tmp_path / "scontrol"
-    tool.write_text("#!/bin/sh\necho 'slurm_load_ctl_conf error: Unable to contact slurm controller' >&2\nexit 1\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+def test_a_controller_that_does_not_answer_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Path, store: Store
+) -> None:
+    counting_jobs.silence(tmp_path / "bin", monkeypatch)
     with pytest.raises(
         UserError, match=r"^Slurm does not answer: .*Unable to contact slurm controller; try again later$"
     ):
-        site.limits()
+        submission.launch(plan(data), store, data, Target("test", profile()))
+    assert journal.submissions(store) == []
+    assert {state.label for state in planning.states(plan(data), store).values()} == {"PLANNED"}
+    note, _ = dry(plan(data), store, data)
+    assert "Unable to contact slurm controller" in note

@@ -1,5 +1,6 @@
 """Launches on a real Slurm: what is submitted runs, once, from its snapshot, and a launcher may die at any moment."""
 
+import getpass
 import json
 import multiprocessing
 import os
@@ -18,9 +19,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import counting_jobs
+import tiny_jobs
 from counting_jobs import Counting, plan, profile, trainings
 
-from experiments import arrays, journal, planning, reservations, submission
+from experiments import arrays, costs, journal, launching, planning, reservations, site, submission
 from experiments.planning import Plan
 from experiments.store import Store, read_json
 from experiments.submission import Submitted, Target, launch, recover
@@ -35,9 +37,16 @@ def cluster(shared_devcluster: Callable[..., Any]) -> Any:
     return shared_devcluster("--nodes", "2", "--cpus", "4", "--max-array", "7", accounting=True)
 
 
+@pytest.fixture(scope="module")
+def bare(cluster: Any, shared_devcluster: Callable[..., Any]) -> Any:
+    """A second cluster, without accounting."""
+    return shared_devcluster("--nodes", "1", "--cpus", "4")
+
+
 @pytest.fixture(autouse=True)
-def _on_the_cluster(cluster: Any) -> None:
+def _on_the_cluster(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test needs it."""
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
 
 
 @pytest.fixture
@@ -61,7 +70,7 @@ def client(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
 
 
-def until(condition: Callable[[], Any], seconds: float = 120, what: Callable[[], str] = lambda: "") -> None:
+def until(condition: Callable[[], Any], seconds: float = 600, what: Callable[[], str] = lambda: "") -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"it did not happen in time\n{what()}"
@@ -90,6 +99,7 @@ def test_a_suite_is_queued_and_done_from_its_snapshot(tmp_path: Path, monkeypatc
     made = plan(data, seeds=tuple(range(5)))
     monkeypatch.setenv("SBATCH_PARTITION", "nowhere")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "TERM")
     done = go(made, store, data)
     assert os.environ["SBATCH_PARTITION"] == "nowhere"
     assert [(one.stage, len(one.runs)) for one in done.submissions] == [("all", 5), ("all", 5)]
@@ -105,6 +115,16 @@ def test_a_suite_is_queued_and_done_from_its_snapshot(tmp_path: Path, monkeypatc
     assert origin["environment"]["OMP_NUM_THREADS"] == "1"
     assert not list(tmp_path.rglob("gone"))
     assert go(made, store, data).started == ()
+
+
+def test_a_launch_on_this_machine_stays_on_it(data: Path, store: Store) -> None:
+    """Although srun is on the PATH."""
+    made = plan(data)
+    before = client("squeue", "-h", "-t", "all", "-o", "%i")
+    started = launching.launch(made, store, data, width=launching.Width(2, 1), runner=Counting())
+    until(lambda: not started.working())
+    assert labels(made, store) == {"DONE"}
+    assert client("squeue", "-h", "-t", "all", "-o", "%i") == before
 
 
 def test_the_script_of_a_dry_run_is_the_one_submitted(
@@ -125,11 +145,12 @@ def test_the_script_of_a_dry_run_is_the_one_submitted(
     ended(done)
 
 
-def test_stages_on_other_resources(data: Path, store: Store) -> None:
+def test_stages_on_other_resources(data: Path, store: Store, tmp_path: Path) -> None:
     """Evaluations follow their own training; a failed training takes its own evaluation along and no other."""
     made = plan(data)
     failing = made.unique[1].run_id
-    done = go(made, store, data, Counting(fail=failing), evaluate={"cpus": 2})
+    disk: dict[str, Any] = {"environment": {"NODE_DISK": str(tmp_path / "node's disk")}, "stage_to": "$NODE_DISK/x"}
+    done = go(made, store, data, Counting(fail=failing), evaluate={"cpus": 2}, **disk)
     assert [one.stage for one in done.submissions] == ["train", "evaluate"]
     assert done.submissions[0].runs == done.submissions[1].runs
     ended(done)
@@ -138,6 +159,9 @@ def test_stages_on_other_resources(data: Path, store: Store) -> None:
     assert set(states.values()) == {"DONE"}, logs(done)
     attempts = [store.run(run_id).attempts() for run_id in states]
     assert attempts == [[1, 2]] * 3, "one trained, another evaluated"
+    roots = {(store.run(run_id).path / "trainings.txt").read_text().strip() for run_id in states}
+    assert len(roots) == 1
+    assert roots.pop().startswith(str(tmp_path / "node's disk" / "x")), "the dataset was copied to the node's disk"
 
     for run in made.unique[2:]:
         shutil.rmtree(store.run(run.run_id).evaluation(run.eval_id))
@@ -148,10 +172,15 @@ def test_stages_on_other_resources(data: Path, store: Store) -> None:
     assert sorted(trainings(store).values()) == [1, 1, 1, 2]
 
 
-def test_a_pending_training_that_is_cancelled_takes_its_evaluation_along(data: Path, store: Store) -> None:
+@pytest.mark.parametrize("accounting", [True, False])
+def test_a_pending_training_that_is_cancelled_takes_its_evaluation_along(
+    data: Path, store: Store, accounting: bool, bare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Slurm forgets a cancelled pending element; what depended on it does not wait for ever, nor is it taken to."""
+    if not accounting:
+        monkeypatch.setenv("SLURM_CONF", str(bare.conf))
     made = plan(data)
-    done = go(made, store, data, Counting(seconds=2), evaluate={}, parallelism=1)
+    done = go(made, store, data, Counting(seconds=1), evaluate={}, parallelism=1)
     last = made.unique[-1].run_id
     client("scancel", str(done.submissions[0].element(last)))
     ended(done)
@@ -216,10 +245,14 @@ def _killed(made: Plan, root: Path, data: Path, where: str) -> None:
     go(made, Store(root), data, Counting(seconds=3))
 
 
-@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize(
+    ("where", "accounting"), [("before", True), ("after", True), ("before", False), ("after", False)]
+)
 def test_a_launcher_killed_around_sbatch_neither_loses_nor_doubles_runs(
-    data: Path, store: Store, where: str, monkeypatch: pytest.MonkeyPatch
+    data: Path, store: Store, where: str, accounting: bool, bare: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not accounting:
+        monkeypatch.setenv("SLURM_CONF", str(bare.conf))
     monkeypatch.setattr(submission, "DOUBT_SECONDS", 3.0)
     made = plan(data)
     process = multiprocessing.get_context("fork").Process(target=_killed, args=(made, store.root, data, where))
@@ -321,8 +354,40 @@ def test_the_command_returns_at_once_and_says_what_is_queued(tmp_path: Path, dat
     client("scancel", str(first.job_id), str(report.job_id))
 
 
+def test_limits_of_accounting_are_those_of_this_user(cluster: Any) -> None:
+    """Of the real sacctmgr: the cluster does not enforce them, so that the test alone says that it does."""
+    user = getpass.getuser()
+    client("sacctmgr", "-iQ", "add", "account", "lab", "GrpSubmitJobs=40")
+    client("sacctmgr", "-iQ", "add", "user", user, "account=lab", "MaxSubmitJobs=30")
+    client("sacctmgr", "-iQ", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=20")
+    enforced = {"AccountingStorageEnforce": "associations,limits"}
+    found = {name: room for room, name in site._association_limits(enforced, "dev", 5)}
+    assert found["MaxSubmitJobs"] == 25
+    assert found["MaxSubmitPU of QOS normal"] == 15
+    assert site._association_limits({"AccountingStorageEnforce": "associations"}, "dev", 5) == []
+    assert site.limits().cluster == "dev"
+    assert site.limits().array == 6
+
+
+def test_the_real_thing_from_smoke_runs_to_the_report(tmp_path: Path, store: Store) -> None:
+    """Real models, tiny; the smoke runs' seconds and memory are what the plan then expects."""
+    made = tiny_jobs.tiny_plan(tmp_path / "data", rows=("mp-former",))
+    done = launch(made, store, tmp_path / "data", Target("test", profile(report=True, memory="4GB"), smoke=True))
+    assert [one.stage for one in done.submissions] == ["smoke", "all", "report"]
+    ended(done)
+    assert labels(made, store) == {"DONE"}, logs(done)
+    assert list((store.root / "reports").rglob("index.html")), logs(done)
+    for run in made.unique:
+        trained = store.run(run.run_id).trained()
+        assert trained is not None
+        assert trained["iterations"] == 24
+        shutil.rmtree(store.run(run.run_id).path)
+    expected = costs.estimates(made, store)
+    assert {one.source for one in expected.values()} == {"measured on test"}, "by the smoke runs, the others being gone"
+
+
 def test_recovery_leaves_open_what_slurm_cannot_be_asked_about(
-    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    data: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan(data)
     book = journal.of_launch(store, "20260101-000000-aaaaaa")
@@ -331,7 +396,7 @@ def test_recovery_leaves_open_what_slurm_cannot_be_asked_about(
     book.submitting(elsewhere)
     recover(store)
     assert book.submissions()[0].unrecorded, "the batch is another cluster's"
-    monkeypatch.setenv("SLURM_CONF", "/nonexistent/slurm.conf")
+    counting_jobs.silence(tmp_path / "bin", monkeypatch)
     book.submitting(replace(elsewhere, batch=1, cluster="dev"))
     recover(store)
     assert book.submissions()[1].unrecorded, "nobody answers"
