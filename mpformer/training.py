@@ -55,6 +55,7 @@ def train(config: Config, directory: Path, data_root: Path, hooks: TrainHooks | 
     device = prepare_process(config)
     with distributed.process_group(device) as place, _failures():
         trainer = Trainer(config, directory, data_root, _main_only(hooks, place), device, place)
+        _check_normalisation(config, place.size)
         start = trainer.resume()
         with _deferred_interrupt(trainer):
             trainer.train(start, config.schedule.max_iter)
@@ -355,6 +356,19 @@ def _check_extra(config: Config) -> None:
 
         names = ", ".join(validate_extra(config))
         _log.warning("extra_cfg keys are part of the run's identity, but no component here reads them: %s", names)
+
+
+def _check_normalisation(config: Config, processes: int) -> None:
+    """Say where a live batch normalisation sees fewer images at a time than the effective batch."""
+    norm = getattr(config.model.backbone, "norm", "")
+    parts = config.runtime.accumulation * (processes if norm == "BN" else 1)
+    if norm in ("BN", "SyncBN") and parts > 1:
+        _log.warning(
+            "the backbone's %s sees a batch of %d in %d parts: the same run id, not the same numbers as undivided",
+            norm,
+            config.schedule.batch_size,
+            parts,
+        )
 
 
 def _main_only(hooks: TrainHooks, place: distributed.Place) -> TrainHooks:

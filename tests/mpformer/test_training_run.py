@@ -168,6 +168,20 @@ def gradients(config: Config, data_root: Path, tmp_path: Path) -> tuple[dict[str
     return {name: p.grad.clone() for name, p in trainer.core.named_parameters() if p.grad is not None}, seen
 
 
+@pytest.mark.parametrize(
+    ("norm", "accumulation", "processes", "said"),
+    [("BN", 2, 1, "in 2 parts"), ("BN", 1, 2, "in 2 parts"), ("SyncBN", 2, 4, "in 2 parts"), ("SyncBN", 1, 4, ""),
+     ("GN", 4, 4, ""), ("FrozenBN", 4, 4, ""), ("BN", 1, 1, "")],
+)  # fmt: skip
+def test_a_divided_batch_normalisation_is_said(
+    norm: str, accumulation: int, processes: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = CONFIG.replace({"model.backbone.norm": norm, "runtime.accumulation": accumulation})
+    training._check_normalisation(config, processes)
+    assert said in caplog.text
+    assert bool(caplog.records) is bool(said)
+
+
 @pytest.mark.parametrize("parts", [2, 4, 3])
 def test_accumulation_equals_the_whole_batch(
     parts: int, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
