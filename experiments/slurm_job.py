@@ -54,6 +54,12 @@ END_SECONDS = 900.0
 REQUEUE_SECONDS = 600.0
 """Time in which the controller has to answer when the job wants to be requeued."""
 
+CLAIM_SECONDS = 120.0
+"""Wait for another job that is at work on the run: it may be one that Slurm is just ending."""
+
+LIMIT_SECONDS = 10.0
+"""Time before the limit at which an attempt that has not ended by itself is left behind, and the job requeued."""
+
 FOLLOW_SECONDS = 120.0
 """Time that the tasks of a run give each other to end by themselves."""
 
@@ -130,6 +136,7 @@ class _Main:
         self.run_dir = Store(job.root).run(job.task.run_id)
         self.told: set[int] = set()
         self.stillborn = 0
+        self.deadline = float("inf")
 
     def run(self) -> str:
         """Execute the attempt, then return, raise, or requeue and exit."""
@@ -176,12 +183,13 @@ class _Main:
         Raises RunFailure if another job is at work on it; one that died elsewhere is told apart by its silence.
         """
         directory = self.run_dir.path / "claims"
-        first = None
+        first, began = None, time.monotonic()
         while (number := claims.holder(directory, job=this_start())) is not None:
             beat = (number, _modified(directory / str(number)))
             first = first or beat
             owner = read_json(directory / str(number)) or {}
-            if beat != first and owner.get("job_id") != this_start().job_id:
+            alive = beat != first and owner.get("job_id") != this_start().job_id
+            if alive and time.monotonic() - began > CLAIM_SECONDS:
                 who = f"job {owner.get('job_id') or '?'} on {owner.get('host', '?')}"
                 raise RunFailure("claimed", f"{who} is at work on this run")
             if self.received:
@@ -197,8 +205,9 @@ class _Main:
         while child.alive(1.0):
             self._pass_on(child)
             since = since or (time.monotonic() if self._failed_peer() else None)
-            if since is not None and time.monotonic() - since > 10:
-                child.send(signal.SIGKILL)  # it waits for one that will never come
+            in_vain = since is not None and time.monotonic() - since > 10  # it waits for one that will never come
+            if in_vain or time.monotonic() > self.deadline:
+                child.send(signal.SIGKILL)
         outcome = child.outcome() or self._death(child, oom_kills() > kills)
         return self._with_peers(outcome)
 
@@ -209,11 +218,16 @@ class _Main:
             attempt = own_attempt(self.run_dir)
             if number not in self.told and attempt is not None:
                 self.told.add(number)
-                self._event(attempt, "SIGNAL", f"{signal.Signals(number).name}, {time_left() or 'unknown time'} left")
+                left = time_left()
+                self._event(attempt, "SIGNAL", f"{signal.Signals(number).name}, {left or 'unknown time'} left")
+                if number == signal.SIGUSR2:
+                    self.deadline = time.monotonic() + max(1.0, seconds(left) - LIMIT_SECONDS)
 
     def _death(self, child: Child, oom: bool) -> Outcome:
         code = child.process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if time.monotonic() > self.deadline:
+            how = "did not end in time after SIGUSR2; raise the profile's signal_delay"
         kind, name = ("oom", "failed") if oom else ("killed", "lost")
         outcome = Outcome(name, kind, "out of memory: the kernel killed it at the job's limit" if oom else how)
         attempt = own_attempt(self.run_dir)
@@ -427,6 +441,15 @@ def time_left() -> str:
     """Return the time to the job's limit as Slurm writes it, empty if it cannot be asked."""
     answer = _ask("squeue", "-h", "-j", os.environ.get("SLURM_JOB_ID", ""), "-o", "%L")
     return answer.stdout.strip() if answer is not None and not answer.returncode else ""
+
+
+def seconds(left: str) -> float:
+    """Return a time as Slurm writes it, ``[[days-]hours:]minutes:seconds``, in seconds; infinity if it is none."""
+    found = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d\d)", left)
+    if found is None:
+        return float("inf")
+    days, hours, minutes, rest = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60.0 + rest
 
 
 def _ask(*command: str) -> "subprocess.CompletedProcess[str] | None":

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,40 @@ def _until(condition: Callable[[], Any], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+class _Deaf:
+    """A trainer that never looks whether it is to stop."""
+
+    def train(self, config: Any, directory: Path, data_root: Path, hooks: Any) -> dict[str, Any]:
+        hooks.log({"kind": "train", "iteration": 1, "loss": 1.0})
+        time.sleep(600)
+        return {}
+
+
+def test_an_attempt_that_does_not_end_before_the_limit_is_left_behind(
+    make: Callable[..., SlurmJob], one: RunDir, slurm: Path
+) -> None:
+    """A job that ran into its limit would not be requeued."""
+    (slurm / "bin" / "squeue").write_text("#!/bin/sh\necho 0:12\n")
+    (slurm / "job.pkl").write_bytes(cloudpickle.dumps(make(_Deaf())))
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(slurm / "job.pkl")])
+    _until(lambda: one.metrics.exists())
+    process.send_signal(signal.SIGUSR2)
+    _until(lambda: _asked(slurm) == ["scontrol requeue 77"])
+    process.kill()
+    process.wait()
+    stage = read_json(one.attempt(1) / "stage.json")
+    assert (stage["outcome"], stage["failure_class"]) == ("lost", "killed")
+    assert stage["detail"] == "did not end in time after SIGUSR2; raise the profile's signal_delay"
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [("0:25", 25), ("59:42", 3582), ("1:00:00", 3600), ("2-01:00:01", 176401), ("UNLIMITED", inf), ("", inf)],
+)  # fmt: skip
+def test_time_left_as_slurm_writes_it(left: str, expected: float) -> None:
+    assert slurm_job.seconds(left) == expected
+
+
 # --- claims of a job that was started again ---------------------------------------------------------------------------
 
 
@@ -269,7 +304,10 @@ def test_a_job_waits_for_the_silence_of_its_earlier_start(
     assert stage["execution"]["restarts"] == 1
 
 
-def test_a_job_gives_way_to_another_that_is_at_work(make: Callable[..., SlurmJob], counter: Make, one: RunDir) -> None:
+def test_a_job_gives_way_to_another_that_is_at_work(
+    make: Callable[..., SlurmJob], counter: Make, one: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_job, "CLAIM_SECONDS", 2.0)
     claim = acquire(one.path / "claims", job=JobStart("5", 0))
     assert claim is not None
     with claims.Heartbeat(claim, period=0.2), pytest.raises(RunFailure, match=r"job 5 on .* is at work on this run"):
