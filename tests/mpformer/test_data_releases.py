@@ -69,6 +69,34 @@ def test_every_task_trains(releases: Path, name: str, task: str) -> None:
             assert isinstance(item["image_id"], int)
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "augmentation"),
+    [("coco", "instance", LSJ), ("ade20k", "panoptic", CROP), ("cityscapes", "semantic", CROP)],
+)
+def test_the_papers_augmentations_depend_on_seed_and_iteration_alone(
+    releases: Path, name: str, task: str, augmentation: dict[str, Any]
+) -> None:
+    """The same batches from two worker processes, from an iteration on, and in a share of the devices."""
+    config = config_of(name, task, **augmentation)
+
+    def batches(start: int, count: int, rank: int = 0, size: int = 1, **changes: int) -> list[list[torch.Tensor]]:
+        found = train_batches(config.replace({k.replace("__", "."): v for k, v in changes.items()}), releases, start,
+                              rank, size)  # fmt: skip
+        return [
+            [part for item in next(found) for part in (item["image"], item["instances"].gt_masks)] for _ in range(count)
+        ]
+
+    def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+        return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+    alone = batches(0, 3)
+    assert all(same(a, b) for a, b in zip(alone, batches(0, 3, runtime__workers=2), strict=True))
+    assert same(alone[2], batches(2, 1)[0])
+    halves = [batches(0, 1, rank, 2)[0] for rank in (0, 1)]
+    assert same(alone[0], halves[0][:2] + halves[1][:2] + halves[0][2:] + halves[1][2:])
+    assert not same(alone[0], batches(0, 1, seed=1)[0])
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", RELEASES)
 def test_perfect_predictions_score_well(releases: Path, name: str, task: str) -> None:
@@ -349,6 +377,25 @@ def test_cityscapes_with_a_label_outside_the_list(tmp_path: Path, kind: str) -> 
     Image.fromarray(changed[:20]).save(file)
     with pytest.raises(UserError, match="extract gtFine again"):
         convert("cityscapes", tmp_path, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "task"),
+    [
+        ("coco", "coco/annotations/instances_train2017.json", "instance"),
+        ("coco", "coco/annotations/panoptic_train2017.json", "panoptic"),
+        ("ade20k", "ADEChallengeData2016/ade20k_instance_train.json", "instance"),
+    ],
+)
+def test_a_release_with_another_class_list(releases: Path, tmp_path: Path, name: str, file: str, task: str) -> None:
+    """Somebody's subset of COCO in the place of COCO, or a category too many."""
+    shutil.copytree(releases / Path(file).parts[0], tmp_path / Path(file).parts[0])
+    content = json.loads((tmp_path / file).read_text())
+    for categories in (content["categories"][:20], [*content["categories"], {"id": 999, "name": "zebra crossing"}]):
+        (tmp_path / file).write_text(json.dumps({**content, "categories": categories}))
+        with pytest.raises(UserError, match=f"has another class list than {name}") as error:
+            train_batches(config_of(name, task), tmp_path)
+        assert f"mpformer data check {name}" in str(error.value)
 
 
 def test_a_corrupt_jpeg_fails_or_is_skipped_with_a_count(releases: Path, tmp_path: Path) -> None:
