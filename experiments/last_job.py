@@ -1,4 +1,7 @@
-"""The last job of a launch: the report of what there is, when every other job has ended, however it ended."""
+"""The last job of a launch: the report of what there is, when every other job has ended, however it ended.
+
+Then it looks at the suite's status, which tells whoever the profile names that the suite has ended.
+"""
 
 import subprocess
 import sys
@@ -20,20 +23,22 @@ class ReportJob:
     dataset: str
     code: Path
 
-    @property
-    def command(self) -> list[str]:
-        """The report command, argument by argument: no shell reads it."""
-        where = ["--scale", self.scale, "--dataset", self.dataset, "--root", str(self.root)]
-        return [sys.executable, "-m", "experiments.cli", "report", self.suite, *where]
-
     def __call__(self) -> str:
         """Build the report; returns what the command printed, raises RunFailure with its last line if it failed."""
         check_code(self.code)
-        done = subprocess.run(self.command, capture_output=True, text=True)
+        report = self._run("report")
+        self._run("status")
+        if report.returncode:
+            raise RunFailure("report", (report.stderr.strip().splitlines() or ["no word"])[-1])
+        return report.stdout
+
+    def _run(self, command: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command of ours, argument by argument: no shell reads them."""
+        where = ["--scale", self.scale, "--dataset", self.dataset, "--root", str(self.root)]
+        line = [sys.executable, "-m", "experiments.cli", command, self.suite, *where]
+        done = subprocess.run(line, capture_output=True, text=True)
         print(done.stdout, done.stderr, sep="", flush=True)
-        if done.returncode:
-            raise RunFailure("report", (done.stderr.strip().splitlines() or ["no word"])[-1])
-        return done.stdout
+        return done
 
     def checkpoint(self) -> Any:
         """Return what submitit is to execute after a requeue: the same again."""

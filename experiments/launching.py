@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -172,8 +173,8 @@ def launch(
 def record(plan: Plan, store: Store, command: str) -> None:
     """Write the suite's record and the runs' immutable files; raises UserError if the store cannot be written."""
     try:
-        for run in plan.unique:
-            store.run(run.run_id).create(run.config, run.row.name)
+        with ThreadPoolExecutor(16) as pool:  # each file waits for its disk
+            list(pool.map(lambda run: store.run(run.run_id).create(run.config, run.row.name), plan.unique))
         planning.write_record(plan, store, command)
     except OSError as error:
         raise UserError(f"cannot write to {store.root}: {error.strerror or error}; choose another --root") from None

@@ -371,6 +371,7 @@ def _write_launch(work: _Work, target: Target, limits: Limits, started: Sequence
     about |= {"command": command, "runs": [run.run_id for run in started], "created": time.time()}
     about |= {"executor": "slurm", "profile": target.name, "cluster": limits.cluster, "code": str(work.code)}
     about |= {"notify": target.profile.notify}
+    about |= {"notify": target.profile.notify}
     write_json(work.directory / "launch.json", about)
 
 

@@ -372,11 +372,14 @@ def test_limits_of_accounting_are_those_of_this_user(cluster: Any) -> None:
 def test_the_real_thing_from_smoke_runs_to_the_report(tmp_path: Path, store: Store) -> None:
     """Real models, tiny; the smoke runs' seconds and memory are what the plan then expects."""
     made = tiny_jobs.tiny_plan(tmp_path / "data", rows=("mp-former",))
-    done = launch(made, store, tmp_path / "data", Target("test", profile(report=True, memory="4GB"), smoke=True))
+    keys = {"report": True, "memory": "4GB", "notify": f"tee '{tmp_path}/told of it'"}
+    done = launch(made, store, tmp_path / "data", Target("test", profile(**keys), smoke=True))
     assert [one.stage for one in done.submissions] == ["smoke", "all", "report"]
     ended(done)
     assert labels(made, store) == {"DONE"}, logs(done)
     assert list((store.root / "reports").rglob("index.html")), logs(done)
+    told = read_json(tmp_path / "told of it")
+    assert told["event"] == "ended", "the last job tells that the suite has ended"
     for run in made.unique:
         trained = store.run(run.run_id).trained()
         assert trained is not None
