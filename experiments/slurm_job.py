@@ -161,7 +161,8 @@ class _Main:
         stage = last_stage(self.run_dir)
         mine = (stage.get("execution") or {}).get("job_id") == this_start().job_id
         free = claims.holder(self.run_dir.path / "claims", job=this_start()) is None
-        if mine and free and stage.get("outcome") in (None, "lost") and (cause := said_by_slurm(last_words())):
+        cause = said_by_slurm(last_words()) if mine and free and stage.get("outcome") in (None, "lost") else None
+        if cause is not None and (stage.get("outcome") is None or cause.failure_class == "oom"):
             record(self.run_dir, replace(cause, attempt=max(self.run_dir.attempts())))
 
     def _refuse(self) -> None:
