@@ -42,7 +42,7 @@ def _train_operations(model: MPFormer, config: Config, inputs: dict[str, Any]) -
         with _counter() as counter:
             noise, points = (streams.generator(config.seed, kind, 0, model.device) for kind in ("noise", "points"))
             losses = model([inputs], noise=noise, points=points)
-            torch.stack(list(losses.values())).sum().backward()  # type: ignore[union-attr]
+            torch.stack(list(losses.values())).sum().backward()
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mpformer import accumulation, checkpoints, distributed, optimisation, streams
 from mpformer.config import Config
-from mpformer.data.loader import train_batches
+from mpformer.data.loader import TrainBatches, train_batches
 from mpformer.errors import RunFailure, UserError
 from mpformer.hooks import Interrupted, TrainHooks
 from mpformer.modeling.meta_arch import MPFormer, build_model
@@ -101,7 +101,7 @@ class Trainer(TrainerBase):
         self.checkpoints = checkpoints.Checkpoints(directory / "checkpoints", hooks.confirm)
         self.prober = Prober(config, directory, data_root)
         self.meter = Meter()
-        self.batches: Iterator[list[dict[str, Any]]] = iter(())
+        self.batches: TrainBatches  # from `resume` on
         self.interrupted: str | None = None
         self.seconds = 0.0
         self.register_hooks([_Schedule(), _Log(hooks), _Probe(hooks), _Save(), _Stop(hooks)])
