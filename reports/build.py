@@ -1,8 +1,9 @@
 """``mpformer report``: everything rebuilt from the run store alone, at any time, halfway through a suite too."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from experiments import scheduler
 from experiments.store import Store, write_text
@@ -50,15 +51,17 @@ def build(
     folders = [base / table_name(record["suite"], record["scale"], record.get("dataset")) for record in found]
     old = [unchanged.kept(folder, digest) for folder, digest in zip(folders, digests, strict=True)]
     overview = [base / "index.html"] if not suites and "html" in formats else []
-    if all(files is not None for files in old) and all(path.exists() for path in overview):
-        return [path for files in old for path in files or ()] + overview
-    reports = gather(suites, root, scale, dataset, columns, decimals)
+    if None not in old and all(path.exists() for path in overview):
+        return [path for made in old if made for path in made.files] + overview
+    changed = [record for record, made in zip(found, old, strict=True) if made is None]
+    reports = iter(_collected(changed, store, columns, decimals))
     try:
-        written = [
-            files if files is not None else _write(report, folder, formats, digest, bool(overview))
-            for report, folder, digest, files in zip(reports, folders, digests, old, strict=True)
+        every = [
+            made or _write(next(reports), folder, formats, digest, bool(overview))
+            for folder, digest, made in zip(folders, digests, old, strict=True)
         ]
-        return [path for files in written for path in files] + _write_overview(reports, overview)
+        files = [path for made in every for path in made.files]
+        return files + [_save(path, site.index_page([made.card for made in every])) for path in overview]
     except OSError as error:
         raise UserError(
             f"cannot write the report to {base}: {error.strerror or error}; choose another with --out"
@@ -75,9 +78,14 @@ def gather(
 ) -> list[SuiteReport]:
     """Collect the tables of the suites from the store."""
     store = Store(root)
+    return _collected(records(store, suites, scale, dataset), store, columns, decimals)
+
+
+def _collected(
+    found: Sequence[Mapping[str, Any]], store: Store, columns: Sequence[str], decimals: int | None
+) -> list[SuiteReport]:
     reader = Reader(store, queued_runs(store), scheduler.remembered(store))
-    found = [collect(record, reader, columns, decimals) for record in records(store, suites, scale, dataset)]
-    return [_with_published(report) for report in found]
+    return [_with_published(collect(record, reader, columns, decimals)) for record in found]
 
 
 def _with_published(report: SuiteReport) -> SuiteReport:
@@ -104,18 +112,13 @@ def check(
     return [clean(line) for line in paper_numbers.outside(named)], others + empty
 
 
-def _write_overview(reports: Sequence[SuiteReport], paths: Sequence[Path]) -> list[Path]:
-    links = [(report.table, f"{report.table.name}/index.html") for report in reports]
-    return [_save(path, site.index_page(links)) for path in paths]
-
-
-def _write(report: SuiteReport, folder: Path, formats: Sequence[str], digest: str, overview: bool) -> list[Path]:
+def _write(report: SuiteReport, folder: Path, formats: Sequence[str], digest: str, overview: bool) -> unchanged.Made:
     """Write a suite's files; a finished suite's are remembered, so that they are left alone until something changes."""
     unchanged.forget(folder)
-    written = _write_files(report, folder, formats, overview)
+    made = unchanged.Made(tuple(_write_files(report, folder, formats, overview)), site.card(report.table))
     if report.table.done == report.table.runs:
-        unchanged.remember(folder, digest, written)
-    return written
+        unchanged.remember(folder, digest, made)
+    return made
 
 
 def _write_files(report: SuiteReport, folder: Path, formats: Sequence[str], overview: bool) -> list[Path]:

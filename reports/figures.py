@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from experiments.store import read_json, write_json, write_text
 from reports.collect import RowRuns, SuiteReport
-from reports.escape import clean
+from reports.escape import clean, csv
 from reports.gallery import Case
 from reports.runs import RunView
 
@@ -328,7 +328,8 @@ def _code_digest() -> str:
 
 def _drawn(plan: Plan, folder: Path, kinds: Sequence[str]) -> Figure:
     files = tuple(f"{plan.name}.{suffix}" for suffix in (*kinds, "csv"))
-    text = plan.data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    texts = plan.data.select_dtypes(include=["object", "string"]).map(lambda it: csv(it) if isinstance(it, str) else it)
+    text = plan.data.assign(**texts).to_csv(index=False, float_format="%.6g", lineterminator="\n")
     digest = hashlib.sha256(f"{_code_digest()}\n{text}".encode()).hexdigest()
     record = folder / f".{plan.name}.json"
     known = read_json(record) or {}

@@ -157,9 +157,15 @@ def run_page(report: SuiteReport, run: provenance.RunSection, *, index_link: str
     return template.render(table=report.table, run=run, preset=preset, baseline=baseline, index_link=index_link)
 
 
-def index_page(tables: Sequence[tuple[Table, str]]) -> str:
-    """The overview of all suites: (table, link to its page)."""
-    return _environment().get_template("index.html.j2").render(tables=tables, stamp=stamp())
+def card(table: Table) -> Markup:
+    """A suite on the overview: completion and the primary numbers, linked to its page."""
+    template = _environment().get_template("card.html.j2")
+    return Markup(template.render(table=table, link=f"{table.name}/index.html").strip())
+
+
+def index_page(cards: Sequence[Markup]) -> str:
+    """The overview of all suites, of their :func:`card`s."""
+    return _environment().get_template("index.html.j2").render(cards=cards, stamp=stamp())
 
 
 def case_view(case: Case, number: int) -> CaseView:

@@ -6,9 +6,12 @@ heartbeat grows old without any file changing).
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 import analysis
 from experiments.store import Store, read_json, write_json
@@ -44,19 +47,27 @@ def _walk(folder: str) -> Iterator[tuple[str, int, int]]:
             yield entry.path, status.st_mtime_ns, status.st_size
 
 
-def kept(folder: Path, digest: str) -> list[Path] | None:
-    """The files of the report in ``folder`` if it is of this fingerprint and whole, else None."""
+@dataclass(frozen=True)
+class Made:
+    """A suite's report: its files, and its card on the overview."""
+
+    files: tuple[Path, ...]
+    card: Markup
+
+
+def kept(folder: Path, digest: str) -> Made | None:
+    """The report in ``folder`` if it is of this fingerprint and whole, else None."""
     content = read_json(folder / _RECORD)
     if not isinstance(content, dict) or content.get("fingerprint") != digest:
         return None
-    files = [folder / name for name in content["files"]]
-    return files if all(path.exists() for path in files) else None
+    files = tuple(folder / name for name in content["files"])
+    return Made(files, Markup(content["card"])) if all(path.exists() for path in files) else None
 
 
-def remember(folder: Path, digest: str, files: Iterable[Path]) -> None:
+def remember(folder: Path, digest: str, made: Made) -> None:
     """Note what a finished suite's report was made of."""
-    names = [str(path.relative_to(folder)) for path in files]
-    write_json(folder / _RECORD, {"fingerprint": digest, "files": names})
+    names = [str(path.relative_to(folder)) for path in made.files]
+    write_json(folder / _RECORD, {"fingerprint": digest, "files": names, "card": str(made.card)})
 
 
 def forget(folder: Path) -> None:

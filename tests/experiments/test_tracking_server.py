@@ -1,6 +1,10 @@
-"""A real MLflow server that dies while runs are being mirrored, and a mirroring process that is killed too."""
+"""A real MLflow server that dies while runs are being mirrored, a mirroring process that is killed, and a training that
+is killed too and resumed.
+"""
 
 import contextlib
+import io
+import json
 import os
 import random
 import signal
@@ -17,9 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from experiments import planning, tracking
-from experiments.store import RunDir, Store, append_json
+from experiments import launching, mirror, planning, tracking, watching
+from experiments.identity import eval_id
+from experiments.launching import Width
+from experiments.planning import Plan, Request
+from experiments.store import RunDir, Store, append_json, read_json
+from experiments.worker import live_workers
 from mpformer.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -138,3 +147,122 @@ def test_a_server_that_dies_and_comes_back_holds_every_metric_once(
     losses = {step: value for key, step, value in found if key == "loss"}
     assert losses == {i: loss(i) for i in range(1, ITERATIONS + 1)}
     assert len(found) == 2 * ITERATIONS
+
+
+SMALL: dict[str, Any] = {
+    "dataset.shapes.side": 64,
+    "dataset.shapes.train_images": 8,
+    "dataset.shapes.val_images": 4,
+    "model.decoder_layers": 3,
+    "model.queries": 8,
+    "model.train_points": 64,
+    "schedule.batch_size": 1,
+    "schedule.max_iter": 80,
+    "runtime.checkpoint_period": 10,
+    "runtime.eval_period": 40,
+    "runtime.log_period": 1,
+    "runtime.probe_images": 2,
+}
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[Plan, Path]:
+    """One piloted run of a real model, its dataset prepared; and where the datasets are."""
+    data = tmp_path / "data"
+    request = Request("headline", rows=("mp-former",), seeds=(0,), overrides=tuple(SMALL.items()))
+    return launching.prepare_data(planning.make(request, data), data), data
+
+
+@contextlib.contextmanager
+def mirroring(store: Store, url: str) -> Iterator[None]:
+    """Mirror again and again meanwhile, whatever becomes of the server."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            with contextlib.suppress(UserError):
+                tracking.sync(store, url, patience=0)
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def written(run: RunDir) -> int:
+    return run.metrics.read_text().count("\n") if run.metrics.exists() else 0
+
+
+def wait(moment: Any, what: str) -> None:
+    end = time.monotonic() + 400
+    while not moment():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
+
+
+def kill_training(started: Any, run: RunDir) -> None:
+    """SIGKILL the attempt and what started it, without a chance to say anything."""
+    number = max(run.attempts())
+    for worker in live_workers(started.directory):
+        os.kill(worker, signal.SIGSTOP)
+    assert not (run.path / "claims" / f"{number}.released").exists(), "the training was over before it was killed"
+    os.kill(read_json(run.path / "claims" / str(number))["pid"], signal.SIGKILL)
+    assert list((run.path / "checkpoints").glob("iteration_*")), "something to resume from"
+    started.kill()
+    wait(lambda: not started.working(), "the workers never ended")
+
+
+def mpformer(*words: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "experiments.cli", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_training_killed_and_resumed_while_its_server_dies_is_there_once(
+    server: Server, trained: tuple[Plan, Path], tmp_path: Path
+) -> None:
+    plan, data = trained
+    store = Store(tmp_path / "store")
+    run = store.run(plan.runs[0].run_id)
+
+    with mirroring(store, server.url):
+        started = launching.launch(plan, store, data, width=Width(1, 1))
+        wait(server.metrics, "nothing was mirrored while it trained")
+        server.kill()
+        before = written(run)
+        wait(lambda: written(run) > before + 12, "the training was held up by the dead server")
+        kill_training(started, run)
+        server.start()
+        watching.follow(
+            plan, store, launching.launch(plan, store, data, width=Width(1, 1)), Console(file=io.StringIO())
+        )
+
+    mpformer("mlflow", "sync", "--root", str(store.root), "--uri", server.url)
+    assert run.attempts() == [1, 2]
+    setting = eval_id(run.config())
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    expected = {value.point: value.value for line in lines for value in mirror.values(line, setting)}
+    found = server.metrics()
+    assert set(found.values()) == {1}
+    assert len(found) == len(expected), "one value a key and step"
+    held = {(key, step): value for key, step, value in found if key not in mirror.TIMING}
+    assert held == {point: value for point, value in expected.items() if point[0] not in mirror.TIMING}
+    assert ("AP", 80) in held, "the final score"
+
+    # the report is there too, and the run's page leads to the run on the server
+    mpformer("report", "headline", "--root", str(store.root))
+    mpformer("mlflow", "sync", "--root", str(store.root), "--uri", server.url)
+    files = {path.name for path in (server.folder / "artifacts").rglob("*")}
+    assert {"table.md", "table.tex", "macros.tex", "table.csv", "table.json", "index.html", "training.svg"} <= files
+    assert {"training.pdf", "training.png", "training.csv"} <= files
+    mpformer("report", "headline", "--root", str(store.root))
+    (page,) = (store.root / "reports" / "headline@mini" / "runs").glob("*.html")
+    address = page.read_text().partition(f'href="{server.url}/#/experiments/')[2].partition('"')[0]
+    experiment, _, identifier = address.partition("/runs/")
+    with urllib.request.urlopen(f"{server.url}/api/2.0/mlflow/runs/get?run_id={identifier}", timeout=60) as answer:
+        about = json.load(answer)["run"]["info"]
+    assert (about["experiment_id"], about["run_name"], about["status"]) == (experiment, run.run_id, "FINISHED")

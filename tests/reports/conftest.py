@@ -4,7 +4,7 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,13 +21,31 @@ LIVE = "shapes-panoptic-mp-every-n0-f0-s0"  # the run that trains right now
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """A store to write reports into; one run's heartbeat is fresh, every other one's is a day old."""
-    root = tmp_path / "store"
+    return copy_store(tmp_path / "store")
+
+
+def copy_store(root: Path) -> Path:
+    """Copy the fixture store to ``root``."""
     shutil.copytree(FIXTURES, root)
     now = time.time()
     for claim in root.glob("runs/*/claims/*"):
         age = 0 if claim.parts[-3].startswith(LIVE) else 86400
         os.utime(claim, (now - age, now - age))
     return root
+
+
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``store``, one for all tests of a file: for tests that change it once."""
+    return copy_store(tmp_path_factory.mktemp("shared") / "store")
+
+
+@pytest.fixture(scope="module")
+def shared_blank_figures() -> Iterator[None]:
+    """As ``blank_figures``, for a whole file."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        draw_blanks(monkeypatch)
+        yield
 
 
 @pytest.fixture
@@ -44,6 +62,11 @@ def gather(store: Path) -> Callable[..., SuiteReport]:
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the drawing, which is what takes time; each blank figure has a number of its own."""
+    draw_blanks(monkeypatch)
+
+
+def draw_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See :func:`blank_figures`."""
     numbers = itertools.count()
 
     def draw(plan: figures.Plan, stem: Path, kinds: Sequence[str]) -> None:

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mpformer.errors import UserError
 from reports import figures, unchanged
 from reports.build import FILES, build, check
+from reports.collect import collect
 
 TABLES = {*FILES.values()}
 LIGHT = (*FILES, "html")  # figures as SVG and CSV alone: drawing is what takes time
@@ -22,8 +24,8 @@ def test_everything_with_an_overview(store: Path, blank_figures: None) -> None:
     written = build([], store, formats=LIGHT)
     base = store / "reports"
     assert names(base) == {"index.html", "headline@mini", "components@mini", "headline@mini+nuclei"}
-    assert names(base / "headline@mini") == TABLES | {"index.html", "figures", "explorer.html"}
-    assert names(base / "headline@mini+nuclei") == TABLES | {"index.html", "figures"}
+    assert names(base / "headline@mini") == TABLES | {"index.html", "figures", "explorer.html", "runs"}
+    assert names(base / "headline@mini+nuclei") == TABLES | {"index.html", "figures", "runs"}
     assert all(path.exists() for path in written)
     page = (base / "headline@mini" / "index.html").read_text()
     assert "explorer.html" in page
@@ -57,6 +59,28 @@ def test_a_finished_suite_is_left_alone_until_something_changes(store: Path, bla
     assert third != second
     assert again() != third  # not finished any more: rebuilt every time
     assert "a bug" in (store / "reports" / "headline@mini" / "table.md").read_text()
+
+
+def test_the_overview_is_current_though_unchanged_suites_are_not_read(
+    store: Path, blank_figures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build([], store, formats=LIGHT)
+    first = (store / "reports" / "index.html").read_text()
+    read: list[str] = []
+
+    def noted(record: dict[str, Any], *rest: Any) -> Any:
+        read.append(f"{record['suite']} on {record['dataset']}")
+        return collect(record, *rest)
+
+    monkeypatch.setattr("reports.build.collect", noted)
+    run = next((store / "runs").glob("nuclei-instance-m2f-s0-*"))
+    (run / "void.json").write_text('{"reason": "a bug"}')
+    build([], store, formats=LIGHT)
+    assert read == ["components on shapes", "headline on nuclei"], "unfinished, and changed"
+    page = (store / "reports" / "index.html").read_text()
+    assert "1 of 2 runs done, 1 void" in page
+    assert "1 of 2 runs done, 1 void" not in first
+    assert page.count('class="card"') == 3
 
 
 def test_a_second_build_draws_nothing_again(store: Path, blank_figures: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,8 +54,7 @@ def test_page_template(gather: Gather, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_overview_and_run_page_templates(gather: Gather, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site, "stamp", lambda: "made at a fixed time")
     reports = [_with_published(gather(suite)) for suite in ("headline", "components")]
-    tables = [(report.table, f"{report.table.name}/index.html") for report in reports]
-    golden("index.html", site.index_page(tables))
+    golden("index.html", site.index_page([site.card(report.table) for report in reports]))
     golden("run.html", run_page(reports[1], "mp-former", 2))
 
 
@@ -108,7 +107,7 @@ def test_latex_shows_hostile_text_as_text(attacked: SuiteReport) -> None:
 
 
 def test_html_shows_hostile_text_as_text(attacked: SuiteReport) -> None:
-    page = site.suite_page(attacked, (), None) + site.index_page([(attacked.table, "x")])
+    page = site.suite_page(attacked, (), None) + site.index_page([site.card(attacked.table)])
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "\x1b" not in page
