@@ -111,22 +111,33 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from mpformer.config import validate
+from mpformer.hooks import TrainHooks
 from mpformer.training import train
-folder = Path(sys.argv[1])
-trained = train(validate(json.loads((folder / "config.json").read_text())), folder / "run", Path(sys.argv[2]))
-(folder / f"trained{sys.argv[3]}.json").write_text(json.dumps(trained))
+folder, losses = Path(sys.argv[1]), []
+hooks = TrainHooks(log=lambda line: losses.append(line["loss"]))
+trained = train(validate(json.loads((folder / "config.json").read_text())), folder / "run", Path(sys.argv[2]), hooks)
+(folder / f"trained{sys.argv[3]}.json").write_text(json.dumps({**trained, "losses": losses}))
 """
 
 
 @pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
 def test_two_gpus_train_one_run(data_root: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(tiny().model_dump_json())
+    """As tasks of a Slurm step do: they meet through a file; the losses are those of one GPU with two micro-batches."""
+    from mpformer.training import train
+
+    config = tiny(**{"schedule.batch_size": 2})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
     (tmp_path / "run").mkdir()
-    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29652"}
+    shared = os.environ | {"SLURM_STEP_NUM_TASKS": "2", "MPFORMER_MEETING": str(tmp_path / "meeting.json")}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(data_root)]
     processes = [
-        subprocess.Popen([*command, str(rank)], env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        subprocess.Popen([*command, str(rank)], env=shared | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
         for rank in range(2)
     ]
     assert [process.wait(240) for process in processes] == [0, 0]
-    assert json.loads((tmp_path / "trained0.json").read_text())["world_size"] == 2
+    together = json.loads((tmp_path / "trained0.json").read_text())
+    assert together["world_size"] == 2
+    losses: list[float] = []
+    hooks = TrainHooks(log=lambda line: losses.append(line["loss"]))
+    train(config.replace({"runtime.accumulation": 2}), tmp_path / "alone", data_root, hooks)
+    assert together["losses"] == pytest.approx(losses, rel=1e-2)
