@@ -28,7 +28,7 @@ CHANGES: dict[str, Any] = {
     "toggles.mp_queries": True,
     "toggles.query_position": False,
     "schedule.max_iter": 1201,
-    "schedule.batch_size": 4,
+    "schedule.batch_size": 6,
     "schedule.clip_norm": 0.0,
     "seed": 1,
     "extra_cfg.SOLVER.NESTEROV": True,

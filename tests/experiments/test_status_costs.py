@@ -29,7 +29,10 @@ def test_declared_until_a_run_like_it_has_measured(plan: Plan, store: Store) -> 
     scoring = 500 * scales.DECLARED_IMAGE_SECONDS["mini"]
     first, last = plan.runs[0], plan.runs[-1]
     before = costs.estimates(plan, store, CPU)[first.run_id]
-    assert (before.source, before.seconds) == ("declared", pytest.approx(12 * 0.25 + scoring))
+    assert (before.source, before.seconds) == (
+        "declared",
+        pytest.approx(12 * scales.DECLARED_SECONDS["mini", "shapes"] + scoring),
+    )
     trained(store, first, 24.0)
     found = costs.estimates(plan, store, CPU)
     same_row = [run for run in plan.runs if run.row.name == first.row.name]
