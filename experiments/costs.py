@@ -58,6 +58,9 @@ class Estimate:
     disk_source: str
     weights: int
     """Bytes of the weights alone."""
+    memory: int | None = None
+    """Largest memory of a process in bytes, as measured; None if it was not."""
+    memory_source: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class Cost:
     files: int
     sources: tuple[str, ...]
     disk_sources: tuple[str, ...]
+    memory: int | None = None
+    """Largest memory of a process in bytes, of the runs of which it was measured."""
+    memory_sources: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Return it as text, each figure with its source."""
@@ -84,10 +90,13 @@ class Cost:
         hours = f"{self.gpu_hours:.1f} GPU-hours" if where.gpus else f"{self.core_hours:.1f} core-hours"
         at_once = f"{where.width} at a time on {where.profile}"
         size = f"{self.bytes / 1e9:.2f} GB in {self.files} files, {self.peak_bytes / 1e9:.2f} GB while they train"
-        return [
+        lines = [
             f"{self.runs} runs to do: {hours}, about {duration(self.wall_seconds)} at {at_once} ({took})",
             f"on disk: {size} ({' and '.join(self.disk_sources)})",
         ]
+        if self.memory is not None:
+            lines.append(f"memory: {self.memory / 2**30:.1f} GiB a process ({' and '.join(self.memory_sources)})")
+        return lines
 
 
 def place(name: str, runs: int) -> Place:
@@ -119,6 +128,8 @@ class _Sample:
     """Seconds an iteration."""
     image: float | None
     """Seconds an evaluated image."""
+    memory: float | None = None
+    """Largest memory of a process in bytes: of a GPU, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,8 @@ def of_plan(left: Iterable[str], expected: Mapping[str, Estimate], where: Place)
         sum(one.files for one in each),
         tuple(sorted({one.source for one in each})),
         tuple(sorted({one.disk_source for one in each})),
+        max((one.memory for one in each if one.memory is not None), default=None),
+        tuple(sorted({one.memory_source for one in each if one.memory is not None})),
     )
 
 
@@ -176,11 +189,13 @@ def _estimate(config: Config, plan: Plan, samples: Sequence[_Sample], disk: _Dis
     per_iteration, per_image = scales.declared_seconds(plan.scale, plan.dataset)
     iteration, how = _figure(samples, where, lambda sample: sample.iteration, per_iteration)
     image, how_image = _figure(samples, where, lambda sample: sample.image, per_image)
+    memory, how_memory = _figure(samples, where, lambda sample: sample.memory, 0.0)
+    known = (round(memory), how_memory) if memory else (None, "")
     scoring = image * (config.evaluation.val_images or scales.val_images(config.dataset))
     if config.schedule.evaluation_only:
-        return Estimate(scoring, how_image, disk.bytes, disk.files, disk.source, disk.weights)
+        return Estimate(scoring, how_image, disk.bytes, disk.files, disk.source, disk.weights, *known)
     seconds = config.schedule.max_iter * iteration + scoring
-    return Estimate(seconds, how, disk.bytes, disk.files, disk.source, disk.weights)
+    return Estimate(seconds, how, disk.bytes, disk.files, disk.source, disk.weights, *known)
 
 
 def _figure(
@@ -264,7 +279,8 @@ def _sample(run: RunDir, trained: Mapping[str, Any], profile: str) -> _Sample:
     images = [one["seconds"] / one["images"] for one in results if one and one.get("images") and one.get("seconds")]
     device = str(trained.get("device") or "cpu").partition(":")[0]
     each = seconds / iterations if seconds and iterations else None
-    return _Sample(profile, device, int(trained.get("world_size") or 1), each, images[-1] if images else None)
+    size, memory = int(trained.get("world_size") or 1), trained.get("peak_memory_bytes")
+    return _Sample(profile, device, size, each, images[-1] if images else None, memory or None)
 
 
 def _launch(run: RunDir) -> str:

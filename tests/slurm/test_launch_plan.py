@@ -1,6 +1,7 @@
 """What a launch would submit, without Slurm: arrays under the limits, scripts, and nothing a shell could misread."""
 
 import multiprocessing
+import re
 import shlex
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -17,7 +19,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 import counting_jobs
 from counting_jobs import plan, profile
 
-from experiments import arrays, datasets, journal, planning, reservations, site, smoke, snapshot, staging, submission
+from experiments import (
+    arrays,
+    datasets,
+    journal,
+    planning,
+    profiles,
+    reservations,
+    site,
+    smoke,
+    snapshot,
+    staging,
+    submission,
+)
 from experiments.arrays import Array
 from experiments.attempt import Options
 from experiments.cli import cli
@@ -347,6 +361,14 @@ def test_the_staged_copy_is_what_the_runner_reads(tmp_path: Path, data: Path, st
     runner = staging.Staged(str(tmp_path / "node"), counting_jobs.Counting())
     runner.train(made.runs[0].config, run.path, data, None)  # type: ignore[arg-type]
     assert (run.path / "trainings.txt").read_text().startswith(str(tmp_path / "node"))
+
+
+def test_the_profile_of_the_documentation_is_valid() -> None:
+    text = (snapshot.ROOT / "docs" / "slurm.md").read_text()
+    (content,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    made = profiles.parse(yaml.safe_load(content), "docs/slurm.md")
+    assert isinstance(made, profiles.SlurmProfile)
+    assert made.part("evaluate").gpus == 1
 
 
 CONFIG = """Configuration data as of 2026

@@ -387,6 +387,10 @@ def test_the_real_thing_from_smoke_runs_to_the_report(tmp_path: Path, store: Sto
         shutil.rmtree(store.run(run.run_id).path)
     expected = costs.estimates(made, store)
     assert {one.source for one in expected.values()} == {"measured on test"}, "by the smoke runs, the others being gone"
+    cost = costs.of_plan(expected, expected, costs.place("local", 1))
+    assert cost.memory is not None
+    assert cost.memory > 2**28
+    assert any(line.startswith("memory: ") and line.endswith("(measured on test)") for line in cost.lines())
 
 
 def test_recovery_leaves_open_what_slurm_cannot_be_asked_about(
