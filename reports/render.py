@@ -8,16 +8,17 @@ import csv as csv_module
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from reports import escape, text
-from reports.model import Cell, Column, Kind, Table, TableRow
+from reports.model import Cell, Column, Delta, Kind, Table, TableRow
 
 TEMPLATES = Path(__file__).parent / "templates"
 TABLE_FORMATS = ("md", "tex", "macros", "csv", "json")
@@ -192,22 +193,46 @@ def _latex_key(key: str) -> Safe:
 
 
 def macro_values(table: Table) -> list[tuple[str, str]]:
-    """(key, text) of every number: ``row.metric``, ``row.metric.std``, ``.n``, ``.delta``."""
+    """(key, text) of every number: ``row.metric``, with ``.n``, ``.std``, ``.delta``, ``.delta.low`` … after it.
+
+    Under ``row.metric`` there is nothing but the mean over all planned seeds; what is partial, stale or void has to be
+    asked for by that name (``row.metric.partial``). Published numbers are ``published.row.metric.kind``, the second of
+    a kind ``….2``.
+    """
+    prefix = escape.slug(table.name)
     found: list[tuple[str, str]] = []
     for row in table.rows:
         for cell, column in zip(row.cells, table.columns, strict=True):
-            prefix = f"{escape.slug(table.name)}.{escape.slug(row.name)}"
-            found += [(f"{prefix}.{key}", value) for key, value in _values(cell, column)]
-    return found
+            key = f"{prefix}.{escape.slug(row.name)}.{column.key.replace('_', '-')}"
+            found += [(key + suffix, value) for suffix, value in _values(cell, column)]
+    return found + [(f"{prefix}.published.{key}", value) for key, value in _published_values(table)]
 
 
 def _values(cell: Cell, column: Column) -> list[tuple[str, str]]:
-    key = column.key.replace("_", "-")
-    if cell.kind is not Kind.VALUE:
-        return [(key, "[not available]"), (f"{key}.n", str(cell.n))]
-    values = [(key, text.mean(cell, column)), (f"{key}.n", str(cell.n))]
+    number = partial(text.number, decimals=column.decimals)
+    mean = text.mean(cell, column)
+    values = [("", mean if cell.kind is Kind.VALUE else "[not available]"), (".n", str(cell.n))]
+    if cell.has_number and cell.kind is not Kind.VALUE:
+        values.append((f".{cell.kind}", mean))
     if cell.std is not None:
-        values.append((f"{key}.std", text.number(cell.std, column.decimals)))
-    if cell.delta is not None:
-        values.append((f"{key}.delta", text.signed(cell.delta.mean, column.decimals)))
-    return values
+        values.append((".std", number(cell.std)))
+    return values + ([] if cell.delta is None else _delta_values(cell.delta, column))
+
+
+def _delta_values(delta: Delta, column: Column) -> list[tuple[str, str]]:
+    signed = partial(text.signed, decimals=column.decimals)
+    bounds = {".low": delta.low, ".high": delta.high}
+    values = [("", signed(delta.mean)), (".n", str(delta.n))]
+    values += [(suffix, signed(value)) for suffix, value in bounds.items() if value is not None]
+    values += [(suffix, f"{p:.3g}") for suffix, p in ((".p", delta.p), (".p.holm", delta.p_holm)) if p is not None]
+    return [(f".delta{suffix}", value) for suffix, value in values]
+
+
+def _published_values(table: Table) -> list[tuple[str, str]]:
+    known: Counter[str] = Counter()
+    found = []
+    for item in table.published:
+        key = f"{escape.slug(item.row)}.{re.sub('[^A-Za-z0-9.]+', '-', item.metric)}.{item.kind}"
+        known[key] += 1
+        found.append((key if known[key] == 1 else f"{key}.{known[key]}", item.published))
+    return found

@@ -8,10 +8,11 @@ import pytest
 
 from experiments.store import Store
 from mpformer.errors import UserError
-from reports import text
-from reports.collect import SuiteReport, records, tick
+from reports import escape, site, text
+from reports.collect import SuiteReport, collect, records, tick
 from reports.model import Cell, Kind, grouped, table_name
 from reports.render import render
+from reports.runs import FAILURES, Reader
 
 Gather = Callable[..., SuiteReport]
 
@@ -222,6 +223,53 @@ def test_rows_that_do_not_apply_say_why(gather: Gather, store: Path) -> None:
     report = gather("headline")
     assert cell(report, "x", "AP").reason == "one class"
     assert note(report, "x") == "one class"
+
+
+@pytest.mark.parametrize(("failure", "word"), [*FAILURES.items(), ("new-class", "new-class")])
+def test_why_there_is_no_number_is_said_in_every_format(gather: Gather, store: Path, failure: str, word: str) -> None:
+    only_run(store, "mp-queries", 2)
+    for path in store.glob("runs/shapes-panoptic-mp-first-*-s2-*/attempts/1/stage.json"):
+        stage = json.loads(path.read_text()) | {"failure_class": failure, "detail": "the very message"}
+        path.write_text(json.dumps(stage))
+    said_everywhere(gather("components"), "mp-queries", word, "the very message")
+
+
+def only_run(store: Path, row: str, seed: int) -> None:
+    """Leave one run of a row in the suite's record."""
+    path = store / "suites" / "components@mini.json"
+    record = json.loads(path.read_text())
+    chosen = next(each for each in record["rows"] if each["name"] == row)
+    chosen["runs"] = [run for run in chosen["runs"] if run["seed"] == seed]
+    path.write_text(json.dumps(record))
+
+
+def said_everywhere(report: SuiteReport, row: str, *words: str) -> None:
+    """Every format has the words."""
+    found = cell(report, row, "AP")
+    assert (found.kind, found.has_number) == (Kind.MISSING, False)
+    for word in words:
+        assert escape.markdown(word) in render(report.table, "md")
+        assert escape.latex(word) in render(report.table, "tex")
+        assert word in render(report.table, "csv")
+        assert word in render(report.table, "json")
+        assert word in site.suite_page(report, (), None)
+
+
+@pytest.mark.parametrize(
+    ("seed", "queued", "word"), [(2, False, "never launched"), (1, False, "not started"), (1, True, "queued")]
+)
+def test_what_was_not_begun_says_so(store: Path, seed: int, queued: bool, word: str) -> None:
+    only_run(store, "guided", seed)
+    opened = Store(store)
+    (name,) = [
+        row["runs"][0]["run_id"]
+        for row in json.loads((store / "suites" / "components@mini.json").read_text())["rows"]
+        if row["name"] == "guided"
+    ]
+    reader = Reader(opened, frozenset([name]) if queued else frozenset())
+    found = cell(collect(records(opened, ["components"], "mini", None)[0], reader), "guided", "AP")
+    assert found.kind is Kind.MISSING
+    assert found.reason == f"seed {seed}: {word}"
 
 
 def without(store: Path, pattern: str, metric: str) -> None:

@@ -19,7 +19,7 @@ import pytest
 from reports import escape, provenance, site, text
 from reports.build import _with_published
 from reports.collect import SuiteReport
-from reports.model import Cell, Column, Delta, Kind
+from reports.model import Cell, Column, Delta, Kind, Table
 from reports.render import macro_values, marks, render
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -173,11 +173,37 @@ def test_row_marks_go_on_after_z(gather: Gather) -> None:
     assert list(marks(many).values())[25:] == ["z", "aa", "ab"]
 
 
+@pytest.mark.parametrize("suite", ["headline", "components"])
+def test_every_number_is_a_macro(gather: Gather, suite: str) -> None:
+    table = _with_published(gather(suite)).table
+    values = dict(macro_values(table))
+    for row in table.rows:
+        for cell, column in zip(row.cells, table.columns, strict=True):
+            key = f"{escape.slug(table.name)}.{escape.slug(row.name)}.{column.key}"
+            if cell.has_number:
+                assert values[key if cell.kind is Kind.VALUE else f"{key}.{cell.kind}"] == text.mean(cell, column)
+            assert values[f"{key}.n"] == str(cell.n)
+            assert (f"{key}.std" in values) is (cell.std is not None)
+            assert (f"{key}.delta" in values) is (cell.delta is not None)
+    shown = [value for key, value in values.items() if ".published." in key]
+    assert shown == [item.published for item in table.published]
+    assert len(values) == len(macro_values(table)), "no key twice"
+
+
+def test_differences_have_their_interval_as_macros(gather: Gather) -> None:
+    values = dict(macro_values(gather("headline").table))
+    key = "headline-mini.mp-former.AP.delta"
+    assert values[key] == "+2.3"
+    assert float(values[f"{key}.low"]) < 2.3 < float(values[f"{key}.high"])
+    assert values[f"{key}.p"] == values[f"{key}.p.holm"]
+
+
 def test_macros_give_complete_numbers_only(gather: Gather) -> None:
     values = dict(macro_values(gather("components").table))
     assert values["components-mini.mask2former.AP"] == "13.3"
     assert values["components-mini.mask2former.AP.n"] == "3"
     assert values["components-mini.guided.AP"] == "[not available]"
+    assert values["components-mini.guided.AP.partial"] == "12.8"
     assert "components-mini.guided.AP.std" not in values
 
 
@@ -200,9 +226,23 @@ def compile_tex(folder: Path, name: str) -> str:
 @needs_tex
 @pytest.mark.parametrize("suite", ["headline", "components"])
 def test_table_compiles_as_it_is(gather: Gather, tmp_path: Path, suite: str) -> None:
-    (tmp_path / "table.tex").write_text(render(_with_published(gather(suite)).table, "tex"))
+    table = _with_published(gather(suite)).table
+    (tmp_path / "table.tex").write_text(render(table, "tex"))
     output = compile_tex(tmp_path, "table.tex")
     assert suite != "headline" or "Overfull" not in output
+    if shutil.which("pdftotext"):
+        assert not missing_on_paper(table, tmp_path / "table.pdf")
+
+
+def missing_on_paper(table: Table, pdf: Path) -> set[str]:
+    """The numbers and names that cannot be read on the pages: cut off, or never typeset."""
+    done = subprocess.run(["pdftotext", "-layout", str(pdf), "-"], capture_output=True, text=True, check=True)
+    page = done.stdout
+    cells = [(cell, column) for row in table.rows for cell, column in zip(row.cells, table.columns, strict=True)]
+    wanted = {text.mean(cell, column) for cell, column in cells if cell.has_number}
+    wanted |= {text.signed(cell.delta.mean, column.decimals) for cell, column in cells if cell.delta}
+    wanted |= {column.label for column in table.columns} | {item.published for item in table.published}
+    return {word for word in wanted if word not in page}
 
 
 @needs_tex
