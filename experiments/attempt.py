@@ -10,9 +10,7 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +19,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from experiments import claims, provenance
+from experiments.capture import captured
 from experiments.identity import eval_id as evaluation_id
 from experiments.identity import run_id as _run_id
+from experiments.signals import Noted
 from experiments.states import last_evaluation
 from experiments.store import RunDir, Store, append_json, read_json, valid_result, write_json
 from mpformer.config import Config
@@ -134,14 +134,14 @@ def follow(run: RunDir, config: Config, stage: Stage, options: Options, runner: 
     """Help the main process to train the run: in its attempt, without a claim, writing nothing but a log."""
     if stage == "evaluate":
         return Outcome("skipped", detail="the main process evaluates alone")
-    stop = _Noted()
+    stop = Noted()
     with stop.signals():
         number = _main_attempt(run, stop)
         if number is None:
             return Outcome("skipped", detail="nothing is left to train")
         directory = run.attempt(number)
         threads = {} if options.threads is None else {"runtime.threads": options.threads}
-        with _captured(directory / f"log.{place().rank}.txt", options.capture), _meeting(directory):
+        with captured(directory / f"log.{place().rank}.txt", options.capture), _meeting(directory):
             try:
                 hooks = TrainHooks(stop=stop.reason)
                 runner.train(config.replace(threads), run.path, options.data_root, hooks)
@@ -153,7 +153,7 @@ def follow(run: RunDir, config: Config, stage: Stage, options: Options, runner: 
     return Outcome("trained", attempt=number)
 
 
-def _main_attempt(run: RunDir, stop: "_Noted") -> int | None:
+def _main_attempt(run: RunDir, stop: "Noted") -> int | None:
     """Wait for the main process to begin; None if the run is trained already, or one is to stop."""
     while run.trained() is None and stop.reason() is None:
         number = own_attempt(run)
@@ -182,34 +182,6 @@ def _meeting(directory: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ["MPFORMER_MEETING"]
-
-
-class _Noted:
-    """Signals that ask for a checkpoint and an end: SIGTERM, and SIGUSR2, by which Slurm warns of a requeue."""
-
-    def __init__(self) -> None:
-        self._seen: list[str] = []
-
-    def reason(self) -> str | None:
-        """The reason to stop; that one is going to be requeued says more than that one is interrupted."""
-        return max(self._seen, default=None)
-
-    @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        """Look out for them, in the main thread; Ctrl-C in the foreground is the trainer's to see to."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(number: int, _: object) -> None:
-            self._seen.append(f"{_SIGNALS[number]}: {signal.Signals(number).name}")
-
-        before = {number: signal.signal(number, note) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def progress_mark(run: RunDir) -> str:
@@ -275,7 +247,7 @@ class _Attempt:
     ) -> None:
         self.run, self.claim, self.stage, self.options, self.runner = run, claim, stage, options, runner
         self.directory = run.attempt(claim.number)
-        self.noted = _Noted()
+        self.noted = Noted()
         self.heartbeat = claims.Heartbeat(claim)
         threads = {} if options.threads is None else {"runtime.threads": options.threads}
         self.config = config.replace(threads)
@@ -288,7 +260,7 @@ class _Attempt:
         """Run the stages and record how it ended."""
         with _disk_becomes_outcome() as failed:
             self._begin()
-            with self.heartbeat, _captured(self.directory / "log.txt", self.options.capture), self.noted.signals():
+            with self.heartbeat, captured(self.directory / "log.txt", self.options.capture), self.noted.signals():
                 outcome = self._judged()
             self._end(outcome)
             return outcome
@@ -460,8 +432,6 @@ class _Attempt:
             self._event("WARNING", f"earlier attempts ran with {others} threads, this one with {now}")
 
 
-_SIGNALS: Mapping[int, str] = {signal.SIGTERM: "interrupted", signal.SIGUSR2: "requeued"}
-
 _EVENTS = {"done": "DONE", "trained": "TRAINED", "failed": "FAILED", "interrupted": "CANCELLED"}
 
 
@@ -507,30 +477,6 @@ def _set_aside(run: RunDir) -> None:
     for name in ("trained.json", "checkpoints", "metrics.jsonl", "probes.parquet", "evals", "void.json"):
         if (run.path / name).exists():
             shutil.move(run.path / name, aside / name)
-
-
-@contextlib.contextmanager
-def _captured(log: Path, capture: bool) -> Iterator[None]:
-    """Send this process's stdout and stderr, and those of libraries below Python, to the attempt's log."""
-    if not capture:
-        yield
-        return
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    text = os.fdopen(file, "w", buffering=1, errors="replace")
-    try:
-        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-            yield
-    finally:
-        with contextlib.suppress(OSError):
-            text.close()
-        for descriptor, number in zip(kept, (1, 2), strict=True):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
 
 
 @contextlib.contextmanager
