@@ -83,13 +83,20 @@ def measured_line(result: Mapping[str, Any]) -> str:
 
 
 def stage_table(result: Mapping[str, Any]) -> str:
-    """Seconds per stage and the ratio direct / product with its range."""
-    paths = list(result["seconds"])
-    lines = ["| stage | " + " | ".join(paths) + " | direct / product | CPU seconds |", "|---" * (len(paths) + 3) + "|"]
-    for stage in result["seconds"]["product"]:
-        values = " | ".join(_seconds(result["seconds"][p].get(stage)) for p in paths)
-        wall, cpu = (_ratio(result[k]["direct"].get(stage)) for k in ("ratio to product", "cpu ratio to product"))
-        lines.append(f"| {stage} | {values} | {wall} | {cpu} |")
+    """CPU seconds per stage, and ratios of CPU and wall seconds with their ranges."""
+    seconds = result["cpu seconds"]
+    columns = {
+        "direct / product": result["cpu ratio to product"]["direct"],
+        "direct / own points": result.get("cpu ratio to own points", {}).get("direct"),
+        "direct / product, wall": result["ratio to product"]["direct"],
+    }
+    columns = {title: values for title, values in columns.items() if values is not None}
+    heads = [*seconds, *columns]
+    lines = ["| stage, CPU seconds | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for stage in seconds["product"]:
+        cells = [_seconds(found.get(stage)) for found in seconds.values()]
+        cells += [_ratio(found.get(stage)) for found in columns.values()]
+        lines.append(f"| {stage} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -111,9 +118,11 @@ def memory_table(result: Mapping[str, Any]) -> str:
 def share_line(result: Mapping[str, Any]) -> str:
     part, least = result["shares of the step"], result["floor seconds"]
     floors = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in least.items())
+    rate = result["matrix product GFLOP/s"]
     return (
         f"Share of the product's step (own points, CPU): matching costs {part['matching']:.1%}, assignments "
-        f"{part['assignments']:.2%}. Floor of its matrix products at the measured rate: {floors}."
+        f"{part['assignments']:.2%}. Floor: CPU seconds of its matrix products at the measured "
+        f"rate of {rate:.0f} GFLOP a CPU second: {floors}."
     )
 
 

@@ -33,12 +33,12 @@ def _stages(results: Mapping[str, Any], folder: Path) -> Path:
     for axis, (name, found) in zip(_flat(axes), training.items(), strict=True):
         paths = list(found["seconds"])
         for i, path in enumerate(paths):
-            values = [found["seconds"][path][stage] for stage in GROUPS.values()]
+            values = [found["cpu seconds"][path][stage] for stage in GROUPS.values()]
             places = [x + (i - (len(paths) - 1) / 2) * 0.8 / len(paths) for x in range(len(GROUPS))]
             axis.bar(places, values, 0.8 / len(paths), label=path, color=COLOURS[path])
         axis.set_xticks(range(len(GROUPS)), list(GROUPS), fontsize=7)
         axis.set_title(name, fontsize=9)
-        axis.set_ylabel("seconds")
+        axis.set_ylabel("CPU seconds")
     _flat(axes)[0].legend(fontsize=7, frameon=False)
     return _save(figure, folder / "stages.svg")
 

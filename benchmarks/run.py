@@ -96,6 +96,7 @@ def training(setting: Setting, piloted: bool, repeats: int) -> dict[str, Any]:
         "cpu seconds": {name: medians(clock, "cpu") for name, clock in clocks.items()},
         "ratio to product": {n: ratios(clocks[n], clocks["product"]) for n in clocks if n != "product"},
         "cpu ratio to product": {n: ratios(clocks[n], clocks["product"], "cpu") for n in clocks if n != "product"},
+        "cpu ratio to own points": {"direct": ratios(clocks["direct"], clocks["product, own points"], "cpu")},
         "bytes kept": {n: {s: u[s]["added"] for s in (*FORWARD, "pixel decoder", "backbone")} for n, u in used.items()},
         "bytes kept by decoder, matching, losses": {name: kept_by(u, FORWARD) for name, u in used.items()},
         "peak bytes of decoder, matching, losses": {name: decoding_peak_of(u) for name, u in used.items()},
@@ -136,6 +137,7 @@ def evaluation(setting: Setting, repeats: int) -> dict[str, Any]:
     return {
         "repeats": repeats,
         "seconds": {name: medians(clock) for name, clock in clocks.items()},
+        "cpu seconds": {name: medians(clock, "cpu") for name, clock in clocks.items()},
         "ratio to product": {n: ratios(clocks[n], clocks["product"]) for n in clocks if n != "product"},
         "cpu ratio to product": {n: ratios(clocks[n], clocks["product"], "cpu") for n in clocks if n != "product"},
         "identical with and without piloting": same,
@@ -189,7 +191,7 @@ def shares(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def floor(result: Mapping[str, Any], rate: float) -> dict[str, float]:
-    """Seconds of the product's matrix products and convolutions at the measured ``rate`` (operations a second)."""
+    """CPU seconds of the product's matrix products and convolutions at ``rate`` operations a CPU second."""
     counted = result["GFLOP of the product"]
     groups = {"backbone": BACKBONE, "pixel decoder": PIXELS, "decoder + matching + losses": DECODING}
     found = {name: sum(counted[stage] for stage in stages) * 1e9 / rate for name, stages in groups.items()}

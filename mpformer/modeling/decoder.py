@@ -98,7 +98,7 @@ class SelfAttentionLayer(nn.Module):
 
     def forward(self, queries: Tensor, position: Tensor | None, blocked: Tensor | None) -> Tensor:
         """Refine queries (B, N, D); position (N, D) is added to queries and keys only."""
-        query, key = self.self_attn.project(_positioned(queries, position), 0, 2)
+        query, key = remade(lambda x: self.self_attn.project(_positioned(x, position), 0, 2), queries)
         (value,) = self.self_attn.project(queries, 2, 1)
         return self.norm(queries + self.self_attn(query, key, value, blocked))
 
@@ -133,7 +133,7 @@ class FeedForwardLayer(nn.Module):
         return self.norm(queries + remade(self._expand, queries))
 
     def _expand(self, queries: Tensor) -> Tensor:
-        return self.linear2(F.relu(self.linear1(queries)))
+        return self.linear2(F.relu(self.linear1(queries), inplace=True))
 
 
 class MaskHead(nn.Module):

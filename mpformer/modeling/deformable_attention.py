@@ -5,7 +5,7 @@ otherwise; both give the same numbers up to rounding.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -99,14 +99,15 @@ class DeformableAttention(nn.Module):
         batch, count, _ = query.shape
         value = self.value_proj(tokens).view(batch, tokens.shape[1], self.heads, -1)
         shape = (batch, count, self.heads, self.levels, self.points)
-        offsets = self.sampling_offsets(query).view(*shape, 2)
+        locations = reference[:, None, None, None] + self._offsets(query, sizes).float().view(*shape, 2)
         weights = self.attention_weights(query).view(*shape[:3], -1).softmax(-1).view(shape)
-        scale = _cells_per_image(sizes, query.device)[:, None]
-        locations = reference[:, None, None, None] + offsets.float() / scale
-        sampled = self.kernel(value, sizes, locations.to(value.dtype), weights.to(value.dtype))
-        return self.output_proj(sampled)
+        # Half precision would place the samples of a large level half a cell off.
+        sampled = self.kernel(value.float(), sizes, locations, weights.float())
+        return self.output_proj(sampled.to(value.dtype))
 
-
-def _cells_per_image(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    """Return (levels, 2): width and height of each level in cells."""
-    return torch.tensor([(w, h) for h, w in sizes], dtype=torch.float32, device=device)
+    def _offsets(self, query: Tensor, sizes: Sizes) -> Tensor:
+        """Sampling offsets (B, N, M * levels * K * 2) as shares of the image: dividing the weights divides them."""
+        cells = torch.tensor([(w, h) for h, w in sizes], dtype=torch.float32, device=query.device)
+        scale = cells[:, None].expand(self.heads, -1, self.points, -1).flatten()
+        layer = self.sampling_offsets
+        return F.linear(query, layer.weight / scale[:, None], layer.bias / scale)

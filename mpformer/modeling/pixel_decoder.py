@@ -53,7 +53,7 @@ class NormedConv(nn.Conv2d):
     def forward(self, maps: Tensor) -> Tensor:
         """Map (B, inputs, h, w) to (B, outputs, h, w)."""
         maps = self.norm(super().forward(maps))
-        return F.relu(maps) if self.relu else maps
+        return F.relu(maps, inplace=True) if self.relu else maps
 
 
 class EncoderLayer(nn.Module):
@@ -73,7 +73,7 @@ class EncoderLayer(nn.Module):
     def forward(self, tokens: Tensor, position: Tensor, reference: Tensor, sizes: Sizes) -> Tensor:
         """Refine tokens (B, S, D); position (S, D), reference (S, 2)."""
         tokens = self.norm1(tokens + self.self_attn(tokens + position, reference, tokens, sizes))
-        return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens))))
+        return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens), inplace=True)))
 
 
 class Encoder(nn.Module):

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from small_models import batch, rng, small_config, small_model
 
 from mpformer.config import Config, DatasetConfig, ModelConfig, ResNetConfig, SwinConfig
 from mpformer.errors import UserError
+from mpformer.modeling import criterion, matcher
 from mpformer.modeling import deformable_attention as deformable
 from mpformer.modeling.backbones import FoldedConv2d, build_backbone, narrow_group_norm
 from mpformer.modeling.decoder import Attention
@@ -213,6 +215,32 @@ def test_autocast_keeps_costs_and_losses_in_float32(dtype: torch.dtype) -> None:
     assert total == pytest.approx(wanted, rel=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_samples_and_costs_are_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where half precision would be half a cell, a wrong match or an overflow: samples, costs, losses."""
+    seen: dict[str, set[torch.dtype]] = {"samples": set(), "costs": set(), "losses": set()}
+
+    def watched(kind: str, function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            result = function(*args)
+            inputs = [a.dtype for a in args if isinstance(a, torch.Tensor) and a.is_floating_point()]
+            outputs = result if isinstance(result, tuple) else (result,)
+            seen[kind].update(inputs, (o.dtype for o in outputs))
+            return result
+
+        return call
+
+    model = small_model(toggles__mp_queries=True)
+    for layer in model.modules():
+        if isinstance(layer, deformable.DeformableAttention):
+            layer.kernel = watched("samples", layer.kernel)
+    monkeypatch.setattr(matcher, "_mask_costs", watched("costs", matcher._mask_costs))
+    monkeypatch.setattr(criterion, "point_losses", watched("losses", criterion.point_losses))
+    with torch.autocast("cpu", dtype=dtype):
+        model(batch(), noise=rng(), points=rng())
+    assert seen == {kind: {torch.float32} for kind in seen}
+
+
 def test_training_step_is_bit_exact() -> None:
     gradients = []
     for _ in range(2):
@@ -285,14 +313,23 @@ def test_boxes_are_tight_and_zero_for_empty_masks() -> None:
     assert boxes_of(masks[:0]).shape == (0, 4)
 
 
-def test_decoder_layer_compiles_without_a_graph_break() -> None:
-    model = small_model(toggles__mp_queries=True)
-    decoder = model.sem_seg_head.predictor
-    queries, position = torch.randn(1, 8, 32), torch.randn(8, 32)
-    pixels = model.pixel_features(torch.randn(1, 3, 32, 32))
-    level = decoder._level(0, pixels.levels[0], pixels.mask_features)
-    explained = torch._dynamo.explain(decoder._layer)(0, queries, position, level, torch.zeros(1, 8, 4) > 0, None)
+@pytest.mark.parametrize("piloted", [False, True])
+def test_decoder_layer_compiles_without_a_graph_break(piloted: bool) -> None:
+    model = small_model(toggles__mp_queries=True, toggles__class_embedding_layers="every")
+    decoder, items = model.sem_seg_head.predictor, batch((2,))
+    images = model.preprocess(items)
+    pixels = model.pixel_features(images.tensor)
+    pilot = model.pilot(model.targets(items, images), pixels, rng()) if piloted else None
+    slots = 0 if pilot is None else pilot.slots
+    level = decoder._level(1, pixels.levels[1], pixels.mask_features)
+    queries, position = decoder._first_queries(1, pilot), decoder._position(slots)
+    blocked = torch.zeros(1, slots + 8, level.size[0] * level.size[1]) > 0
+    arguments = (1, queries, position, level, blocked, pilot)
+    explained = torch._dynamo.explain(decoder._layer)(*arguments)
     assert explained.graph_break_count == 0
+    # "eager": the graph as it was traced, without a compiler on the machine.
+    compiled = torch.compile(decoder._layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*arguments), decoder._layer(*arguments))
 
 
 def test_config_of_the_small_model_is_what_it_says() -> None:
