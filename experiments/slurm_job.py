@@ -20,10 +20,7 @@ time-out, gives up after three, and fails the job if the controller is away at t
 
 import contextlib
 import importlib
-import os
-import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -32,6 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from experiments import claims
+from experiments.allocation import last_words, oom_kills, requeue, said_by_slurm, seconds, time_left
 from experiments.attempt import Options, Outcome, Runner, Stage, complete, own_attempt, progress_mark, this_start
 from experiments.states import NOT_RETRIED
 from experiments.store import RunDir, Store, append_json, read_json, write_json
@@ -50,9 +48,6 @@ MAX_STOPS = 20
 
 END_SECONDS = 900.0
 """Wait after SIGTERM for Slurm to end the job, longer than any ``KillWait``; then nobody meant it."""
-
-REQUEUE_SECONDS = 600.0
-"""Time in which the controller has to answer when the job wants to be requeued."""
 
 CLAIM_SECONDS = 120.0
 """Wait for another job that is at work on the run: it may be one that Slurm is just ending."""
@@ -387,102 +382,6 @@ def give_up(run: RunDir, launch: str) -> None:
     detail = f"{len(vain)} attempts in a row completed nothing, the last: {vain[0].get('detail') or 'no word'}"
     record(run, Outcome("failed", kind, detail, max(run.attempts())))
     raise RunFailure(kind, detail)
-
-
-_CAUSES = (
-    (r"exceeded memory limit|oom.?kill", "oom", "failed"),
-    (r"DUE TO NODE FAILURE", "node", "lost"),
-    (r"CANCELLED AT", "killed", "lost"),
-)
-"""What Slurm writes into a job's log, and the class and outcome of the attempt that it ended."""
-
-
-def said_by_slurm(words: str) -> Outcome | None:
-    """Return how an attempt ended by a job's log; None if that says nothing of it."""
-    for pattern, kind, name in _CAUSES:
-        for line in words.splitlines():
-            if re.search(pattern, line):
-                return Outcome(name, kind, line.strip()[:300])
-    return None
-
-
-def last_words() -> str:
-    """Return what the earlier start of this job left in submitit's log, empty if there is none."""
-    if "SUBMITIT_FOLDER" not in os.environ:
-        return ""
-    from submitit import JobEnvironment
-
-    try:
-        with JobEnvironment().paths.stdout.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 65536))
-            parts = log.read().decode(errors="replace").split("Starting with JobEnvironment(")
-    except OSError:
-        return ""
-    return parts[-2] if len(parts) > 2 else ""
-
-
-def requeue() -> None:
-    """Ask Slurm to queue this job again; tries for a while, since the controller may be away.
-
-    Raises RunFailure("killed") with Slurm's answer if it does not let itself be asked.
-    """
-    end = time.monotonic() + REQUEUE_SECONDS
-    while True:
-        answer = _ask("scontrol", "requeue", os.environ.get("SLURM_JOB_ID", ""))
-        if answer is None or answer.returncode:
-            reason = "no answer" if answer is None else " ".join(answer.stderr.split())
-            if time.monotonic() > end or "disabled" in reason:
-                raise RunFailure("killed", f"the job could not be requeued: {reason}; launch again to continue")
-            time.sleep(5)
-        else:
-            return
-
-
-def time_left() -> str:
-    """Return the time to the job's limit as Slurm writes it, empty if it cannot be asked."""
-    answer = _ask("squeue", "-h", "-j", os.environ.get("SLURM_JOB_ID", ""), "-o", "%L")
-    return answer.stdout.strip() if answer is not None and not answer.returncode else ""
-
-
-def seconds(left: str) -> float:
-    """Return a time as Slurm writes it, ``[[days-]hours:]minutes:seconds``, in seconds; infinity if it is none."""
-    found = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d\d)", left)
-    if found is None:
-        return float("inf")
-    days, hours, minutes, rest = (int(part or 0) for part in found.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60.0 + rest
-
-
-def _ask(*command: str) -> "subprocess.CompletedProcess[str] | None":
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-
-
-def oom_kills(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Return how many processes the kernel has killed for memory in this process's control group and those above.
-
-    0 where there are none. The root group's count is the machine's, and is left out.
-    """
-    with contextlib.suppress(OSError):
-        for line in own.read_text().splitlines():
-            number, controllers, path = line.split(":", 2)
-            if number == "0":
-                return _kills(root, path, "memory.events")
-            if "memory" in controllers.split(","):
-                return _kills(root / "memory", path, "memory.oom_control")
-    return 0
-
-
-def _kills(top: Path, path: str, file: str) -> int:
-    count = 0
-    group = Path(path.strip("/"))
-    for level in [group, *group.parents][:-1]:
-        with contextlib.suppress(OSError):
-            found = re.search(r"^oom_kill (\d+)$", (top / level / file).read_text(), re.MULTILINE)
-            count = max(count, int(found[1]) if found else 0)
-    return count
 
 
 def _modified(path: Path) -> float:

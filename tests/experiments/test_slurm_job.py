@@ -16,11 +16,12 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from experiments import claims, slurm_job
+from experiments import allocation, claims, slurm_job
+from experiments.allocation import oom_kills
 from experiments.attempt import Options
 from experiments.claims import JobStart, acquire, holder
 from experiments.identity import eval_id
-from experiments.slurm_job import MAX_DEATHS, SlurmJob, oom_kills
+from experiments.slurm_job import MAX_DEATHS, SlurmJob
 from experiments.states import State, derive
 from experiments.store import RunDir, Store, read_json, write_json
 from experiments.worker import Task
@@ -177,7 +178,7 @@ def test_a_job_that_may_not_be_requeued_says_so(
     make: Callable[..., SlurmJob], counter: Make, one: RunDir, slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (slurm / "refuse").touch()
-    monkeypatch.setattr(slurm_job, "REQUEUE_SECONDS", 0.0)
+    monkeypatch.setattr(allocation, "REQUEUE_SECONDS", 0.0)
     job = make(counter(kill_once=slurm / "killed"))
     with pytest.raises(RunFailure, match=r"could not be requeued: .*launch again to continue"):
         job()
@@ -253,7 +254,7 @@ def test_an_attempt_that_does_not_end_before_the_limit_is_left_behind(
     [("0:25", 25), ("59:42", 3582), ("1:00:00", 3600), ("2-01:00:01", 176401), ("UNLIMITED", inf), ("", inf)],
 )  # fmt: skip
 def test_time_left_as_slurm_writes_it(left: str, expected: float) -> None:
-    assert slurm_job.seconds(left) == expected
+    assert allocation.seconds(left) == expected
 
 
 # --- claims of a job that was started again ---------------------------------------------------------------------------
