@@ -25,6 +25,7 @@ _LATEX = {
     "|": r"\textbar{}",
     "`": r"\char96{}",
     "÷": r"\ensuremath{\div}",
+    "/": r"/\allowbreak{}",  # addresses break there
     "-": "{-}",  # no ligatures out of -- and ---
     "\n": " ",
     "\t": " ",
