@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import sys
 from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,8 @@ from mpformer.data.coco_layout import id_to_rgb
 from mpformer.data.convert import convert
 from mpformer.data.miniature import write_miniature
 from mpformer.data.validation import ValidationItem, validation_items
-from mpformer.errors import RunFailure
-from mpformer.scoring.cityscapes import ground_truth_file, label_ids
+from mpformer.errors import RunFailure, UserError
+from mpformer.scoring.cityscapes import ground_truth_file, label_ids, scripts
 from mpformer.scoring.scorer import SegmentationScorer
 
 pytest.importorskip("cityscapesscripts")
@@ -193,3 +194,9 @@ def test_a_label_id_outside_the_list_is_one_clear_line(tmp_path: Path, kind: str
     with pytest.raises(RunFailure, match=r"Cityscapes' scripts refuse.*77.*data check cityscapes") as caught:
         SegmentationScorer(config).add(guess(item, np.random.default_rng(0), task), item.truth)
     assert caught.value.failure_class == "data"
+
+
+def test_without_its_scripts_cityscapes_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cityscapesscripts.evaluation.instances2dict", None)
+    with pytest.raises(UserError, match="pip install cityscapesscripts"):
+        scripts("evaluation.instances2dict")
