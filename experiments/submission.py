@@ -90,10 +90,13 @@ def launch(
     cannot be written, or if nothing more may be submitted now.
     """
     site.require()
-    _check(plan, store)
+    if plan.missing:
+        raise UserError("; ".join(plan.missing))
+    _check_path(store)
     recover(store)
     launching.record(plan, store, command)
     missing, left_alone = launching.to_start(plan, store, retry)
+    launching.uncancel(missing, store)  # of runs whose jobs still wait too: they may go on after all
     name = launching.new_id()
     directory = store.launches / name
     if not missing:
@@ -101,8 +104,10 @@ def launch(
     limits = site.limits(target.profile.max_array, target.profile.max_submit)
     with reservations.Launching(store, name) as sign:
         mine = _reserved(plan, store, missing, name, retry)
+        if not mine:  # another launch was faster
+            return Submitted(name, directory, (), (), left_alone)
         batches, left = divide(mine, store, target, limits)
-        if mine and not batches:
+        if not batches:
             raise UserError(f"nothing more may be submitted now: {limits.reason} leaves room for {limits.submit} jobs")
         work = _Work(plan, store.root.resolve(), name, data_root.resolve(), snapshot.take(store), retry, runner)
         started = _without(mine, left)
@@ -118,12 +123,11 @@ def scripts(plan: Plan, store: Store, data_root: Path, target: Target, retry: tu
     Ids that only a submission can tell stand there as ``<id of batch 0>``. Where Slurm is not here or does not answer,
     its defaults are the limits, and a comment says so.
     """
-    _check(plan, store)
+    _check_path(store)
     missing, _ = launching.to_start(plan, store, retry)
     limits, note = _limits_or_defaults(target.profile)
     batches, _ = divide(missing, store, target, limits)
-    if note:
-        yield f"# {note}\n"
+    yield from (f"# {line}\n" for line in (*(f"missing: {line}" for line in plan.missing), note) if line)
     work = _Work(plan, store.root.resolve(), launching.new_id(), data_root.resolve(), snapshot.place(store))
     for batch in batches:
         ids = {number: f"<id of batch {number}>" for number in range(batch.number)}
@@ -140,9 +144,7 @@ def _limits_or_defaults(profile: SlurmProfile) -> tuple[Limits, str]:
         return assumed, f"arrays of up to {assumed.array} jobs, Slurm's default: {error}"
 
 
-def _check(plan: Plan, store: Store) -> None:
-    if plan.missing:
-        raise UserError("; ".join(plan.missing))
+def _check_path(store: Store) -> None:
     problem = arrays.folder_problem(store.root.resolve())
     if problem:
         raise UserError(problem)
@@ -160,9 +162,7 @@ def _reserved(
     """
     held = _Held(plan, store)
     mine = [run for run in missing if reservations.reserve(store.run(run.run_id), name, held.of(run.run_id))]
-    mine = launching.to_start(replace(plan, runs=tuple(mine)), store, retry)[0] if mine else []
-    launching.uncancel(mine, store)
-    return mine
+    return launching.to_start(replace(plan, runs=tuple(mine)), store, retry)[0] if mine else []
 
 
 class _Held:

@@ -194,10 +194,16 @@ def test_dry_run_of_the_command(data: Path, tmp_path: Path, no_slurm: None) -> N
         assert "\n" not in str(done.exception)
 
 
-def test_without_the_dataset_the_line_says_so(tmp_path: Path, store: Store) -> None:
+def test_without_the_dataset_the_line_says_so(
+    tmp_path: Path, store: Store, no_slurm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "require", lambda: None)
     made = plan(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"shapes .* is not under"):
         submission.launch(made, store, tmp_path / "nothing", Target("test", profile()))
+    missing, _, script = dry(made, store, tmp_path / "nothing")
+    assert missing.startswith("# missing: shapes ")
+    assert script.startswith("#!/bin/bash")
     assert not store.root.exists()
 
 
