@@ -85,6 +85,7 @@ class Criterion(nn.Module):
         weight[-1] = settings.no_object_weight
         self.register_buffer("empty_weight", weight)
 
+    @torch.compiler.disable  # the assignments are solved on the host: there is no graph to be had
     def forward(
         self,
         output: DecoderOutput,

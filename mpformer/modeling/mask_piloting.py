@@ -117,6 +117,7 @@ class PilotBatch:
         return queries + F.pad(self.content.to(queries.dtype), (0, 0, 0, queries.shape[1] - self.slots))
 
 
+@torch.compiler.disable  # shapes depend on the targets, and a generator is no graph's input
 def pilot_batch(
     config: MaskPilotingConfig,
     targets: Targets,

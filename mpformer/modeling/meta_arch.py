@@ -102,11 +102,13 @@ class MPFormer(nn.Module):
         losses = self.criterion.weighted(self.criterion(output, targets, pilot, points))
         return losses | self._absent_pilot_losses(pilot)
 
+    @torch.compiler.disable  # detectron2's padding reads sizes from tensors
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images and pad them (with 0, after normalisation) to one size."""
         images = [(item["image"].to(self.device) - self.pixel_mean) / self.pixel_std for item in batched_inputs]
         return ImageList.from_tensors(images, self.size_divisibility)
 
+    @torch.compiler.disable
     def targets(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> Targets:
         """Collect the ground truth of a batch, padded to the images."""
         instances = [item["instances"].to(self.device) for item in batched_inputs]

@@ -332,5 +332,20 @@ def test_decoder_layer_compiles_without_a_graph_break(piloted: bool) -> None:
     torch.testing.assert_close(compiled(*arguments), decoder._layer(*arguments))
 
 
+def test_compiled_model_gives_the_same_losses_and_breaks_only_around_targets() -> None:
+    """``runtime.compile``: images, targets, piloted part and criterion run as they are, all between them is traced."""
+    model = small_model(toggles__mp_queries=True, toggles__point_noise=0.2)
+    expected = model(batch(), noise=rng(), points=rng())
+    losses = torch.compile(model, backend="eager")(batch(), noise=rng(), points=rng())
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(model)(batch(), noise=rng(), points=rng())
+    assert explained.graph_break_count > 0
+    assert all("torch.compiler.disable" in str(reason.reason) for reason in explained.break_reasons)
+
+
 def test_config_of_the_small_model_is_what_it_says() -> None:
     assert small_config(toggles__mp_groups=2).toggles.mp_groups == 2
