@@ -38,7 +38,8 @@ def resolve(config: Config, data_root: Path) -> tuple[Config, DataState]:
     fingerprint = resolved.dataset.fingerprint
     if config.dataset.name not in prepare.PREPARED:
         folder = Path(data_root, _RELEASE_FOLDERS[config.dataset.name])
-        return resolved, DataState(fingerprint, "" if folder.is_dir() else f"{config.dataset.name} is not at {folder}")
+        absent = f"{config.dataset.name} is not at {folder}; see: mpformer data check {config.dataset.name}"
+        return resolved, DataState(fingerprint, "" if folder.is_dir() else absent)
     if (prepare.prepared_dir(config.dataset.name, fingerprint, data_root) / "manifest.json").exists():
         return resolved, DataState(fingerprint)
     return resolved, _missing(config.dataset.name, fingerprint, data_root)
