@@ -137,7 +137,10 @@ def test_a_yaml_has_the_identity_of_the_setting_that_it_writes_out(tmp_path: Pat
         (("train", "mine.yaml", "SOLVER.BASE_LRR", "1"), "nearest: SOLVER.BASE_LR"),
         (("train", "mine.yaml", "SOLVER.BASE_LR"), "'SOLVER.BASE_LR' has no partner"),
         (("train", "mine.yaml", "MODEL.WEIGHTS", "gone.pkl"), "initial weights gone.pkl are not there"),
-        (("train", "mine.yaml", "--data-root", "nowhere"), "coco is not at nowhere/coco; see: mpformer data check coco"),
+        (
+            ("train", "mine.yaml", "--data-root", "nowhere"),
+            "coco is not at nowhere/coco; see: mpformer data check coco",
+        ),
         (("eval", "mine.yaml", "--weights", "gone.pth"), "no weights file 'gone.pth'"),
         (("predict", "gone.jpg", "--weights", "gone.pth"), "gone.pth is not in a run's directory"),
         (("predict", "gone.jpg", "--weights", "gone.pth", "--set", "SEED", "1"), "--config names"),
