@@ -14,8 +14,11 @@ CLASSES = (
 )  # fmt: skip
 """The failure classes, as ``retry --class`` takes them."""
 
-TAIL = 65536
+TAIL = 8192
 """Bytes of a log that are looked at."""
+
+_NEAR = 4096
+"""Characters at its end among which the last exception is looked for."""
 
 _SIGNS: tuple[tuple[str, str], ...] = (
     ("oom", r"CUDA out of memory|OutOfMemoryError|\bMemoryError\b|std::bad_alloc|can't allocate memory"),
@@ -33,7 +36,7 @@ _SIGNS: tuple[tuple[str, str], ...] = (
 """A class and what its lines look like, the most telling first: what is killed for its memory is 'Killed' too."""
 
 _PATTERNS = tuple((name, re.compile(pattern)) for name, pattern in _SIGNS)
-_EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Failure|Interrupt|Exit)\b")
+_EXCEPTION = re.compile(r"^[ \t]*([\w.]+(?:Error|Exception|Failure|Interrupt|Exit)\b)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -57,23 +60,27 @@ def tail(path: Path | None, size: int = TAIL) -> str:
 
 
 def read(paths: Iterable[Path | None]) -> Failure:
-    """Return what the logs tell; of several, each is asked, and the most telling class counts."""
-    lines = [line.strip() for path in paths for line in tail(path).splitlines() if line.strip()]
-    return classify(lines)
+    """Return what the logs tell; of several, the most telling class counts."""
+    return classify("\n".join(tail(path) for path in paths))
 
 
-def classify(lines: Sequence[str]) -> Failure:
-    """Return the class that the lines speak for, and those that tell it; without one, the last exception and line."""
+def classify(text: str) -> Failure:
+    """Return the class that a log speaks for, and the lines that tell it; without one, its last exception and line."""
     for name, pattern in _PATTERNS:
-        telling = [line for line in lines if pattern.search(line)]
-        if telling:
-            return Failure(name, _shown(telling[-2:], lines))
-    return Failure("", _shown([], lines))
+        places = [found.start() for found in pattern.finditer(text)]
+        if places:
+            return Failure(name, _shown(text, places[-2:]))
+    return Failure("", _shown(text, []))
 
 
-def _shown(telling: Sequence[str], lines: Sequence[str]) -> tuple[str, ...]:
-    """The telling lines and the last exception, each once, in the order of the log, cut to a readable length."""
-    exceptions = [line for line in lines if _EXCEPTION.match(line)][-1:]
-    chosen = list(dict.fromkeys([*telling, *exceptions])) or list(lines[-1:])
-    order = {line: number for number, line in enumerate(lines)}
-    return tuple(line[:300] for line in sorted(chosen, key=lambda line: order[line]))
+def _shown(text: str, places: Sequence[int]) -> tuple[str, ...]:
+    """The lines at these places and the last exception, each once, in the log's order, cut to a readable length."""
+    exceptions = [found.start(1) for found in _EXCEPTION.finditer(text, max(0, len(text) - _NEAR))]
+    chosen = sorted({*places, *exceptions[-1:]})
+    lines = [_line(text, place) for place in chosen] or text.strip().splitlines()[-1:]
+    return tuple(dict.fromkeys(line.strip()[:300] for line in lines))
+
+
+def _line(text: str, place: int) -> str:
+    end = text.find("\n", place)
+    return text[text.rfind("\n", 0, place) + 1 : end if end >= 0 else None]

@@ -123,7 +123,7 @@ def _state_record(store: Store, state: RunState) -> dict[str, Any]:
 def _telling(run: RunDir, state: RunState) -> tuple[str, ...]:
     """The lines of the attempt's log that tell why it failed, beyond what the detail says already."""
     log = run.attempt(state.attempt) / "log.txt" if state.attempt else None
-    return tuple(line for line in failures.read([log]).lines if line not in state.detail)
+    return tuple(line for line in state.lines or failures.read([log]).lines if line not in state.detail)
 
 
 def _baselines(record: Mapping[str, Any]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from experiments import scheduler
 from experiments.scheduler import NOWHERE, Answer
-from experiments.states import RunState, State, derive
+from experiments.states import RunState, derive, finished, unfinished
 from experiments.store import Store
 from experiments.worker import queued_runs
 
@@ -27,14 +27,15 @@ def of(store: Store, runs: Iterable[Key], max_age: float = 0.0) -> Standing:
     Slurm is asked about runs alone that are not done and were given to it; an answer of the last ``max_age`` seconds is
     used again.
     """
+    found = {key: finished(store.run(key[0]), key[1]) for key in dict.fromkeys(runs)}
+    open_ = {run_id for (run_id, _), state in found.items() if state is None}
     queued = queued_runs(store)
-    found = {key: derive(store.run(key[0]), key[1], queued) for key in dict.fromkeys(runs)}
-    open_ = {key for key, state in found.items() if state.state not in (State.DONE, State.VOID)}
-    placements, answer = scheduler.placements(store, {run_id for run_id, _ in open_}, max_age)
-    for key in open_:
-        if key[0] in placements:
-            found[key] = derive(store.run(key[0]), key[1], queued, placements)
-    return Standing(found, answer)
+    placements, answer = scheduler.placements(store, open_, max_age)
+    states = {
+        key: unfinished(store.run(key[0]), queued, placements) if state is None else state
+        for key, state in found.items()
+    }
+    return Standing(states, answer)
 
 
 def remembered(store: Store, runs: Iterable[Key]) -> dict[Key, RunState]:

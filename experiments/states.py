@@ -64,6 +64,8 @@ class RunState:
     metrics: Mapping[str, float] = field(default_factory=dict)
     job: str = ""
     """The Slurm job that has, or had, the run in hand; empty if there is none."""
+    lines: tuple[str, ...] = ()
+    """What the logs tell of a failure that did not name itself."""
     live: bool = False
     """Whether Slurm will do something with the run, or may, for all that is known."""
 
@@ -90,14 +92,26 @@ def derive(
     ``queued`` are the runs that a live launch of this machine is going to start, ``placements`` says where Slurm has
     runs (:func:`experiments.scheduler.placements`).
     """
+    return finished(run, eval_id) or unfinished(run, queued, placements)
+
+
+def finished(run: RunDir, eval_id: str) -> RunState | None:
+    """Return the state of a run that is done or void, None for any other: what no scheduler has a say in."""
     if run.void_file.exists():
         reason = (read_json(run.void_file) or {}).get("reason", "")
         return RunState(run.run_id, State.VOID, detail=reason)
-    number = max(run.attempts(), default=0)
     result = run.result(eval_id)
-    if result is not None:
-        at = {"iteration": result.get("iteration")}
-        return RunState(run.run_id, State.DONE, attempt=number, progress=at, metrics=result["metrics"])
+    if result is None:
+        return None
+    number, at = max(run.attempts(), default=0), {"iteration": result.get("iteration")}
+    return RunState(run.run_id, State.DONE, attempt=number, progress=at, metrics=result["metrics"])
+
+
+def unfinished(
+    run: RunDir, queued: frozenset[str] = frozenset(), placements: Mapping[str, Placement] = NOWHERE
+) -> RunState:
+    """Return the state of a run that is neither done nor void; see :func:`derive`."""
+    number = max(run.attempts(), default=0)
     place = placements.get(run.run_id)
     if _holder(run, place) is not None:
         return _running(run, number, place)
@@ -293,10 +307,12 @@ def _resting(last: _Last) -> RunState:
     detail, kind = str(last.stage.get("detail") or ""), str(last.stage.get("failure_class") or "")
     if outcome is None:
         detail, kind = "the process is gone without a word", "killed"
+    lines: tuple[str, ...] = ()
     if outcome in (None, "lost") or (outcome == "failed" and kind in ("", "error", "killed")):
-        kind = last.failure(None).kind or kind
+        found = last.failure(None)
+        kind, lines = found.kind or kind, found.lines
     if outcome is None or outcome in ENDED:
-        return last.state(ENDED.get(outcome or "lost", State.LOST), detail, kind)
+        return last.state(ENDED.get(outcome or "lost", State.LOST), detail, kind, lines=lines)
     if last.run.trained() is not None:
         return last.state(State.TRAINED)
     return last.state(State.UNKNOWN, f"attempt {last.number} ended as {outcome!r} but left no result")
