@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from experiments import failures
 from experiments.attempt import Outcome
 from mpformer.errors import RunFailure
 
@@ -78,21 +79,12 @@ def _kills(top: Path, path: str, file: str) -> int:
     return count
 
 
-_CAUSES = (
-    (r"exceeded memory limit|oom.?kill", "oom", "failed"),
-    (r"DUE TO NODE FAILURE", "node", "lost"),
-    (r"CANCELLED AT", "killed", "lost"),
-)
-"""What Slurm writes into a job's log, and the class and outcome of the attempt that it ended."""
-
-
 def said_by_slurm(words: str) -> Outcome | None:
-    """Return how an attempt ended by a job's log; None if that says nothing of it."""
-    for pattern, kind, name in _CAUSES:
-        for line in words.splitlines():
-            if re.search(pattern, line):
-                return Outcome(name, kind, line.strip()[:300])
-    return None
+    """Return how an attempt ended by what Slurm left in the job's log; None if that says nothing of it."""
+    found = failures.classify(words)
+    if found.kind not in ("oom", "node", "timeout", "killed"):
+        return None
+    return Outcome("failed" if found.kind == "oom" else "lost", found.kind, found.lines[0])
 
 
 def last_words() -> str:
@@ -101,10 +93,5 @@ def last_words() -> str:
         return ""
     from submitit import JobEnvironment
 
-    try:
-        with JobEnvironment().paths.stdout.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 65536))
-            parts = log.read().decode(errors="replace").split("Starting with JobEnvironment(")
-    except OSError:
-        return ""
+    parts = failures.tail(JobEnvironment().paths.stdout, 65536).split("Starting with JobEnvironment(")
     return parts[-2] if len(parts) > 2 else ""

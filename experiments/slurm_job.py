@@ -222,10 +222,11 @@ class _Main:
     def _death(self, child: Child, oom: bool) -> Outcome:
         code = child.process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        if time.monotonic() > self.deadline:
-            how = "did not end in time after SIGUSR2; raise the profile's signal_delay"
-        kind, name = ("oom", "failed") if oom else ("killed", "lost")
-        outcome = Outcome(name, kind, "out of memory: the kernel killed it at the job's limit" if oom else how)
+        outcome = Outcome("lost", "killed", how)
+        if oom:
+            outcome = Outcome("failed", "oom", "out of memory: the kernel killed it at the job's limit")
+        elif time.monotonic() > self.deadline:
+            outcome = Outcome("lost", "timeout", "did not end in time after SIGUSR2; raise the profile's signal_delay")
         attempt = own_attempt(self.run_dir)
         if attempt is None:  # before it had begun: no file can count such deaths, so they are counted here
             self.stillborn += 1

@@ -245,7 +245,7 @@ def test_an_attempt_that_does_not_end_before_the_limit_is_left_behind(
     process.kill()
     process.wait()
     stage = read_json(one.attempt(1) / "stage.json")
-    assert (stage["outcome"], stage["failure_class"]) == ("lost", "killed")
+    assert (stage["outcome"], stage["failure_class"]) == ("lost", "timeout")
     assert stage["detail"] == "did not end in time after SIGUSR2; raise the profile's signal_delay"
 
 
