@@ -1,0 +1,139 @@
+"""What submitit and Slurm do to short jobs and after the loss of the controller: the run comes through all the same.
+
+The trainer here counts instead of learning, so that a job starts within a second.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import chaos
+import counting_jobs
+import tiny_jobs
+from tiny_jobs import client, job, lines, stages, submit, until
+
+from experiments.attempt import sha256
+from experiments.planning import PlannedRun
+from experiments.states import derive
+from experiments.store import RunDir, Store, append_json, read_json, write_json
+from mpformer.config import Config
+from mpformer.hooks import Interrupted, TrainHooks
+
+pytestmark = pytest.mark.slurm
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """Counts to the number of iterations; the state of iteration i is a checkpoint of its own."""
+
+    seconds: float
+    hungry: bool = False
+    """Take memory until somebody minds."""
+
+    def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
+        state = directory / "checkpoints" / "state.json"
+        taken, process = [], str(os.getpid())
+        for iteration in range((read_json(state) or {"iteration": 0})["iteration"] + 1, config.schedule.max_iter + 1):
+            append_json(directory / "witness.jsonl", {"process": process, "time": time.time()})
+            hooks.log({"kind": "train", "iteration": iteration, "loss": 1 / iteration, "time": time.time()})
+            time.sleep(self.seconds)
+            taken.append(b"x" * (50 << 20) if self.hungry else b"")
+            reason = hooks.stop()
+            if reason:
+                hooks.confirm()
+                write_json(state, {"iteration": iteration})
+                raise Interrupted(reason, iteration)
+        final = directory / "checkpoints" / "final.pth"
+        final.parent.mkdir(exist_ok=True)
+        final.write_text("weights")
+        about = {"weights": "checkpoints/final.pth", "weights_sha256": sha256(final), "peak_memory_bytes": 1}
+        return {"iterations": config.schedule.max_iter, "seconds": 1.0, **about}
+
+    def evaluate(
+        self, config: Config, weights: Path, out: Path, data_root: Path, progress: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        return {"iteration": config.schedule.max_iter, "complete": True, "images": 1, "metrics": {"AP": 12.5}}
+
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> tuple[PlannedRun, Store, RunDir]:
+    """One planned run of sixty iterations."""
+    run = counting_jobs.plan(counting_jobs.data_root(tmp_path), seeds=(0,), schedule__max_iter=60).runs[0]
+    store = Store(tmp_path / "store")
+    return run, store, tiny_jobs.planned(run, store)
+
+
+def iterations(directory: RunDir) -> list[int]:
+    entries = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    return [entry["iteration"] for entry in entries if entry["kind"] == "train"]
+
+
+def test_a_short_job_is_warned_more_often_than_submitit_allows(
+    devcluster: Callable[..., Any], one: tuple[PlannedRun, Store, RunDir], tmp_path: Path
+) -> None:
+    """submitit takes each warning of a job of ten minutes or less for a time-out, and ends a job after three."""
+    devcluster("--nodes", "1")
+    run, store, directory = one
+    number = submit(job(run, store, tmp_path, runner=Stepping(0.3)), store.root / "jobs", time=5)
+    for warning in range(1, 6):
+        until(lambda n=warning: lines(directory) >= 5 * n, 120, lambda: tiny_jobs.logs(directory, store.root / "jobs"))
+        client("scancel", "--signal=USR2", number)
+        until(lambda n=warning: len([s for s in stages(directory) if s.get("outcome") == "requeued"]) == n, 60)
+    until(lambda: directory.result(run.eval_id), 120, lambda: tiny_jobs.logs(directory, store.root / "jobs"))
+    assert [stage["outcome"] for stage in stages(directory)] == ["requeued"] * 5 + ["done"]
+    assert iterations(directory) == list(range(1, 61)), "at the very iteration, each time"
+
+
+def test_a_job_started_twice_after_the_loss_of_the_controller(
+    devcluster: Callable[..., Any], one: tuple[PlannedRun, Store, RunDir], tmp_path: Path
+) -> None:
+    """Killed before it had saved that the job runs, slurmctld launches it again while it runs."""
+    cluster = devcluster("--nodes", "2")
+    run, store, directory = one
+    submit(job(run, store, tmp_path, runner=Stepping(0.3)), store.root / "jobs")
+    until(lambda: lines(directory) >= 1, 60, lambda: tiny_jobs.logs(directory, store.root / "jobs"))
+    os.kill(cluster.status()["daemons"]["slurmctld"], signal.SIGKILL)
+    until(lambda: cluster.status()["daemons"]["slurmctld"] is None, 20)
+    cluster.call("up")
+    until(lambda: released(directory, run), 180, lambda: tiny_jobs.logs(directory, store.root / "jobs"))
+    assert not chaos.overlapping(directory.path / "witness.jsonl")
+
+
+def released(directory: RunDir, run: PlannedRun) -> bool:
+    """Whether the run is done; a job that Slurm holds (launch failed) is released on the way, as its user would."""
+    for line in client("squeue", "-h", "-o", "%i %r", check=False).splitlines():
+        if "held" in line.lower():
+            client("scontrol", "release", line.split()[0], check=False)
+    return directory.result(run.eval_id) is not None
+
+
+def test_memory_beyond_the_jobs_fails_the_run_as_such(
+    devcluster: Callable[..., Any], one: tuple[PlannedRun, Store, RunDir], tmp_path: Path
+) -> None:
+    """Slurm kills the whole step: the job that follows reads in its log why, and does not try again."""
+    devcluster("--nodes", "1", accounting=True)
+    run, store, directory = one
+    made = job(run, store, tmp_path, runner=Stepping(0.1, hungry=True))
+    number = submit(made, store.root / "jobs", mem="500MB")
+    until(
+        lambda: derive(directory, run.eval_id).label == "FAILED(oom)",
+        150,
+        lambda: tiny_jobs.logs(directory, store.root / "jobs"),
+    )
+    until(lambda: tiny_jobs.state(number) == "FAILED", 60, lambda: tiny_jobs.state(number))
+    assert "exceeded memory limit" in derive(directory, run.eval_id).detail
+    assert len(stages(directory)) == 1
