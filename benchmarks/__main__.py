@@ -11,7 +11,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 MIB = 2**20
-PARTS = ("training", "evaluation", "overhead", "growth")
+PARTS = ("training", "evaluation", "overhead", "growth", "profile")
 
 
 def main() -> None:
@@ -73,7 +73,19 @@ def tables(results: Mapping[str, Any]) -> list[str]:
             f"Piloting overhead, {name}: {result['overhead']:+.1%} of the step's CPU seconds (one thread, median of "
             f"{result['repeats']} interleaved pairs; mean {mean:+.1%} ± {error:.1%} standard error)"
         )
+    for name, result in results.get("profile", {}).items():
+        found += [f"### Profile of the product's step, {name}", profile_table(result)]
     return found
+
+
+def profile_table(result: Mapping[str, Any]) -> str:
+    """Share of the step's time by kind of operator."""
+    models = list(result["shares"])
+    kinds = list(result["shares"][models[0]])
+    lines = ["| share of the step's time | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
+    for kind in kinds:
+        lines.append(f"| {kind} | " + " | ".join(f"{result['shares'][m].get(kind, 0.0):.1%}" for m in models) + " |")
+    return "\n".join(lines)
 
 
 def measured_line(result: Mapping[str, Any]) -> str:

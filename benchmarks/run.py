@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from paired_models import draw
 
-from benchmarks import agreement, growth
+from benchmarks import agreement, growth, operators
 from benchmarks.measure import (
     BACKBONE,
     DECODING,
@@ -49,6 +49,8 @@ def jobs(part: str, chosen: Mapping[str, Setting], options: argparse.Namespace) 
             found[f"{name}, MP-Former"] = partial(training, setting, True, repeats)
         elif part == "evaluation":
             found[name] = partial(evaluation, setting, repeats)
+        elif part == "profile" and not large:
+            found[name] = partial(profiled, setting)
         elif part == "overhead" and not large:
             found[name] = partial(piloting_overhead, setting, options.overhead_repeats)
     return found
@@ -178,6 +180,21 @@ def piloting_overhead(setting: Setting, repeats: int) -> dict[str, Any]:
         "overhead, mean": statistics.mean(pairs),
         "standard error of the mean": error,
     }
+
+
+def profiled(setting: Setting) -> dict[str, Any]:
+    """Where the product's training step spends its time, with and without mask piloting; own points, one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = {}
+        for name, toggles in (("Mask2Former", MASK2FORMER), ("MP-Former", PILOTED)):
+            _, product = build(setting, toggles, draw(setting.config.model, setting.batch, 0, shared=True))
+            product.drawn = None
+            found[name] = operators.shares(product)
+    finally:
+        torch.set_num_threads(threads)
+    return {"repeats": 3, "shares": found}
 
 
 def shares(result: Mapping[str, Any]) -> dict[str, float]:

@@ -42,7 +42,7 @@ def test_everything_is_measured_and_drawn(tiny: settings.Setting, tmp_path: Path
         threads=1, repeats=1, overhead_repeats=2, growth_repeats=1, only=None, setting=None, out=tmp_path
     )
     results: dict[str, Any] = {}
-    assert len(list(command.measure(options, results))) == 6
+    assert len(list(command.measure(options, results))) == 7
     plain = results["training"]["tiny, Mask2Former"]
     assert set(plain["seconds"]) == {"direct", "product", "product, own points", "transformers"}
     assert plain["bytes kept by decoder, matching, losses"]["product"] > 0
