@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from experiments import claims, failures, notify, registry, scheduler, standing, usage, watching
@@ -83,8 +84,9 @@ def _view(store: Store, record: Mapping[str, Any], found: Standing) -> dict[str,
             state = found.states[run["run_id"], run["eval_id"]]
             runs.append({"row": row["name"], **run, **_state_record(store, state)})
     head = {key: record[key] for key in ("suite", "scale", "dataset", "title", "primary", "baseline")}
+    _add_times(store, runs)
     _add_deltas(store, runs, _baselines(record), record["primary"])
-    return {**head, "counts": _counts(runs), "scheduler": _scheduler(found.answer), "runs": runs}
+    return {**head, "counts": _counts(runs), "scheduler": _scheduler(found.answer), "left": _left(runs), "runs": runs}
 
 
 def _scheduler(answer: Answer | None) -> dict[str, Any] | None:
@@ -124,6 +126,60 @@ def _telling(run: RunDir, state: RunState) -> tuple[str, ...]:
     """The lines of the attempt's log that tell why it failed, beyond what the detail says already."""
     log = run.attempt(state.attempt) / "log.txt" if state.attempt else None
     return tuple(line for line in state.lines or failures.read([log]).lines if line not in state.detail)
+
+
+def _add_times(store: Store, runs: Sequence[dict[str, Any]]) -> None:
+    """Add the seconds that each run still takes: as its trainer measures them, else by runs of its row, else of others.
+
+    ``eta_source`` says which: ``own``, ``row``, ``suite``; both are None where nothing has been measured.
+    """
+    each: dict[str, list[float]] = {}
+    for run in runs:
+        if run["state"] == State.DONE and len(each.get(run["row"], ())) < RATES:
+            trained = store.run(run["run_id"]).trained() or {}
+            if trained.get("seconds") and trained.get("iterations"):
+                each.setdefault(run["row"], []).append(trained["seconds"] / trained["iterations"])
+    known = {row: median(rates) for row, rates in each.items()}
+    for run in runs:
+        run["eta_seconds"], run["eta_source"] = _time_left(store, run, known)
+
+
+RATES = 3
+"""Finished runs of a row from which its seconds per iteration are taken."""
+
+
+def _time_left(store: Store, run: Mapping[str, Any], known: Mapping[str, float]) -> tuple[float | None, str | None]:
+    progress = run["progress"]
+    if run["state"] in (State.DONE, State.VOID):
+        return None, None
+    if run["state"] == State.RUNNING and progress.get("eta_seconds") is not None:
+        return progress["eta_seconds"], "own"
+    rate = known.get(run["row"], median(known.values()) if known else None)
+    if rate is None:
+        return None, None
+    config = (read_json(store.run(run["run_id"]).path / "run.json") or {}).get("config") or {}
+    iterations = (config.get("schedule") or {}).get("max_iter", 0) - progress.get("iteration", 0)
+    return max(0, iterations) * rate, "row" if run["row"] in known else "suite"
+
+
+def _left(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Seconds of training and evaluation that are left, one run after the other; ``unknown`` runs are not in it."""
+    waited_for = [run for run in runs if run["state"] not in (State.DONE, State.VOID)]
+    known = [run["eta_seconds"] for run in waited_for if run["eta_seconds"] is not None]
+    running = sum(run["state"] == State.RUNNING for run in waited_for)
+    return {"runs": len(waited_for), "running": running, "seconds": sum(known), "unknown": len(waited_for) - len(known)}
+
+
+def _left_text(left: Mapping[str, Any]) -> str:
+    if not left["seconds"]:
+        return ""
+    wide = (
+        f", about {watching.duration(left['seconds'] / left['running'])} at the present width"
+        if left["running"]
+        else ""
+    )
+    unknown = f", {left['unknown']} runs not counted: nothing like them has been measured" if left["unknown"] else ""
+    return f"; {watching.duration(left['seconds'])} of runs left, as measured{wide}{unknown}"
 
 
 def _baselines(record: Mapping[str, Any]) -> dict[str, str]:
@@ -168,7 +224,8 @@ def _counts(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 def table(content: Mapping[str, Any]) -> "Table":
     """Return a view as a table for the terminal."""
     counts = ", ".join(f"{count} {label}" for label, count in content["counts"].items())
-    title = f"{content['suite']}@{content['scale']} on {content['dataset']}: {counts or 'no runs'}"
+    suite = f"{content['suite']}@{content['scale']} on {content['dataset']}"
+    title = f"{suite}: {counts or 'no runs'}{_left_text(content['left'])}"
     *first, primary, run, detail = watching.columns(content["primary"])
     names = (*first, primary, "Δ", run, "job", detail)
     return watching.compact(title, names, [_line(run, content) for run in content["runs"]])
@@ -177,7 +234,10 @@ def table(content: Mapping[str, Any]) -> "Table":
 def _line(run: Mapping[str, Any], content: Mapping[str, Any]) -> tuple[str, ...]:
     state = RunState(run["run_id"], State(run["state"]), "", run["failure_class"], progress=run["progress"])
     score = watching.score_text(run["metrics"], content["primary"])
-    cells = (run["row"], str(run["seed"]), watching.coloured(state), *watching.progress_cells(state), score)
+    iteration, loss, eta = watching.progress_cells(state)
+    if run["active"] and not eta and run["eta_seconds"] is not None:
+        eta = f"~{watching.duration(run['eta_seconds'])}"  # of the run itself, not of its waiting
+    cells = (run["row"], str(run["seed"]), watching.coloured(state), iteration, loss, eta, score)
     plain = state.state is State.RUNNING and run["detail"] in ("start", "train", "evaluate")
     detail = "\n".join([] if plain else [line for line in (run["detail"], *run["lines"]) if line])
     return (*cells, _delta_text(run), run["run_id"][-12:], run["job"], watching.escaped(detail))

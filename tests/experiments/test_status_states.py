@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from experiments import claims, overview, scheduler, standing, states
+from experiments import claims, launching, overview, scheduler, standing, states
 from experiments.journal import BatchRun, Submission, of_launch
 from experiments.planning import Plan
 from experiments.states import RunState, State, should_start
@@ -456,8 +456,6 @@ def _scored(run: RunDir, *lines: tuple[int, float], final: bool = False) -> None
 
 
 def test_the_difference_is_at_the_last_iteration_that_both_have(plan: Plan, store: Store) -> None:
-    from experiments import launching
-
     launching.record(plan, store, "")
     base, row = (store.run(run.run_id) for run in plan.runs if run.seed == 0)
     _scored(base, (2, 10.0), (4, 20.0), (6, 30.0))
@@ -472,6 +470,31 @@ def test_the_difference_is_at_the_last_iteration_that_both_have(plan: Plan, stor
     assert (mine["metrics"]["AP"], mine["delta"], mine["delta_iteration"]) == (44.0, 2.0, 4)
     text = _printed(overview.table(overview.view(store.root, record)))
     assert "+2.0 @4" in text
+
+
+def test_time_left_is_measured_by_the_run_else_by_its_row_else_by_the_suite(
+    submitted: Submitted, slurm: FakeSlurm
+) -> None:
+    plan, store = submitted.plan, submitted.store
+    launching.record(plan, store, "")
+    (record,) = store.suite_records()
+    view = overview.view(store.root, record)
+    assert (view["left"]["seconds"], view["left"]["unknown"]) == (0, 4)
+    first = plan.unique[0]
+    result = {"schema": 1, "run_id": first.run_id, "eval_id": first.eval_id, "complete": True, "metrics": {"AP": 1.0}}
+    write_json(submitted.run(0).evaluation(first.eval_id) / "result.json", result)
+    write_json(submitted.run(0).path / "trained.json", {"seconds": 24.0, "iterations": 12, "weights_sha256": "0"})
+    for index in (1, 2, 3):
+        slurm.queued(index, "PENDING")
+    submitted.attempt(3, outcome="requeued", ended=time.time() - 1)
+    write_json(submitted.run(3).attempt(1) / "progress.json", {"iteration": 9, "max_iter": 12})
+    view = overview.view(store.root, record)
+    found = {run["run_id"]: (run["eta_seconds"], run["eta_source"]) for run in view["runs"]}
+    assert [found[run.run_id] for run in plan.unique] == [(None, None), (24.0, "row"), (24.0, "suite"), (6.0, "suite")]
+    assert view["left"] == {"runs": 3, "running": 0, "seconds": 54.0, "unknown": 0}
+    text = _printed(overview.table(view))
+    assert "54s of runs left, as measured" in text
+    assert "~24s" in text
 
 
 def _printed(table: Any) -> str:
