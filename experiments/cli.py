@@ -275,6 +275,7 @@ def _as_launched(request: "Request", store: "Store") -> "Request":
 @_place_options
 @click.option("--smoke", is_flag=True, help="First one short run a row; the arrays of jobs wait until all went well.")
 @click.option("--dry-run", is_flag=True, help="Print the batch scripts; submit and write nothing.")
+@click.option("--new", is_flag=True, help="Only runs that were never begun: what failed or was stopped is left alone.")
 @click.option("--mlflow/--no-mlflow", "mirror", default=True, help="Mirror the runs to MLflow in the background.")
 @click.option(
     "--inline", "inline_", is_flag=True, help="Execute one run (--row, --seed) in this process, for a debugger."
@@ -286,6 +287,7 @@ def launch(
     on: str,
     smoke: bool,
     dry_run: bool,
+    new: bool,
     mirror: bool,
     inline_: bool,
     **asked: Any,
@@ -299,6 +301,7 @@ def launch(
     store = Store(root)
     where, rest = _place(on, asked)
     resolved = planning.make(_request(suite, **rest), data_root)
+    resolved = launching.only_new(resolved, store) if new else resolved
     if dry_run:
         return _print_scripts(resolved, store, data_root, on, where, smoke)
     resolved = launching.fetch_weights(_with_data(resolved, data_root, console), data_root)
@@ -378,7 +381,8 @@ def _submit(
     elif not done.problem:
         click.echo("nothing to start: every run is done, running, queued, or failed")
     if done.left_over:
-        click.echo(f"{done.left_over} runs are left over ({done.limit}): launch again when there is room in the queue")
+        then = "the last job launches them" if profile.report is not False else "launch again when there is room"
+        click.echo(f"{done.left_over} runs do not fit in the queue now ({done.limit}): {then}")
     if done.problem:
         click.echo(f"mpformer: {done.problem}; what was not queued starts with the next launch", err=True)
     return 1 if done.problem else 0

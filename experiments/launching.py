@@ -327,6 +327,14 @@ def snapshot(plan: Plan, store: Store, max_age: float = 0.0) -> list[RunState]:
     return list(planning.states(plan, store, max_age).values())
 
 
+def only_new(plan: Plan, store: Store) -> Plan:
+    """Return the plan's runs that were never begun; raises UserError if there are none."""
+    chosen = tuple(run for run in plan.runs if not store.run(run.run_id).attempts())
+    if not chosen:
+        raise UserError("every run of it was begun before; launch without --new to go on with what is not done")
+    return replace(plan, runs=chosen)
+
+
 def only_failed(plan: Plan, store: Store, classes: Sequence[str] = ()) -> Plan:
     """Return the plan's failed runs (of these classes); raises UserError with the classes that there are."""
     failed = {state.run_id: state.failure_class for state in snapshot(plan, store) if state.state in _RETRIED}

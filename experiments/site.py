@@ -69,7 +69,7 @@ def limits(max_array: int | None = None, max_submit: int | None = None) -> Limit
     settings = _settings(ask("scontrol", "show", "config"))
     array = _smallest(_number(settings, "MaxArraySize", -1), _scheduler_parameter(settings, "max_array_tasks"))
     cluster = settings.get("ClusterName", "")
-    queued, mine = (len(ask("squeue", "-h", "-r", "-o", "%i", *whose).split()) for whose in ((), ("--me",)))
+    queued, mine = (len(ask("squeue", "-h", "-r", "-o", "%i", *whose).split()) for whose in ((), ("-u", _user())))
     found = [] if max_submit is not None else _association_limits(settings, cluster, mine)
     most = _number(settings, "MaxJobCount", 0)
     if most is not None:

@@ -4,6 +4,7 @@ Nothing stays alive here. What was submitted is in the launch's journal (:mod:`e
 this launch's to submit in their reservations (:mod:`experiments.reservations`), how they do in their own files.
 """
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -109,7 +110,8 @@ def launch(
         batches, left = divide(mine, store, target, limits)
         if not batches:
             raise UserError(f"nothing more may be submitted now: {limits.reason} leaves room for {limits.submit} jobs")
-        work = _Work(plan, store.root.resolve(), name, data_root.resolve(), snapshot.take(store), retry, runner)
+        rest = _arguments(plan, data_root.resolve(), target) if left else ()
+        work = _Work(plan, store.root.resolve(), name, data_root.resolve(), snapshot.take(store), retry, runner, rest)
         started = _without(mine, left)
         _write_launch(work, target, limits, started, command)
         problem = _submit(work, target, batches, limits.cluster, sign)
@@ -328,6 +330,7 @@ class _Work:
     code: Path
     retry: tuple[str, ...] = ()
     runner: Runner | None = None
+    left_over: tuple[str, ...] = ()
 
     @property
     def directory(self) -> Path:
@@ -355,7 +358,7 @@ class _Work:
         """What the elements call."""
         if batch.stage == "report":
             plan = self.plan
-            return [ReportJob(self.root, plan.suite.name, plan.scale, plan.dataset, self.code)]
+            return [ReportJob(self.root, plan.suite.name, plan.scale, plan.dataset, self.code, self.left_over)]
         profile = self.profile(batch, target)
         root = self.directory / smoke.FOLDER if batch.stage == "smoke" else self.root
         options = Options(self.data_root, self.launch, profile.cpus, self.directory / "stop.json")
@@ -363,6 +366,22 @@ class _Work:
         stage: Stage = "all" if batch.stage == "smoke" else batch.stage
         tasks = [Task(run.run_id, run.eval_id, run.config) for run in batch.runs]
         return [SlurmJob(root, self.launch, task, options, stage, self.retry, runner, self.code) for task in tasks]
+
+
+def _arguments(plan: Plan, data_root: Path, target: Target) -> tuple[str, ...]:
+    """The command line, after suite and place, of a launch of this plan's runs that were never begun.
+
+    Runs that failed are not in it: each would otherwise be submitted again after every round.
+    """
+    request, profile = plan.request, target.profile
+    on = str(Path(target.name).resolve()) if target.name.endswith((".yaml", ".yml")) else target.name
+    words = ["--new", "--data-root", str(data_root), "--on", on, "--parallelism", str(profile.parallelism)]
+    for name, value in (("--max-array", profile.max_array), ("--max-submit", profile.max_submit)):
+        words += [name, str(value)] if value is not None else []
+    words += [word for row in request.rows for word in ("--row", row)]
+    words += ["--seeds", ",".join(map(str, request.seeds))] if request.seeds else []
+    words += [word for key, value in request.overrides for word in ("--set", f"{key}={json.dumps(value)}")]
+    return tuple(words)
 
 
 def _write_launch(work: _Work, target: Target, limits: Limits, started: Sequence[PlannedRun], command: str) -> None:

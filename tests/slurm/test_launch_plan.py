@@ -1,5 +1,6 @@
 """What a launch would submit, without Slurm: arrays under the limits, scripts, and nothing a shell could misread."""
 
+import itertools
 import multiprocessing
 import re
 import shlex
@@ -23,6 +24,7 @@ from experiments import (
     arrays,
     datasets,
     journal,
+    launching,
     planning,
     profiles,
     reservations,
@@ -35,7 +37,7 @@ from experiments import (
 from experiments.arrays import Array
 from experiments.attempt import Options
 from experiments.cli import cli
-from experiments.planning import Plan
+from experiments.planning import Plan, Request
 from experiments.site import Limits
 from experiments.slurm_job import SlurmJob
 from experiments.store import Store, read_json, write_json
@@ -377,6 +379,36 @@ def test_the_profile_of_the_documentation_is_valid() -> None:
     assert made.part("evaluate").gpus == 1
 
 
+def test_what_does_not_fit_is_launched_as_it_was_asked_for(data: Path, tmp_path: Path) -> None:
+    """The last job's arguments resolve to the same runs, whatever is in the overrides."""
+    overrides = (("schedule.max_iter", 12), ("model.init_weights", ""), ("runtime.device", NASTY + "\n"))
+    request = Request("headline", rows=("mp-former",), seeds=(3, 1), overrides=overrides)
+    made = planning.make(request, data)
+    words = list(submission._arguments(made, data, Target("mine.yaml", profile(max_submit=5), smoke=True)))
+    given = dict(zip(words[1::2], words[2::2], strict=True))
+    assert words[0] == "--new"
+    assert given["--on"] == str(Path("mine.yaml").resolve())
+    assert (given["--parallelism"], given["--max-submit"]) == ("4", "5")
+    again = tuple(planning.parse_override(text) for word, text in itertools.pairwise(words) if word == "--set")
+    rows = tuple(text for word, text in itertools.pairwise(words) if word == "--row")
+    seeds = planning.parse_seeds(given["--seeds"])
+    assert [run.run_id for run in planning.make(Request("headline", "mini", None, rows, seeds, again), data).runs] == [
+        run.run_id for run in made.runs
+    ]
+    assert again == overrides
+
+
+def test_only_new_runs(data: Path, store: Store) -> None:
+    made = plan(data)
+    assert launching.only_new(made, store).runs == made.runs
+    store.run(made.runs[0].run_id).attempt(1).mkdir(parents=True)
+    assert launching.only_new(made, store).runs == made.runs[1:]
+    for run in made.runs:
+        store.run(run.run_id).attempt(1).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(UserError, match="launch without --new"):
+        launching.only_new(made, store)
+
+
 CONFIG = """Configuration data as of 2026
 ClusterName             = lab
 MaxArraySize            = 501
@@ -389,7 +421,7 @@ AccountingStorageEnforce = associations,limits,qos
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What the clients print, by the first words that match."""
-    said = {"scontrol": CONFIG, "squeue -h -r -o %i --me": "1\n2\n3\n", "squeue": "1\n2\n3\n4\n"}
+    said = {"scontrol": CONFIG, "squeue -h -r -o %i -u": "1\n2\n3\n", "squeue": "1\n2\n3\n4\n"}
 
     def ask(*command: str) -> str:
         line = " ".join(command)

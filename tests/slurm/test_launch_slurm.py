@@ -370,13 +370,18 @@ def test_limits_of_accounting_are_those_of_this_user(cluster: Any) -> None:
 
 
 def test_the_real_thing_from_smoke_runs_to_the_report(tmp_path: Path, store: Store) -> None:
-    """Real models, tiny; the smoke runs' seconds and memory are what the plan then expects."""
-    made = tiny_jobs.tiny_plan(tmp_path / "data", rows=("mp-former",))
+    """Real models, tiny; the last job launches what did not fit, and what the smoke runs took is then expected."""
+    made = tiny_jobs.tiny_plan(tmp_path / "data", rows=("mp-former",), seeds=(0, 1))
+    path = tmp_path / "my site.yaml"
     keys = {"report": True, "memory": "4GB", "notify": f"tee '{tmp_path}/told of it'"}
-    done = launch(made, store, tmp_path / "data", Target("test", profile(**keys), smoke=True))
+    path.write_text(json.dumps(profile(**keys, max_submit=3).model_dump(exclude_unset=True)))
+    target = Target(str(path), profile(**keys, max_submit=3), smoke=True)
+    done = launch(made, store, tmp_path / "data", target)
+    assert (len(done.started), done.left_over) == (1, 1)
     assert [one.stage for one in done.submissions] == ["smoke", "all", "report"]
     ended(done)
-    assert labels(made, store) == {"DONE"}, logs(done)
+    until(lambda: labels(made, store) == {"DONE"}, what=lambda: logs(done))
+    assert [one.stage for one in journal.submissions(store)][3:] == ["all", "report"]
     assert list((store.root / "reports").rglob("index.html")), logs(done)
     told = read_json(tmp_path / "told of it")
     assert told["event"] == "ended", "the last job tells that the suite has ended"
@@ -386,11 +391,12 @@ def test_the_real_thing_from_smoke_runs_to_the_report(tmp_path: Path, store: Sto
         assert trained["iterations"] == 24
         shutil.rmtree(store.run(run.run_id).path)
     expected = costs.estimates(made, store)
-    assert {one.source for one in expected.values()} == {"measured on test"}, "by the smoke runs, the others being gone"
+    sources = {one.source for one in expected.values()}
+    assert sources == {f"measured on {path}"}, "by the smoke runs, the others being gone"
     cost = costs.of_plan(expected, expected, costs.place("local", 1))
     assert cost.memory is not None
     assert cost.memory > 2**28
-    assert any(line.startswith("memory: ") and line.endswith("(measured on test)") for line in cost.lines())
+    assert any(line.startswith("memory: ") and line.endswith(f"(measured on {path})") for line in cost.lines())
 
 
 def test_recovery_leaves_open_what_slurm_cannot_be_asked_about(
