@@ -268,15 +268,16 @@ class _Main:
             self._wait_for_the_end()
         give_up(self.run_dir, self.job.options.launch)
         time.sleep(1)  # what killed the child may be about to kill this process too
+        left = time_left() or "unknown time"
         try:
             requeue()
         except RunFailure as refused:
             if outcome.attempt:
                 record(self.run_dir, replace(outcome, name="timeout", detail=f"{outcome.detail}; {refused}"))
             raise
-        if outcome.attempt and outcome.name != "lost":
-            record(self.run_dir, replace(outcome, name="requeued"))
-            self._event(outcome.attempt, "REQUEUED", outcome.detail)
+        if outcome.attempt:
+            record(self.run_dir, outcome if outcome.name == "lost" else replace(outcome, name="requeued"))
+            self._event(outcome.attempt, "REQUEUED", f"the job is queued again, with {left} left")
         time.sleep(FOLLOW_SECONDS)  # Slurm ends the job's processes
         sys.exit(1)
 

@@ -61,7 +61,8 @@ def slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def _asked(place: Path) -> list[str]:
     path = place / "asked"
-    return path.read_text().splitlines() if path.exists() else []
+    asked = path.read_text().splitlines() if path.exists() else []
+    return [line for line in asked if line.startswith("scontrol")]
 
 
 def test_a_job_executes_its_run_and_ends_well(make: Callable[..., SlurmJob], counter: Make, one: RunDir) -> None:

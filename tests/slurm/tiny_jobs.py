@@ -166,7 +166,8 @@ def until(condition: Callable[[], Any], seconds: float, what: Callable[[], str] 
 def logs(directory: RunDir, folder: Path | None = None) -> str:
     """The ends of the attempts' logs and of the jobs' output, for a failing test."""
     files = [*sorted(directory.path.glob("attempts/*/*")), *sorted(folder.glob("*_log.out") if folder else ())]
-    shown = [f"--- {file}\n{file.read_text(errors='replace')[-1500:]}" for file in files if file.is_file()]
+    files = [file for file in files if file.is_file() and file.name != "provenance.json"]
+    shown = [f"--- {file}\n{file.read_text(errors='replace')[-1500:]}" for file in files]
     return "\n".join(shown)
 
 
