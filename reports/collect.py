@@ -114,7 +114,7 @@ def collect(
 ) -> SuiteReport:
     """Build the table of one suite's record; ``columns`` and ``decimals`` override the suite's."""
     rows = tuple(_row_runs(row, reader, str(record["baseline"])) for row in record["rows"])
-    chosen = definitions.columns(list(columns or record["columns"]), decimals)
+    chosen = definitions.columns(list(columns or record["columns"]), decimals, record["dataset"])
     grid = [[cell(row, column, record) for column in chosen] for row in rows]
     grid = _with_deltas(rows, grid, chosen, str(record.get("primary", "")))
     grid = _with_best(grid, chosen)

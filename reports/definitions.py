@@ -98,14 +98,26 @@ COLUMNS = {column.key: column for column in _COLUMNS}
 _LAYER_METRICS = {"mIoU-L", "mIoU-L-last", "Util", "Util-consecutive"}
 
 
-def columns(keys: list[str] | tuple[str, ...], decimals: int | None = None) -> tuple[Column, ...]:
-    """The columns of these metrics, in this order; raises UserError for an unknown one."""
+_OF_CITYSCAPES = {
+    "AP": "AP: Cityscapes' own AP of instance masks, by its scripts: mean over IoU 0.50:0.05:0.95, objects under 100 "
+    "pixels ignored.",
+    "AP50": "AP50: Cityscapes' own AP of instance masks at IoU 0.50, by its scripts.",
+    "PQ": "PQ: panoptic quality over things and stuff, by Cityscapes' scripts.",
+    "mIoU": "mIoU: Cityscapes' own IoU, by its scripts: mean over its 19 classes, accumulated over the validation set.",
+}
+"""That benchmark's numbers, where they are not COCO's."""
+
+
+def columns(keys: list[str] | tuple[str, ...], decimals: int | None = None, dataset: str = "") -> tuple[Column, ...]:
+    """The columns of these metrics as scored on a dataset, in this order; raises UserError for an unknown one."""
     from dataclasses import replace
 
     unknown = [key for key in keys if key not in COLUMNS]
     if unknown:
         raise choices("column", unknown[0], COLUMNS)
     chosen = [COLUMNS[key] for key in keys]
+    if dataset == "cityscapes":
+        chosen = [replace(column, definition=_OF_CITYSCAPES.get(column.key, column.definition)) for column in chosen]
     return tuple(chosen if decimals is None else [replace(column, decimals=decimals) for column in chosen])
 
 

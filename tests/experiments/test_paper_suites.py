@@ -10,7 +10,7 @@ from experiments.planning import Request
 from experiments.registry import Suite
 from mpformer.config import Config
 from mpformer.errors import UserError
-from reports import caption, paper_numbers
+from reports import caption, definitions, paper_numbers
 
 TASKS = ("instance", "panoptic", "semantic")
 ON_COCO = ("components", "guided-layers", "noise-type", "point-noise", "flip-noise", "mp-groups", "class-embedding",
@@ -148,6 +148,13 @@ def test_the_papers_ap_at_12_epochs_stands_beside_its_row() -> None:
     config = config_of(registry.find("coco-instance"), "mp-former,r50-12ep", "paper", "coco")
     assert paper_numbers.difference_of_settings(setting(config), number) == ""
     assert paper_numbers.family(config.toggles.model_dump()) == number.row
+
+
+def test_a_report_on_cityscapes_says_whose_numbers_they_are() -> None:
+    for column in ("AP", "AP50", "PQ", "mIoU"):
+        usual, ours = (definitions.columns([column], dataset=name)[0] for name in ("coco", "cityscapes"))
+        assert "Cityscapes' " in ours.definition
+        assert usual.definition == definitions.COLUMNS[column].definition != ours.definition
 
 
 def test_released_rows_train_nothing_and_name_a_file_each() -> None:
