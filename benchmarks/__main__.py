@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import statistics
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -73,9 +74,30 @@ def tables(results: Mapping[str, Any]) -> list[str]:
             f"Piloting overhead, {name}: {result['overhead']:+.1%} of the step's CPU seconds (one thread, median of "
             f"{result['repeats']} interleaved pairs; mean {mean:+.1%} ± {error:.1%} standard error)"
         )
+    for axis, result in results.get("growth", {}).items():
+        found += [
+            f"### Growth with {axis}: decoder, matching, losses, forward and backward",
+            growth_table(axis, result),
+        ]
     for name, result in results.get("profile", {}).items():
         found += [f"### Profile of the product's step, {name}", profile_table(result)]
     return found
+
+
+def growth_table(axis: str, result: Mapping[str, Any]) -> str:
+    """CPU seconds and bytes kept along one axis, and how well a straight line fits them."""
+    points = result["points"]
+    columns = {
+        f"{path}, {unit}": [point[f"{path} {key}"] / scale for point in points]
+        for key, unit, scale in (("seconds", "CPU s", 1), ("kept bytes", "MiB kept", MIB))
+        for path in ("direct", "product")
+    }
+    values = [point["value"] for point in points]
+    lines = [f"| {axis} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for i, value in enumerate(values):
+        lines.append(f"| {value:,} | " + " | ".join(f"{column[i]:.3g}" for column in columns.values()) + " |")
+    fits = [f"{statistics.correlation(values, column) ** 2:.3f}" for column in columns.values()]
+    return "\n".join([*lines, "| R² of a straight line | " + " | ".join(fits) + " |"])
 
 
 def profile_table(result: Mapping[str, Any]) -> str:

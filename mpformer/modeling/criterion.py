@@ -28,8 +28,8 @@ from mpformer.modeling.points import (
 )
 
 _IGNORED = -1
-_ROWS = 64
-"""Rows whose points are worked on at a time; bounds the memory."""
+_ROWS = 16
+"""Rows whose points are worked on at a time: their values stay in the cache."""
 
 
 @dataclass(frozen=True)
