@@ -472,7 +472,10 @@ def status(
     for line in overview.notes(found):
         click.echo(line)
     for view in found:
-        _console().print(overview.table(view))
+        if len(view["runs"]) > overview.LONG:
+            click.echo(overview.text(view))
+        else:
+            _console().print(overview.table(view))
     if not found:
         click.echo(f"nothing was launched into {root} yet; start with: mpformer launch headline")
     return None

@@ -221,26 +221,59 @@ def _counts(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {label: labels.count(label) for label in dict.fromkeys(labels)}
 
 
+LONG = 100
+"""Runs from which on a suite is shown as plain aligned text (a table takes a millisecond a line), live without DONE."""
+
+
 def table(content: Mapping[str, Any]) -> "Table":
-    """Return a view as a table for the terminal."""
+    """Return a view as a table for a terminal; of a long one, without what is done."""
+    runs = content["runs"]
+    shown = [run for run in runs if run["state"] != State.DONE] if len(runs) > LONG else runs
+    lines = []
+    for run in shown:
+        cells = [watching.escaped(cell) for cell in _cells(run, content)]
+        cells[_STATE] = watching.coloured(_state(run))
+        lines.append(cells)
+    return watching.compact(_title(content), _names(content), lines)
+
+
+def text(content: Mapping[str, Any]) -> str:
+    """Return a view as plain aligned text, every run of it."""
+    lines = [_names(content), *(_cells(run, content) for run in content["runs"])]
+    kept = [index for index in range(len(lines[0])) if any(line[index] for line in lines[1:])]
+    widths = [max(len(line[index]) for line in lines) for index in kept[:-1]] + [0]
+    shown = ("  ".join(line[i].ljust(w) for i, w in zip(kept, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join((_title(content), *(line.replace("\n", " | ") for line in shown)))
+
+
+def _title(content: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{count} {label}" for label, count in content["counts"].items())
     suite = f"{content['suite']}@{content['scale']} on {content['dataset']}"
-    title = f"{suite}: {counts or 'no runs'}{_left_text(content['left'])}"
+    return f"{suite}: {counts or 'no runs'}{_left_text(content['left'])}"
+
+
+def _names(content: Mapping[str, Any]) -> tuple[str, ...]:
     *first, primary, run, detail = watching.columns(content["primary"])
-    names = (*first, primary, "Δ", run, "job", detail)
-    return watching.compact(title, names, [_line(run, content) for run in content["runs"]])
+    return (*first, primary, "Δ", run, "job", detail)
 
 
-def _line(run: Mapping[str, Any], content: Mapping[str, Any]) -> tuple[str, ...]:
-    state = RunState(run["run_id"], State(run["state"]), "", run["failure_class"], progress=run["progress"])
+_STATE = 2
+"""Column of the state."""
+
+
+def _state(run: Mapping[str, Any]) -> RunState:
+    return RunState(run["run_id"], State(run["state"]), "", run["failure_class"], progress=run["progress"])
+
+
+def _cells(run: Mapping[str, Any], content: Mapping[str, Any]) -> tuple[str, ...]:
     score = watching.score_text(run["metrics"], content["primary"])
-    iteration, loss, eta = watching.progress_cells(state)
+    iteration, loss, eta = watching.progress_cells(_state(run))
     if run["active"] and not eta and run["eta_seconds"] is not None:
         eta = f"~{watching.duration(run['eta_seconds'])}"  # of the run itself, not of its waiting
-    cells = (run["row"], str(run["seed"]), watching.coloured(state), iteration, loss, eta, score)
-    plain = state.state is State.RUNNING and run["detail"] in ("start", "train", "evaluate")
+    cells = (run["row"], str(run["seed"]), run["label"], iteration, loss, eta, score)
+    plain = run["state"] == State.RUNNING and run["detail"] in ("start", "train", "evaluate")
     detail = "\n".join([] if plain else [line for line in (run["detail"], *run["lines"]) if line])
-    return (*cells, _delta_text(run), run["run_id"][-12:], run["job"], watching.escaped(detail))
+    return (*cells, _delta_text(run), run["run_id"][-12:], run["job"], detail)
 
 
 def _delta_text(run: Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ squeue, sacct and scontrol are small scripts that print what a real Slurm 22.05 
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -517,7 +516,20 @@ def test_the_table_shows_jobs_reasons_and_telling_lines_as_they_are(submitted: S
     assert "ValueError: a [bold] surprise" in text
 
 
-Make = Callable[..., Any]
+def test_a_long_suite_is_plain_text_with_every_run(submitted: Submitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = submitted.plan.unique[0]
+    result = {"schema": 1, "run_id": first.run_id, "eval_id": first.eval_id, "complete": True, "metrics": {"AP": 1.0}}
+    write_json(submitted.run(0).evaluation(first.eval_id) / "result.json", result)
+    submitted.attempt(1, outcome="failed", failure_class="data", detail="no [images]", ended=time.time())
+    view = overview.view(submitted.store.root, _record(submitted.plan))
+    lines = overview.text(view).splitlines()
+    assert lines[0].startswith("headline@mini on shapes: 1 DONE, 1 FAILED(data), 2 CANCELLED")
+    assert len(lines) == 2 + 4
+    assert lines[1].index("state") == lines[2].index("DONE") == lines[3].index("FAILED(data)")
+    assert lines[3].endswith("no [images]")
+    assert "DONE" in _printed(overview.table(view)).split("\n", 1)[1]
+    monkeypatch.setattr(overview, "LONG", 3)
+    assert "DONE" not in _printed(overview.table(view)).split("\n", 1)[1], "a long live table shows what is open"
 
 
 def test_claims_on_other_machines_count_by_their_heartbeat(submitted: Submitted) -> None:
