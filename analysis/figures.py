@@ -62,8 +62,11 @@ def seed_bands(frame: "pd.DataFrame", x: str) -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    for (row, at), group in frame.dropna(subset=["value"]).groupby(["row", x], sort=False):
-        values = group["value"].astype(float).tolist()
+    found = frame.dropna(subset=["value"])
+    every = found["value"].to_numpy(float)
+    places = found.groupby(["row", x], sort=False).indices  # a frame a group would take most of the time
+    for (row, at), group in sorted(places.items(), key=lambda item: item[1][0]):
+        values = every[group].tolist()
         low, high = mean_interval(values) or (np.nan, np.nan)
         rows.append((row, at, float(np.mean(values)), low, high, len(values)))
     return pd.DataFrame(rows, columns=["row", x, "mean", "low", "high", "n"])
@@ -175,6 +178,9 @@ def _thin(frame: "pd.DataFrame", most: int = 120) -> "pd.DataFrame":
     parts = []
     for key, group in frame.dropna(subset=["value"]).groupby(keys, sort=False):
         group = group.sort_values("iteration")
+        if len(group) <= most:
+            parts.append(group)
+            continue
         block = np.arange(len(group)) // -(-len(group) // most)
         thin = group.groupby(block).agg(iteration=("iteration", "last"), value=("value", "mean"))
         parts.append(thin.assign(**dict(zip(keys, key, strict=True))))

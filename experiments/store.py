@@ -22,15 +22,19 @@ from mpformer.errors import UserError
 SCHEMA = 1
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that readers see the old or the new content, never a part; raises OSError, leaving the old."""
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a file so that readers see the old or the new content, never a part; raises OSError, leaving the old.
+
+    Not ``durable``: without waiting for the disk, for what can be made again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("w") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

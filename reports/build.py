@@ -163,5 +163,5 @@ def _explorer(gallery: site.Gallery | None, folder: Path) -> list[Path]:
 
 
 def _save(path: Path, content: str) -> Path:
-    write_text(path, content)
+    write_text(path, content, durable=False)
     return path
