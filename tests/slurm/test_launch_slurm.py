@@ -4,6 +4,7 @@ import getpass
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -275,6 +276,29 @@ def test_a_launcher_killed_around_sbatch_neither_loses_nor_doubles_runs(
     assert set(trainings(store).values()) == {1}
 
 
+def _launcher(made: Plan, root: Path, data: Path) -> None:
+    go(made, Store(root), data, Counting(seconds=1))
+
+
+def test_launchers_killed_at_random_moments(data: Path, store: Store) -> None:
+    """However far each of them came, the last one submits what is missing and nothing twice."""
+    made = plan(data, seeds=(0, 1, 2))
+    chance = random.Random(0)
+    for _ in range(6):
+        process = multiprocessing.get_context("fork").Process(target=_launcher, args=(made, store.root, data))
+        process.start()
+        process.join(chance.uniform(0.0, 1.5))
+        process.kill()
+        process.join()
+    go(made, store, data, Counting())
+    given = [run.run_id for one in journal.submissions(store) if one.job_id is not None for run in one.runs]
+    assert sorted(given) == sorted(run.run_id for run in made.unique)
+    names = ",".join(one.name for one in journal.submissions(store))
+    until(lambda: not client("squeue", "-h", "-n", names))
+    assert labels(made, store) == {"DONE"}
+    assert set(trainings(store).values()) == {1}
+
+
 def test_an_id_that_another_job_has_is_not_taken_for_ours(data: Path, store: Store) -> None:
     """Job numbers start again when a cluster loses its state: batches are known by their name alone."""
     made = plan(data)
@@ -351,6 +375,9 @@ def test_the_command_returns_at_once_and_says_what_is_queued(tmp_path: Path, dat
     assert f"{report.job_id}  report" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert "nothing to start" in again.stdout
+    here = [*command[: command.index("--on")], "--detach", "--no-mlflow"]
+    local = subprocess.run(here, capture_output=True, text=True, timeout=100)
+    assert "nothing to start" in local.stdout, "this machine leaves alone what is queued there"
     client("scancel", str(first.job_id), str(report.job_id))
 
 
