@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments import claims
+from experiments import claims, provenance
 from experiments.allocation import last_words, oom_kills, requeue, said_by_slurm, seconds, time_left
 from experiments.attempt import Options, Outcome, Runner, Stage, complete, own_attempt, progress_mark, this_start
 from experiments.states import NOT_RETRIED
@@ -134,7 +134,14 @@ class _Main:
         self.deadline = float("inf")
 
     def run(self) -> str:
-        """Execute the attempt, then return, raise, or requeue and exit."""
+        """Execute the attempt, then return, raise, or requeue and exit; the other tasks are told."""
+        try:
+            return self._run()
+        finally:
+            if place().size > 1:
+                write_json(main_ended(self.run_dir), {"time": time.time()})
+
+    def _run(self) -> str:
         outcome = Outcome("skipped")
         self._explain()
         while not self._complete():
@@ -323,7 +330,7 @@ class _Other:
         return complete(self.run_dir, self.job.stage, self.job.task.config)
 
     def _over(self, attempt: int | None) -> bool:
-        if self._complete():
+        if self._complete() or main_ended(self.run_dir).exists():
             return True
         if attempt is None:
             return False
@@ -344,9 +351,17 @@ class _Other:
 
     def _leave(self) -> NoReturn:
         """Give Slurm time to end the job if it is being requeued: leaving first would look like a failure."""
-        if last_stage(self.run_dir).get("outcome") != "failed":
-            time.sleep(FOLLOW_SECONDS)
+        end = time.monotonic() + FOLLOW_SECONDS
+        while not main_ended(self.run_dir).exists() and time.monotonic() < end:
+            time.sleep(1)
         sys.exit(1)
+
+
+def main_ended(run: RunDir) -> Path:
+    """The file that says to the other tasks of this start of a job that the main one has ended."""
+    execution = provenance.execution()
+    name = "-".join(str(execution.get(key, "")) for key in ("job_id", "step", "restarts"))
+    return run.path / "tasks" / f"{name}.json"
 
 
 def last_stage(run: RunDir) -> Mapping[str, Any]:

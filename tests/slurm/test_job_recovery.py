@@ -137,3 +137,15 @@ def test_memory_beyond_the_jobs_fails_the_run_as_such(
     until(lambda: tiny_jobs.state(number) == "FAILED", 60, lambda: tiny_jobs.state(number))
     assert "exceeded memory limit" in derive(directory, run.eval_id).detail
     assert len(stages(directory)) == 1
+
+
+def test_tasks_do_not_wait_for_a_main_one_that_refuses(
+    devcluster: Callable[..., Any], one: tuple[PlannedRun, Store, RunDir], tmp_path: Path
+) -> None:
+    devcluster("--nodes", "2")
+    run, store, directory = one
+    write_json(directory.cancel_file, {})
+    number = submit(job(run, store, tmp_path, runner=Stepping(0.1)), store.root / "jobs", nodes=2, ntasks_per_node=2)
+    until(lambda: tiny_jobs.state(number) == "FAILED", 60, lambda: client("squeue", "-a"))
+    assert not directory.attempts()
+    assert "cancelled by the user" in (store.root / "jobs" / f"{number}_0_log.out").read_text()
