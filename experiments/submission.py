@@ -90,10 +90,7 @@ def launch(
     Raises UserError if there is no Slurm here or it does not answer, if data or weights are missing, if the store
     cannot be written, or if nothing more may be submitted now.
     """
-    site.require()
-    if plan.missing:
-        raise UserError("; ".join(plan.missing))
-    _check_path(store)
+    _check(plan, store)
     recover(store)
     launching.record(plan, store, command)
     missing, left_alone = launching.to_start(plan, store, retry)
@@ -144,6 +141,13 @@ def _limits_or_defaults(profile: SlurmProfile) -> tuple[Limits, str]:
     except UserError as error:
         assumed = Limits(array=profile.max_array or site.DEFAULT_ARRAY - 1, submit=profile.max_submit)
         return assumed, f"arrays of up to {assumed.array} jobs, Slurm's default: {error}"
+
+
+def _check(plan: Plan, store: Store) -> None:
+    site.require()
+    if plan.missing:
+        raise UserError("; ".join(plan.missing))
+    _check_path(store)
 
 
 def _check_path(store: Store) -> None:
