@@ -165,7 +165,7 @@ def _match_by_scripts(detections: Sequence[dict[str, Any]], file: Path, ids: Seq
 
 
 def _match_encoded(detections: Sequence[dict[str, Any]], file: Path, ids: Sequence[int]) -> Matched:
-    """The same pixel counts from run-length codes."""
+    """The same pixel counts from run-length codes; of the scripts' dicts only what their averages read."""
     from pycocotools import mask as coco
 
     objects = deepcopy(_annotated(file).instances)
@@ -174,22 +174,15 @@ def _match_encoded(detections: Sequence[dict[str, Any]], file: Path, ids: Sequen
     predictions: dict[str, list[dict[str, Any]]] = {label: [] for label in _arguments().instLabels}
     names, regions = scripts("helpers.labels").id2label, _regions(file)
     found = [d for d in detections if coco.area(d["segmentation"])]
-    for number, detection in enumerate(found):
-        label_id = ids[detection["category_id"] - 1]
-        label = names[label_id].name
+    for detection in found:
+        label = names[ids[detection["category_id"] - 1]].name
         if label not in predictions:
             continue
         code = detection["segmentation"]
-        about = {
-            "imgName": str(number),
-            "predID": number,
-            "labelID": label_id,
-            "pixelCount": int(coco.area(code)),
-            "confidence": detection["score"],
-            "voidIntersection": _shared(code, regions[_VOID])[0],
-        }
-        overlaps = _shared(code, regions[label])
-        predictions[label].append({**about, "matchedGt": _pair(objects[label], about, overlaps)})
+        about = {"pixelCount": int(coco.area(code)), "confidence": detection["score"]}
+        paired = _pair(objects[label], about, _shared(code, regions[label]))
+        void = _shared(code, regions[_VOID])[0]
+        predictions[label].append({**about, "voidIntersection": void, "matchedGt": paired})
     return objects, predictions
 
 
@@ -204,11 +197,24 @@ def _shared(code: Any, regions: list[Any]) -> list[int]:
 
 
 def _pair(objects: list[dict[str, Any]], prediction: dict[str, Any], overlaps: Sequence[int]) -> list[dict[str, Any]]:
-    """Tell objects and prediction of their overlaps, in the scripts' form; returns the prediction's objects."""
-    touched = [(instance, count) for instance, count in zip(objects, overlaps, strict=True) if count]
-    for instance, count in touched:
-        instance["matchedPred"].append({**prediction, "intersection": count})
-    return [{k: v for k, v in i.items() if k != "matchedPred"} | {"intersection": n} for i, n in touched]
+    """Tell objects and prediction of overlaps that can match, or with objects that are ignored; returns the objects."""
+    paired = []
+    for instance, count in zip(objects, overlaps, strict=True):
+        fits = count > _arguments().overlaps[0] * (instance["pixelCount"] + prediction["pixelCount"] - count)
+        if fits:
+            instance["matchedPred"].append({**prediction, "intersection": count})
+        if fits or (count and _ignored(instance)):
+            paired.append({key: instance[key] for key in _READ} | {"intersection": count})
+    return paired
+
+
+#: what the scripts' averages read of an object
+_READ = ("instID", "pixelCount", "medDist", "distConf")
+
+
+def _ignored(instance: dict[str, Any]) -> bool:
+    """A group (its id is the label's), or an object under the benchmark's smallest size."""
+    return instance["instID"] < 1000 or instance["pixelCount"] < _arguments().minRegionSizes[0]
 
 
 # --- IoU --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from experiments.planning import Plan, PlannedRun, Request
 from experiments.store import Store, read_json
 from mpformer.classes import num_classes
 from mpformer.config import Config
-from mpformer.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -200,17 +199,3 @@ def test_full_widths_have_the_published_numbers_of_parameters() -> None:
         if toggles.mp_queries:
             expected += dim * (classes if toggles.class_embedding == "label" else 1)
         assert parameters(config) == expected, (config.dataset, config.toggles)
-
-
-def test_where_a_suite_does_not_run_it_says_why(data: Path) -> None:
-    """On nuclei run the suites to which one class and no stuff mean something, the rest say why not."""
-    runs = {"headline", "components", "guided-layers", "noise-type", "mp-groups", "convergence", "overhead"}
-    for suite in registry.all_suites().values():
-        if suite.name in runs:
-            assert "nuclei" not in suite.not_applicable
-        if "nuclei" in suite.not_applicable:
-            with pytest.raises(UserError, match=suite.not_applicable["nuclei"][:20]):
-                planning.make(Request(suite.name, "mini", "nuclei"), data)
-    (flip,) = (row for row in registry.find("components").rows("mini", "nuclei") if row.not_applicable)
-    assert flip.name == "mp-flip"
-    assert "one class" in flip.not_applicable
