@@ -119,6 +119,7 @@ def _state_record(store: Store, state: RunState) -> dict[str, Any]:
         "progress": dict(state.progress),
         "metrics": dict(state.metrics or last.get("metrics") or {}),
         "metrics_iteration": at,
+        "final": state.state is State.DONE or bool(last.get("final")),
     }
 
 
@@ -157,9 +158,14 @@ def _time_left(store: Store, run: Mapping[str, Any], known: Mapping[str, float])
     rate = known.get(run["row"], median(known.values()) if known else None)
     if rate is None:
         return None, None
-    config = (read_json(store.run(run["run_id"]).path / "run.json") or {}).get("config") or {}
-    iterations = (config.get("schedule") or {}).get("max_iter", 0) - progress.get("iteration", 0)
-    return max(0, iterations) * rate, "row" if run["row"] in known else "suite"
+    most = progress.get("max_iter") or _max_iter(store.run(run["run_id"]))
+    left = max(0, most - progress.get("iteration", 0))
+    return left * rate, "row" if run["row"] in known else "suite"
+
+
+def _max_iter(run: RunDir) -> int:
+    config = (read_json(run.path / "run.json") or {}).get("config") or {}
+    return int((config.get("schedule") or {}).get("max_iter", 0))
 
 
 def _left(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -203,8 +209,12 @@ def _delta(
     if run["state"] == other["state"] == State.DONE:
         one, two = run["metrics"].get(primary), other["metrics"].get(primary)
         return (None, None) if one is None or two is None else (one - two, run["metrics_iteration"])
-    if not run["metrics"]:
+    if not run["metrics"] or not other["metrics"]:
         return None, None
+    at = run["metrics_iteration"]
+    if at == other["metrics_iteration"] and not (run["final"] or other["final"]):
+        one, two = run["metrics"].get(primary), other["metrics"].get(primary)
+        return (None, None) if one is None or two is None else (one - two, at)
     mine, theirs = (_probes(store.run(each["run_id"]).metrics, primary) for each in (run, other))
     both = mine.keys() & theirs.keys()
     return (mine[max(both)] - theirs[max(both)], max(both)) if both else (None, None)
