@@ -272,7 +272,9 @@ def unleash(
     period = max(2, iterations // 12)
     changes = {"schedule__max_iter": iterations, "runtime__checkpoint_period": period}
     plan = tiny_plan(base / "data", tuple(seeds), tuple(rows), **changes)
-    profile = profiles.load("devcluster").model_copy(update={"parallelism": parallelism, "memory": "2GB"})
+    profile = profiles.load("devcluster").model_copy(
+        update={"parallelism": parallelism, "memory": "2GB", "report": False}
+    )
     target = Target("devcluster", profile)  # type: ignore[arg-type]
     peace = Chaos(cluster, plan, Store(base / "peace"), base / "data", target, 0.0, random.Random(seed))
     peace.launch()
@@ -327,7 +329,7 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=8, help="mean seconds between two disturbances (default 8)")
     parser.add_argument("--runs", type=int, default=8, help="runs of the suite, an even number (default 8)")
     parser.add_argument("--iterations", type=int, default=120, help="iterations a run (default 120)")
-    parser.add_argument("--pace", type=float, default=0.5, help="seconds of pause an iteration (default 0.5)")
+    parser.add_argument("--pace", type=float, default=0.5, help="seconds of pause a line of metrics (default 0.5)")
     parser.add_argument("--seed", type=int, default=0, help="of the random disturbances")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--keep", type=Path, help="folder for the stores; default: a temporary one")
