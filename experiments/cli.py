@@ -537,6 +537,7 @@ def visualize(
 
 @cli.command()
 @click.argument("suites", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All launched suites, with an overview; no names: too.")
 @_scale_options
 @_root_options
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory; default: <root>/reports.")
@@ -547,6 +548,7 @@ def visualize(
 @_json_option
 def report(
     suites: tuple[str, ...],
+    everything: bool,
     scale: str,
     dataset: str | None,
     root: Path,
@@ -562,6 +564,8 @@ def report(
     from experiments import overview, registry
     from reports import build
 
+    if everything and suites:
+        raise UserError(f"--all is every suite that was launched; leave it out, or {', '.join(suites)}")
     for name in suites:
         registry.find(name).place(scale, dataset)
     if not suites:

@@ -107,9 +107,8 @@ def places(store: Store) -> dict[str, Place]:
 
 
 def suite_name(record: Mapping[str, Any]) -> str:
-    """Return a launched suite's name: ``headline@mini``, or ``headline@mini+nuclei`` off the scale's first dataset."""
-    own = record["dataset"] == scales.datasets(record["scale"])[0]
-    return f"{record['suite']}@{record['scale']}" + ("" if own else f"+{record['dataset']}")
+    """Return a launched suite's name, as its record and its report are called."""
+    return scales.suite_name(record["suite"], record["scale"], record["dataset"])
 
 
 def values(line: Mapping[str, Any], setting: str) -> list[Value]:

@@ -62,6 +62,14 @@ def datasets(scale: str) -> tuple[str, ...]:
     return tuple(dataset for known, dataset in _BASES if known == scale)
 
 
+def suite_name(suite: str, scale: str, dataset: str | None) -> str:
+    """Name of a launched suite's record and report: ``headline@mini``, or ``headline@mini+nuclei`` off the scale's
+    first dataset.
+    """
+    own = not dataset or (scale in scales() and dataset == datasets(scale)[0])
+    return f"{suite}@{scale}" if own else f"{suite}@{scale}+{dataset}"
+
+
 def base(scale: str, dataset: str | None = None) -> Config:
     """Return the configuration that rows at this scale and on this dataset change.
 

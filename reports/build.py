@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import scheduler
+from experiments.scales import suite_name
 from experiments.store import Store, write_text
 from experiments.worker import queued_runs
 from mpformer.errors import UserError, choices
@@ -14,7 +15,6 @@ from reports.collect import SuiteReport, collect, records
 from reports.escape import clean
 from reports.explorer import build_explorer
 from reports.figures import DRAWN, suite_figures
-from reports.model import table_name
 from reports.render import render
 from reports.runs import Reader
 
@@ -48,7 +48,7 @@ def build(
     options = (tuple(formats), tuple(columns), decimals, not suites)
     found = records(store, suites, scale, dataset)
     digests = [unchanged.fingerprint(record, store, options) for record in found]
-    folders = [base / table_name(record["suite"], record["scale"], record.get("dataset")) for record in found]
+    folders = [base / suite_name(record["suite"], record["scale"], record.get("dataset")) for record in found]
     old = [unchanged.kept(folder, digest) for folder, digest in zip(folders, digests, strict=True)]
     overview = [base / "index.html"] if not suites and "html" in formats else []
     if None not in old and all(path.exists() for path in overview):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments import registry
+from experiments.scales import suite_name
 from experiments.store import Store
 from mpformer.errors import UserError, choices
 from reports import caption, compare, definitions
@@ -21,7 +22,6 @@ from reports.model import (
     Table,
     TableRow,
     TickColumn,
-    table_name,
 )
 from reports.runs import Reader, RunView, Standing
 
@@ -94,8 +94,8 @@ def records(store: Store, suites: Sequence[str], scale: str, dataset: str | None
     known = [record for record in store.suite_records() if "suite" in record and "rows" in record]
     if not suites:
         return known
-    names = {table_name(r["suite"], r["scale"], r.get("dataset")): r for r in known}
-    wanted = [table_name(suite, scale, dataset or _own_dataset(suite, scale)) for suite in suites]
+    names = {suite_name(r["suite"], r["scale"], r.get("dataset")): r for r in known}
+    wanted = [suite_name(suite, scale, dataset or _own_dataset(suite, scale)) for suite in suites]
     if missing := [name for name in wanted if name not in names]:
         if not names:
             raise UserError(f"no suite has been launched into {store.root}; start with: mpformer launch {suites[0]}")

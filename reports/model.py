@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from experiments.scales import suite_name
+
 
 class Kind(StrEnum):
     """What a cell holds; no cell is ever blank."""
@@ -149,7 +151,7 @@ class Table:
     @property
     def name(self) -> str:
         """``suite@scale`` with ``+dataset`` where it is not the scale's own, as in the record's file name."""
-        return table_name(self.suite, self.scale, self.dataset)
+        return suite_name(self.suite, self.scale, self.dataset)
 
     @property
     def groups(self) -> tuple[tuple[str, int], ...]:
@@ -165,15 +167,6 @@ class Table:
     def done(self) -> int:
         """How many of them are done."""
         return dict(self.progress).get("DONE", 0)
-
-
-DEFAULT_DATASET = {"mini": "shapes"}
-
-
-def table_name(suite: str, scale: str, dataset: str | None) -> str:
-    """Name of a suite's record and report folder; the scale's own dataset is left out."""
-    own = dataset is None or dataset == "" or DEFAULT_DATASET.get(scale) == dataset
-    return f"{suite}@{scale}" if own else f"{suite}@{scale}+{dataset}"
 
 
 def grouped(labels: Sequence[str]) -> tuple[tuple[str, int], ...]:

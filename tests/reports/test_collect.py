@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from experiments.scales import suite_name
 from experiments.store import Store
 from mpformer.errors import UserError
 from reports import escape, site, text
 from reports.collect import SuiteReport, collect, records, tick
-from reports.model import Cell, Kind, grouped, table_name
+from reports.model import Cell, Kind, grouped
 from reports.render import render
 from reports.runs import FAILURES, Reader
 
@@ -305,6 +306,9 @@ def test_a_difference_of_fewer_pairs_than_seeds_says_so(gather: Gather, store: P
 
 
 def test_names() -> None:
-    assert table_name("a", "mini", "shapes") == table_name("a", "mini", None) == "a@mini"
-    assert table_name("a", "mini", "nuclei") == "a@mini+nuclei"
+    assert suite_name("a", "mini", "shapes") == suite_name("a", "mini", None) == "a@mini"
+    assert suite_name("a", "mini", "nuclei") == "a@mini+nuclei"
+    assert suite_name("a", "paper", "coco") == "a@paper"
+    assert suite_name("a", "paper", "ade20k") == "a@paper+ade20k"
+    assert suite_name("a", "unknown", "x") == "a@unknown+x"
     assert grouped(["x", "x", "y"]) == (("x", 2), ("y", 1))

@@ -1,6 +1,9 @@
 """Published numbers: the file is validated, the verdicts are those of the statistics, and mini is never compared."""
 
 import csv
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -192,3 +195,37 @@ def test_schedule_names() -> None:
 def test_family_of_a_row_is_its_preset() -> None:
     assert paper_numbers.family({"mp_queries": False, "query_position": True}) == "Mask2Former"
     assert paper_numbers.family({"mp_queries": True, "point_noise": 0.7}) == ""
+
+
+def as_paper(store: Path) -> None:
+    """Turn the headline suite's files into those of the paper's scale: COCO, R50, 50 epochs."""
+    record = json.loads((store / "suites" / "headline@mini.json").read_text())
+    (store / "suites" / "headline@paper.json").write_text(json.dumps(record | {"scale": "paper", "dataset": "coco"}))
+    for run in (run for row in record["rows"] for run in row["runs"]):
+        path = store / "runs" / run["run_id"] / "run.json"
+        content = json.loads(path.read_text())
+        content["config"]["dataset"]["name"] = "coco"
+        content["config"]["schedule"] |= {"max_iter": 368750, "batch_size": 16}
+        content["config"]["model"]["backbone"] |= {"depth": 50, "res2_channels": 256}
+        path.write_text(json.dumps(content))
+
+
+def report_check(store: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "experiments.cli", "report", "--check", "--root", str(store), *words]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_command_fails_on_outside_and_on_nothing_else(store: Path) -> None:
+    as_paper(store)
+    failed = report_check(store, "headline", "--scale", "paper", "--dataset", "coco")
+    assert failed.returncode == 1, failed.stderr
+    assert "headline@paper: Mask2Former, AP (value): ours 13.3 (n = 3), published 41.7" in failed.stdout
+    assert "MP-Former" in failed.stdout
+    mini = report_check(store, "headline")
+    assert mini.returncode == 0
+    assert "direction only" in mini.stdout
+    both = report_check(store, "--all", "headline")
+    assert (both.returncode, both.stderr) == (
+        2,
+        "mpformer: --all is every suite that was launched; leave it out, or headline\n",
+    )
