@@ -29,7 +29,7 @@ from mpformer.modeling.points import (
 
 _IGNORED = -1
 _ROWS = 16
-"""Rows whose points are worked on at a time: their values stay in the cache."""
+"""Rows whose points are worked on at a time; bounds the memory."""
 
 
 @dataclass(frozen=True)
