@@ -209,12 +209,19 @@ def _untrusted(row: RowRuns, column: Column) -> Cell:
         values = tuple(_seed_values(views, column.key, result))
         if values:
             short = next(v.standing.short for v in views if v.seed == values[0].seed) if word == "probe" else word
-            suffix = "; the number is a probe on a few images" if word == "probe" else ""
+            suffix = _probed(views, values) if word == "probe" else ""
             shown = _value_cell(kind, values, len(row.views), _why(row.views) + suffix, short)
             return replace(shown, n=0, std=None)
     standings = [_standing(view) for view in row.views]
     shorts = list(dict.fromkeys(standing.short for standing in standings))
     return _missing(_why(row.views), "; ".join(shorts), len(row.views))
+
+
+def _probed(views: Sequence[RunView], values: Sequence[SeedValue]) -> str:
+    """What a probe's number is: of fewer images, and of an iteration before the current one."""
+    seeds = {value.seed for value in values}
+    at = dict.fromkeys(view.evaluations[-1].get("iteration") for view in views if view.seed in seeds)
+    return f"; the number is a probe on a few images at iteration {', '.join(map(str, at))}"
 
 
 def _stale(view: RunView) -> bool:
@@ -322,7 +329,8 @@ def tick(value: Any) -> str:
 def _table_row(row: RowRuns, cells: list[Cell], ticks: Sequence[TickColumn]) -> TableRow:
     toggles = effective_toggles(row.toggles)
     shown = tuple(tick(toggles.get(column.key)) for column in ticks)
-    note = row.not_applicable or _why(row.views)
+    probed = next((cell.reason for cell in cells if cell.kind is Kind.PARTIAL and cell.n == 0), "")
+    note = row.not_applicable or probed or _why(row.views)
     return TableRow(
         row.name, row.label, tuple(cells), shown, row.baseline == row.name, caption.preset(row.toggles), note
     )

@@ -79,7 +79,8 @@ def test_running_seed_shows_its_probe_and_iteration(gather: Gather) -> None:
     assert (found.kind, found.n, found.short) == (Kind.PARTIAL, 0, "800/1200")
     assert found.has_number
     assert "seed 0: iteration 800 of 1200" in found.reason
-    assert "probe" in found.reason
+    assert "probe on a few images at iteration 800" in found.reason
+    assert note(report, "guided") == found.reason
     assert found.delta is None
     layer = cell(report, "guided", "Util")
     assert layer.kind is Kind.MISSING
