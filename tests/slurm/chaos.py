@@ -97,11 +97,13 @@ class Chaos:
         return self.store.run(run_id)
 
     def disturb(self, seconds: float, every: float) -> None:
-        """One disturbance after the other at random times, some ``every`` seconds."""
+        """One disturbance after the other at random times, some ``every`` seconds; every kind comes to pass in turn."""
         end = time.monotonic() + seconds
+        deck: list[tuple[str, Callable[[], bool]]] = []
         while time.monotonic() < end and not self.all_done():
             time.sleep(self.rng.expovariate(1 / every))
-            name, act = self.rng.choice(self.acts())
+            deck = deck or self.rng.sample(self.acts(), len(self.acts()))
+            name, act = deck.pop()
             with contextlib.suppress(subprocess.SubprocessError, OSError):
                 if act():
                     self.counts[name] += 1

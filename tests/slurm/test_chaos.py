@@ -16,14 +16,14 @@ pytestmark = pytest.mark.slurm
 
 
 def test_a_suite_comes_through_chaos(devcluster: Callable[..., Any], tmp_path: Path) -> None:
-    """A minute and a half of disturbances over four runs; then they end with the numbers of an undisturbed launch."""
+    """A good minute of disturbances over four runs; then they end with the numbers of an undisturbed launch."""
     cluster = devcluster("--nodes", "3")
     found = chaos.unleash(
-        cluster, tmp_path, seconds=75, every=5, seeds=(0, 1), iterations=24, pace=0.5, seed=3, parallelism=4
+        cluster, tmp_path, seconds=75, every=5, seeds=(0, 1), iterations=36, pace=0.5, seed=3, parallelism=4
     )
     print(json.dumps(found, indent=1))
     assert found["ok"], found
-    assert sum(found["what happened"].values()) > 5
+    assert sum(count for what, count in found["what happened"].items() if "launch" not in what and "runs" not in what)
 
 
 def test_overlapping_trainings_would_be_seen(tmp_path: Path) -> None:
