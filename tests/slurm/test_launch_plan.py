@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -371,12 +370,13 @@ def test_the_staged_copy_is_what_the_runner_reads(tmp_path: Path, data: Path, st
     assert (run.path / "trainings.txt").read_text().startswith(str(tmp_path / "node"))
 
 
-def test_the_profile_of_the_documentation_is_valid() -> None:
+def test_the_profile_of_the_documentation_is_valid(tmp_path: Path) -> None:
     text = (snapshot.ROOT / "docs" / "slurm.md").read_text()
     (content,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    made = profiles.parse(yaml.safe_load(content), "docs/slurm.md")
+    (tmp_path / "documented.yaml").write_text(content)
+    made = profiles.load(str(tmp_path / "documented.yaml"))
     assert isinstance(made, profiles.SlurmProfile)
-    assert made.part("evaluate").gpus == 1
+    assert (made.part("evaluate").gpus, made.part("evaluate").minutes) == (1, 120)
 
 
 def test_what_does_not_fit_is_launched_as_it_was_asked_for(data: Path, tmp_path: Path) -> None:

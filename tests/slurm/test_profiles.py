@@ -61,6 +61,17 @@ def test_mistakes_are_one_line(change: dict[str, Any], line: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_limit_in_a_file_is_not_a_number_to_the_base_of_sixty(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text(
+        "executor: slurm\ntime: 1:30:00\ncpus: 4\nsbatch: {priority: 10, hold: true}\nsmoke: {time: 0:10:00}\n"
+    )
+    profile = profiles.load(str(path))
+    assert isinstance(profile, SlurmProfile)
+    assert (profile.minutes, profile.part("smoke").minutes, profile.cpus) == (90, 10, 4)
+    assert profile.sbatch == {"priority": 10, "hold": True}
+
+
 def test_missing_keys_and_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="here: time: Field required"):
         parse({"executor": "slurm"}, "here")
