@@ -53,7 +53,8 @@ CLAIM_SECONDS = 120.0
 """Wait for another job that is at work on the run: it may be one that Slurm is just ending."""
 
 LIMIT_SECONDS = 10.0
-"""Time before the limit at which an attempt that has not ended by itself is left behind, and the job requeued."""
+"""Time before the limit at which an attempt that has not ended by itself is left behind, and the job requeued; a fifth
+of what was left at the warning, if that is less."""
 
 FOLLOW_SECONDS = 120.0
 """Time that the tasks of a run give each other to end by themselves."""
@@ -224,7 +225,7 @@ class _Main:
                 left = time_left()
                 self._event(attempt, "SIGNAL", f"{signal.Signals(number).name}, {left or 'unknown time'} left")
                 if number == signal.SIGUSR2:
-                    self.deadline = time.monotonic() + max(1.0, seconds(left) - LIMIT_SECONDS)
+                    self.deadline = time.monotonic() + seconds(left) - min(LIMIT_SECONDS, seconds(left) / 5)
 
     def _death(self, child: Child, oom: bool) -> Outcome:
         code = child.process.exitcode or 0

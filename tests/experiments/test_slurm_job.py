@@ -237,7 +237,7 @@ def test_an_attempt_that_does_not_end_before_the_limit_is_left_behind(
     make: Callable[..., SlurmJob], one: RunDir, slurm: Path
 ) -> None:
     """A job that ran into its limit would not be requeued."""
-    (slurm / "bin" / "squeue").write_text("#!/bin/sh\necho 0:12\n")
+    (slurm / "bin" / "squeue").write_text("#!/bin/sh\necho 0:05\n")
     (slurm / "job.pkl").write_bytes(cloudpickle.dumps(make(_Deaf())))
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(slurm / "job.pkl")])
     _until(lambda: one.metrics.exists())
