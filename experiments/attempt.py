@@ -370,7 +370,8 @@ class _Attempt:
         """The final scores are a line of metrics.jsonl too, for MLflow's curves."""
         iteration = result.get("iteration", self.config.schedule.max_iter)
         last = last_evaluation(self.run.metrics)
-        if last.get("final") and last.get("eval_id") == result["eval_id"]:
+        known = {"final": True, "eval_id": result["eval_id"], "metrics": result["metrics"]}
+        if known.items() <= last.items():
             return
         line = {"kind": "evaluation", "iteration": iteration, "metrics": result["metrics"], "time": time.time()}
         self._log_line({**line, "final": True, "eval_id": result["eval_id"]})

@@ -222,7 +222,10 @@ def _placed(last: _Last, place: Placement) -> RunState | None:
     return last.state(State.UNKNOWN, detail, job=place.element, live=True)
 
 
-def _unanswered(last: _Last, place: Placement) -> RunState:
+def _unanswered(last: _Last, place: Placement) -> RunState | None:
+    """Nothing but what the attempt said of its own end is certain, unless it left its job to come back."""
+    if last.of(place) and last.outcome not in ("", "requeued", "interrupted"):
+        return None
     seen = f"; Slurm said {place.seen}" if place.seen else ""
     detail = f"Slurm does not answer about job {place.element}{seen}"
     return last.state(State.UNKNOWN, detail, job=place.element, live=True)

@@ -329,6 +329,29 @@ def test_a_controller_that_is_away_is_said_and_nothing_is_guessed(submitted: Sub
     assert submitted.said(0) == ("QUEUED", "Priority"), "back again"
 
 
+def test_an_attempt_that_said_how_it_ended_needs_no_controller(submitted: Submitted, slurm: FakeSlurm) -> None:
+    slurm.down()
+    submitted.attempt(0, outcome="failed", failure_class="nan", detail="loss is not finite", ended=time.time() - 1)
+    submitted.attempt(1, outcome="requeued", ended=time.time() - 1)
+    submitted.attempt(2)
+    assert submitted.state(0).label == "FAILED(nan)"
+    assert submitted.state(1).label == "UNKNOWN"
+    assert submitted.state(2).label == "UNKNOWN", "Slurm may start it again"
+
+
+def test_logs_of_a_run_that_waits_say_so(submitted: Submitted, slurm: FakeSlurm) -> None:
+    slurm.queued(0, "PENDING", "Priority")
+    assert list(overview.log(submitted.store, submitted.run(0), None, follow=False)) == [
+        "QUEUED: Priority (job 1234_0)\n"
+    ]
+    log = submitted.store.launches / LAUNCH / "jobs" / "0" / "1234_1_0_log.out"
+    log.parent.mkdir(parents=True)
+    log.write_text("module: command not found\n")
+    text = "".join(overview.log(submitted.store, submitted.run(1), None, follow=True))
+    assert "the log of job 1234_1:\nmodule: command not found" in text
+    assert overview.job_log(submitted.store, submitted.run(1)) == "module: command not found\n"
+
+
 def test_accounting_alone_tells_how_a_job_ended(submitted: Submitted, slurm: FakeSlurm) -> None:
     slurm.down()
     slurm.accounted(0, "TIMEOUT")
