@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 MIB = 2**20
 COLOURS = {"direct": "#b0b0b0", "product": "#1f6f8b", "product, own points": "#57a0b8", "transformers": "#c98b4a"}
@@ -39,7 +40,8 @@ def _stages(results: Mapping[str, Any], folder: Path) -> Path:
         axis.set_xticks(range(len(GROUPS)), list(GROUPS), fontsize=7)
         axis.set_title(name, fontsize=9)
         axis.set_ylabel("CPU seconds")
-    _flat(axes)[0].legend(fontsize=7, frameon=False)
+    handles, labels = _flat(axes)[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
     return _save(figure, folder / "stages.svg")
 
 
@@ -59,7 +61,8 @@ def _memory(results: Mapping[str, Any], folder: Path) -> Path:
         axis.set_xticks(range(len(kinds)), list(kinds), fontsize=8)
         axis.set_title(f"{name}: decoder, matching, losses", fontsize=8)
         axis.set_ylabel("MiB")
-    _flat(axes)[0].legend(fontsize=7, frameon=False)
+    handles, labels = _flat(axes)[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
     return _save(figure, folder / "memory.svg")
 
 
@@ -75,6 +78,8 @@ def _growth(found: Mapping[str, Any], folder: Path) -> Path:
                 axes[row][column].set_xlim(left=0)
                 axes[row][column].set_ylim(bottom=0)
                 axes[row][column].set_xlabel(axis_name)
+                axes[row][column].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+                axes[row][column].xaxis.set_major_formatter(EngFormatter(sep=""))
         axes[0][column].set_ylabel("CPU seconds, one thread")
         axes[1][column].set_ylabel("MiB kept for backward")
     axes[0][0].legend(fontsize=7, frameon=False)
