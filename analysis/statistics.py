@@ -6,11 +6,14 @@ Every p comes with the effect and its 95 % interval.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, sqrt
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from analysis.scores import PerImage
 
 #: Below this many seeds there is no ±, no interval and no verdict.
 MIN_SEEDS = 3
@@ -157,6 +160,29 @@ def paired_bootstrap(
         raise ValueError(f"{metric} does not exist on these images")
     low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
     return BootstrapTest(metric, whole, float(low), float(high), _sign_p(differences), images, resamples)
+
+
+def compare_checkpoints(
+    first: "PerImage", second: "PerImage", metric: str, *, resamples: int = 1000, seed: int = 0
+) -> BootstrapTest:
+    """:func:`paired_bootstrap` of two checkpoints' ``per_image.parquet`` (:func:`analysis.scores.read`).
+
+    Raises ValueError unless both hold the same images, and if the metric does not exist on them.
+    """
+    if not np.array_equal(first.image_ids, second.image_ids):
+        raise ValueError("they were evaluated on different images")
+    images = len(first.image_ids)
+    return paired_bootstrap(_only(first, metric), _only(second, metric), images, metric, resamples=resamples, seed=seed)
+
+
+def _only(of: "PerImage", metric: str) -> Score:
+    """The scores of the one task that has the metric: nothing else is accumulated again."""
+    parts = {"detections": of.detections, "panoptic": of.panoptic, "semantic": of.semantic}
+    for name in parts:
+        alone = replace(of, **{other: None for other in parts if other != name})
+        if metric in alone.scores():
+            return alone.scores
+    raise ValueError(f"{metric} was not evaluated")
 
 
 def bootstrap_weights(images: int, resamples: int, seed: int = 0) -> "WeightRows":

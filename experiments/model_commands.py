@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from experiments.comparing import compare
 from mpformer.errors import UserError
 
 Command = Callable[..., Any]
@@ -88,4 +89,4 @@ def predict(
         click.echo(path)
 
 
-COMMANDS = (train, evaluate, predict)
+COMMANDS = (train, evaluate, predict, compare)

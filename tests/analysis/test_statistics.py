@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis import statistics
+from analysis import scores, statistics
 from analysis.statistics import Summary, holm, paired_bootstrap, paired_t, summarise, verdict
 
 
@@ -144,6 +144,37 @@ def test_paired_bootstrap_is_calibrated() -> None:
         rejected += p < 0.05
         if trial == 0:
             assert paired_bootstrap(ratio_of(first), ratio_of(second), 80, "m", resamples=199, seed=0).p == p
+    assert rejected / 2000 == pytest.approx(0.05, abs=0.015)
+
+
+def null_checkpoint(rng: np.random.Generator, hard: np.ndarray) -> scores.Detections:
+    """Detections of one checkpoint: two objects an image, each found more or less exactly, and as many false ones."""
+    image = np.repeat(np.arange(len(hard)), 4)
+    found = np.clip(rng.normal(0.75 - 0.3 * hard[image], 0.15), 0, 1)
+    quality = np.where(np.arange(len(image)) % 4 < 2, found, 0)
+    match = quality >= scores.IOU_THRESHOLDS[:, None]
+    return scores.build_detections(
+        images=len(hard),
+        truth_image=np.repeat(np.arange(len(hard)), 2),
+        truth_category=np.zeros(2 * len(hard), dtype=int),
+        image=image,
+        category=np.zeros(len(image), dtype=int),
+        score=0.5 * quality + 0.5 * rng.random(len(image)),
+        match=match,
+        ignore=np.zeros_like(match),
+    )
+
+
+@pytest.mark.slow
+def test_paired_bootstrap_of_ap_is_calibrated() -> None:
+    """AP is no mean over images; its bootstrap rejects a true null as often as it says all the same."""
+    rng = np.random.default_rng(1)
+    rejected = 0
+    for trial in range(2000):
+        hard = rng.random(80)  # what an image does to both checkpoints
+        first, second = null_checkpoint(rng, hard), null_checkpoint(rng, hard)
+        test = paired_bootstrap(first.scores, second.scores, 80, "AP", resamples=199, seed=trial)
+        rejected += test.p < 0.05
     assert rejected / 2000 == pytest.approx(0.05, abs=0.015)
 
 
