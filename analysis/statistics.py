@@ -177,11 +177,14 @@ def compare_checkpoints(
 
 def _only(of: "PerImage", metric: str) -> Score:
     """The scores of the one task that has the metric: nothing else is accumulated again."""
-    parts = {"detections": of.detections, "panoptic": of.panoptic, "semantic": of.semantic}
-    for name in parts:
-        alone = replace(of, **{other: None for other in parts if other != name})
-        if metric in alone.scores():
-            return alone.scores
+    alone = (
+        replace(of, panoptic=None, semantic=None),
+        replace(of, detections=None, semantic=None),
+        replace(of, detections=None, panoptic=None),
+    )
+    for one in alone:
+        if metric in one.scores():
+            return one.scores
     raise ValueError(f"{metric} was not evaluated")
 
 
