@@ -109,7 +109,7 @@ def over_iterations(frame: "pd.DataFrame", measures: Sequence[str], rows: Sequen
     """Any measures over training time, such as Util, stability, empty_attention_share; columns as in
     :func:`training_curves`.
     """
-    return _grid(_thin(frame), "iteration", measures, rows, columns=min(3, len(measures)))
+    return _grid(_thin(frame), "iteration", measures, rows, columns=min(2, len(measures)))
 
 
 def _grid(frame: "pd.DataFrame", x: str, measures: Sequence[str], rows: Sequence[str] | None, columns: int) -> "Figure":
