@@ -111,6 +111,7 @@ def test_plan_shows_runs_states_ids_and_labelled_estimates(run: Make) -> None:
     text = run("plan", "components", *SHORT).out
     assert plan["runs"][0]["run_id"] in text
     assert "15 runs to do" in text
+    assert "(declared)" in text
 
 
 def test_plan_and_status_write_nothing(run: Make, tmp_path: Path) -> None:
