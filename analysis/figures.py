@@ -163,7 +163,7 @@ def _dress(axis: "Axes", x: str, measure: str) -> None:
 
     scored = f"{measure} of the layer's predictions" if x == "layer" else f"{measure} over training"
     axis.set_title(TITLES.get(measure, scored))
-    axis.set_ylabel(measure if measure in _UNITLESS else f"{measure.replace('_', ' ')} (%)")
+    axis.set_ylabel(measure.replace("_", " ") + ("" if measure in _UNITLESS else " (%)"))
     axis.set_xlabel("decoder layer (0: bare queries)" if x == "layer" else x)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=10 if x == "layer" else 6, integer=True))
 
