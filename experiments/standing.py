@@ -1,7 +1,9 @@
 """Where many runs stand: their files first, then, for those that are not done, this machine's workers and Slurm."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from experiments import scheduler
 from experiments.scheduler import NOWHERE, Answer
@@ -11,6 +13,11 @@ from experiments.worker import queued_runs
 
 Key = tuple[str, str]
 """Run id and evaluation id."""
+
+State = TypeVar("State")
+
+FEW, READERS = 32, 8
+"""Runs below which they are read one by one, and how many are read at a time above."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +34,14 @@ def of(store: Store, runs: Iterable[Key], max_age: float = 0.0) -> Standing:
     Slurm is asked about runs alone that are not done and were given to it; an answer of the last ``max_age`` seconds is
     used again.
     """
-    found = {key: finished(store.run(key[0]), key[1]) for key in dict.fromkeys(runs)}
+    keys = list(dict.fromkeys(runs))
+    found = dict(zip(keys, _together(lambda key: finished(store.run(key[0]), key[1]), keys), strict=True))
     open_ = {run_id for (run_id, _), state in found.items() if state is None}
     queued = queued_runs(store)
     placements, answer = scheduler.placements(store, open_, max_age)
-    states = {
-        key: unfinished(store.run(key[0]), queued, placements) if state is None else state
-        for key, state in found.items()
-    }
-    return Standing(states, answer)
+    rest = [key for key, state in found.items() if state is None]
+    late = dict(zip(rest, _together(lambda key: unfinished(store.run(key[0]), queued, placements), rest), strict=True))
+    return Standing({key: late[key] if state is None else state for key, state in found.items()}, answer)
 
 
 def remembered(store: Store, runs: Iterable[Key]) -> dict[Key, RunState]:
@@ -43,3 +49,11 @@ def remembered(store: Store, runs: Iterable[Key]) -> dict[Key, RunState]:
     queued = queued_runs(store)
     placements = scheduler.remembered(store) or NOWHERE
     return {key: derive(store.run(key[0]), key[1], queued, placements) for key in dict.fromkeys(runs)}
+
+
+def _together(look: Callable[[Key], State], keys: Sequence[Key]) -> list[State]:
+    """Look at many runs' files side by side: on a disk or file server that is slow to answer, most of it is waiting."""
+    if len(keys) < FEW:
+        return [look(key) for key in keys]
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(look, keys))
