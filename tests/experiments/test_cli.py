@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from experiments import attempt, cli
+from experiments import attempt, claims, cli, launching
 from experiments.planning import Plan
 from experiments.store import RunDir, Store, read_json, write_json
 
@@ -253,3 +254,35 @@ def test_status_is_quick_over_two_thousand_runs(run: Make, store: Store) -> None
     assert run("status", "--json").json[0]["counts"] == {"DONE": 2000}
     assert time.process_time() - start < 2
     assert read_json(store.root / "suites" / "s@mini.json")["title"] == ""
+
+
+def test_cancel_asks_first(run: Make, plan: Plan, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    launching.record(plan, store, "a test")
+    chosen = store.run(plan.unique[0].run_id)
+    claims.acquire(chosen.path / "claims")  # this process works on it
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    refused = run("cancel", "headline")
+    assert refused.code != 0
+    assert "cancel 1 runs?" in refused.out
+    assert not chosen.cancel_file.exists()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    assert run("cancel", "headline").code == 0
+    assert chosen.cancel_file.exists()
+
+
+def test_watching_looks_again_until_interrupted(
+    run: Make, plan: Plan, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launching.record(plan, store, "a test")
+    chosen, looks = store.run(plan.unique[0].run_id), []
+
+    def wait(seconds: float) -> None:
+        looks.append(seconds)
+        claims.acquire(chosen.path / "claims")
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.time, "sleep", wait)
+    watched = run("status", "--watch")
+    assert watched.code == 0
+    assert "RUNNING" in watched.out
