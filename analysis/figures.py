@@ -2,8 +2,8 @@
 writes it with its data.
 
 Wherever several seeds are drawn, the line is their mean and the band its 95 % interval, from three seeds on; below
-that each seed is a thin line and the legend says n. Colours, markers and dashes all differ between rows, so that a
-figure survives grey printing.
+that, and where not every seed has a value, each seed is a thin line. The legend says n. Colours, markers and dashes all
+differ between rows, so that a figure survives grey printing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -145,17 +145,26 @@ def _curves(axis: "Axes", frame: "pd.DataFrame", x: str, labels: Sequence[str]) 
 
 
 def _curve(axis: "Axes", frame: "pd.DataFrame", x: str, label: str, style: Mapping[str, Any]) -> None:
-    """Mean and band of one row, or its seeds as thin lines."""
+    """Mean and band of one row where all its seeds have a value, its seeds as thin lines wherever that is not enough.
+
+    A mean over whichever seeds have a value at x would jump with their number, not with what was measured.
+    """
     seeds = frame["seed"].nunique()
-    bands = seed_bands(frame, x).sort_values(x)
-    marker = {} if len(bands) <= 40 else {"marker": None}
-    axis.plot(bands[x], bands["mean"], label=f"{label} (n = {seeds})", **{**style, **marker})
+    shared = _shared(frame, x)
+    marker = {} if len(shared) <= 40 else {"marker": None}
+    axis.plot(shared[x], shared["mean"], label=f"{label} (n = {seeds})", **{**style, **marker})
     if seeds >= MIN_SEEDS:
-        axis.fill_between(bands[x], bands["low"], bands["high"], color=style["color"], alpha=0.18, linewidth=0)
-    elif seeds > 1:
+        axis.fill_between(shared[x], shared["low"], shared["high"], color=style["color"], alpha=0.18, linewidth=0)
+    if 1 < seeds < MIN_SEEDS or len(shared) < frame[x].nunique():
         for _, seed in frame.groupby("seed"):
             line = seed.sort_values(x)
             axis.plot(line[x], line["value"], color=style["color"], linewidth=0.6, alpha=0.6)
+
+
+def _shared(frame: "pd.DataFrame", x: str) -> "pd.DataFrame":
+    """:func:`seed_bands` of one row at the x where every seed has a value, by rising x."""
+    bands = seed_bands(frame, x).sort_values(x)
+    return bands[bands["n"] == frame["seed"].nunique()]
 
 
 def _dress(axis: "Axes", x: str, measure: str) -> None:
@@ -202,7 +211,7 @@ def schedule_curves(frame: "pd.DataFrame", measure: str = "AP", rows: Sequence[s
             one = frame[(frame["row"] == label) & (frame["schedule"] == schedule)]
             if not one.empty:
                 _curve(axis, one, "iteration", f"{label}, {schedule}", {**style, "linestyle": dashes, "marker": None})
-                _mark_end(axis, seed_bands(one, "iteration"), style)
+                _mark_end(axis, _shared(one, "iteration"), style)
     _dress(axis, "iteration", measure)
     axis.set_title(f"{measure} over training")
     axis.margins(x=0.08)
@@ -211,6 +220,8 @@ def schedule_curves(frame: "pd.DataFrame", measure: str = "AP", rows: Sequence[s
 
 
 def _mark_end(axis: "Axes", bands: "pd.DataFrame", style: Mapping[str, Any]) -> None:
+    if bands.empty:
+        return
     last = bands.loc[bands["iteration"].idxmax()]
     axis.plot(last["iteration"], last["mean"], color=style["color"], marker=style["marker"], markersize=5)
     axis.annotate(

@@ -75,10 +75,15 @@ def looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def legend_above(figure: "Figure", axes: "Axes", columns: int = 3) -> None:
-    """One legend for all axes, above them, of the artists of ``axes``; no legend without any."""
+    """One legend for all axes, above them, of the artists of ``axes``; no legend without any.
+
+    At most ``columns`` columns, fewer where long labels would not fit the figure's width.
+    """
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(columns, len(labels)))
+        inches = 0.6 + 0.068 * max(map(len, labels))
+        fitting = max(1, int(figure.get_figwidth() / inches))
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(columns, len(labels), fitting))
 
 
 def save(figure: "Figure", data: "pd.DataFrame", stem: Path) -> list[Path]:

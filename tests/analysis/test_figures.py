@@ -65,6 +65,29 @@ def test_one_seed_has_no_band() -> None:
     assert figure.legends[0].get_texts()[0].get_text() == "Mask2Former (n = 1)"
 
 
+def test_a_mean_is_over_all_seeds_or_not_at_all() -> None:
+    """Where one seed is behind, or was evaluated at other layers, its absence must not move the line."""
+    frame = layer_frame(3)
+    behind = (frame["seed"] == 2) & (frame["layer"] > 1)
+    figure = figures.over_layers(frame[~behind], ["mIoU-L"])
+    (axis,) = (a for a in figure.axes if a.get_visible())
+    means = [line for line in axis.get_lines() if line.get_linewidth() > 1]
+    assert all(max(line.get_xdata()) == 1 for line in means)
+    thin = [line for line in axis.get_lines() if line.get_linewidth() < 1]
+    assert len(thin) == 3 * len(ROWS)
+    assert max(max(line.get_xdata()) for line in thin) == LAYERS - 1
+
+
+def test_long_legends_stay_inside_the_figure() -> None:
+    frame = layer_frame(3)
+    frame["row"] = frame["row"] + ", a label of forty letters and more"
+    figure = figures.per_layer_curves(frame)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+
+
 def test_a_measure_that_is_missing_says_so() -> None:
     figure = figures.per_layer_curves(layer_frame(3).query("measure != 'AP'"))
     assert "not measured" in [text.get_text() for text in figure.axes[3].texts]
