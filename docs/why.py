@@ -24,6 +24,7 @@ HALF: dict[str, Any] = {"schedule.max_iter": FULL // 2, "runtime.eval_period": F
     columns=("AP", "PQ", "mIoU", "mIoU-L", "Util"),
     settings={
         "schedule.max_iter": FULL,
+        "model.train_points": 128,
         "schedule.batch_size": 4,
         "schedule.base_lr": 1e-3,
         "evaluation.val_images": 250,
