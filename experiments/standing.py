@@ -1,9 +1,7 @@
 """Where many runs stand: their files first, then, for those that are not done, this machine's workers and Slurm."""
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from experiments import scheduler
 from experiments.scheduler import NOWHERE, Answer
@@ -13,11 +11,6 @@ from experiments.worker import queued_runs
 
 Key = tuple[str, str]
 """Run id and evaluation id."""
-
-State = TypeVar("State")
-
-FEW, READERS = 32, 8
-"""Runs below which they are read one by one, and how many are read at a time above."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +27,15 @@ def of(store: Store, runs: Iterable[Key], max_age: float = 0.0) -> Standing:
     Slurm is asked about runs alone that are not done and were given to it; an answer of the last ``max_age`` seconds is
     used again.
     """
-    keys = list(dict.fromkeys(runs))
-    found = dict(zip(keys, _together(lambda key: finished(store.run(key[0]), key[1]), keys), strict=True))
+    found = {key: finished(store.run(key[0]), key[1]) for key in dict.fromkeys(runs)}
     open_ = {run_id for (run_id, _), state in found.items() if state is None}
     queued = queued_runs(store)
     placements, answer = scheduler.placements(store, open_, max_age)
-    rest = [key for key, state in found.items() if state is None]
-    late = dict(zip(rest, _together(lambda key: unfinished(store.run(key[0]), queued, placements), rest), strict=True))
-    return Standing({key: late[key] if state is None else state for key, state in found.items()}, answer)
+    states = {
+        key: unfinished(store.run(key[0]), queued, placements) if state is None else state
+        for key, state in found.items()
+    }
+    return Standing(states, answer)
 
 
 def remembered(store: Store, runs: Iterable[Key]) -> dict[Key, RunState]:
@@ -49,11 +43,3 @@ def remembered(store: Store, runs: Iterable[Key]) -> dict[Key, RunState]:
     queued = queued_runs(store)
     placements = scheduler.remembered(store) or NOWHERE
     return {key: derive(store.run(key[0]), key[1], queued, placements) for key in dict.fromkeys(runs)}
-
-
-def _together(look: Callable[[Key], State], keys: Sequence[Key]) -> list[State]:
-    """Look at many runs' files side by side: on a disk or file server that is slow to answer, most of it is waiting."""
-    if len(keys) < FEW:
-        return [look(key) for key in keys]
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(look, keys))
