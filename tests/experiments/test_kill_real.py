@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import small_runs
 
 from experiments import launching, planning, watching
 from experiments.claims import process_born
@@ -22,29 +27,7 @@ from experiments.states import State
 from experiments.store import RunDir, Store, read_json
 from experiments.worker import live_workers
 
-TINY: dict[str, Any] = {
-    "dataset.shapes.side": 64,
-    "dataset.shapes.train_images": 16,
-    "dataset.shapes.val_images": 6,
-    "model.hidden_dim": 16,
-    "model.conv_dim": 16,
-    "model.mask_dim": 16,
-    "model.heads": 2,
-    "model.encoder_layers": 1,
-    "model.encoder_ffn": 16,
-    "model.decoder_ffn": 16,
-    "model.decoder_layers": 3,
-    "model.queries": 8,
-    "model.train_points": 64,
-    "model.backbone.stem_channels": 8,
-    "model.backbone.res2_channels": 8,
-    "schedule.batch_size": 2,
-    "schedule.max_iter": 24,
-    "runtime.checkpoint_period": 5,
-    "runtime.eval_period": 12,
-    "runtime.log_period": 1,
-    "runtime.probe_images": 2,
-}
+TINY = small_runs.TINY | {"schedule.batch_size": 2, "runtime.checkpoint_period": 5}
 ONE = Width(1, 1)
 
 

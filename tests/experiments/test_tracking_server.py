@@ -23,6 +23,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from small_runs import Paced
+
 from experiments import launching, mirror, planning, tracking, watching
 from experiments.identity import eval_id
 from experiments.launching import Width
@@ -197,6 +201,10 @@ def written(run: RunDir) -> int:
     return run.metrics.read_text().count("\n") if run.metrics.exists() else 0
 
 
+def checkpoints(run: RunDir) -> list[Path]:
+    return list((run.path / "checkpoints").glob("iteration_*"))
+
+
 def wait(moment: Any, what: str) -> None:
     end = time.monotonic() + 400
     while not moment():
@@ -211,7 +219,7 @@ def kill_training(started: Any, run: RunDir) -> None:
         os.kill(worker, signal.SIGSTOP)
     assert not (run.path / "claims" / f"{number}.released").exists(), "the training was over before it was killed"
     os.kill(read_json(run.path / "claims" / str(number))["pid"], signal.SIGKILL)
-    assert list((run.path / "checkpoints").glob("iteration_*")), "something to resume from"
+    assert checkpoints(run), "something to resume from"
     started.kill()
     wait(lambda: not started.working(), "the workers never ended")
 
@@ -230,11 +238,13 @@ def test_a_training_killed_and_resumed_while_its_server_dies_is_there_once(
     run = store.run(plan.runs[0].run_id)
 
     with mirroring(store, server.url):
-        started = launching.launch(plan, store, data, width=Width(1, 1))
+        # slowed down: a quick training would be over before a slow server had told of it
+        started = launching.launch(plan, store, data, width=Width(1, 1), runner=Paced(0.1))
         wait(server.metrics, "nothing was mirrored while it trained")
         server.kill()
         before = written(run)
         wait(lambda: written(run) > before + 12, "the training was held up by the dead server")
+        wait(lambda: checkpoints(run), "no checkpoint was written")
         kill_training(started, run)
         server.start()
         watching.follow(

@@ -118,7 +118,7 @@ class Chaos:
         """
         for name in self.nodes():
             self.signal(f"slurmd-{name}", signal.SIGTERM)
-        self.cluster.call("up")
+        self.mend()
         end = time.monotonic() + CALM_SECONDS
         while not self.all_done():
             assert time.monotonic() < end, f"not done in time:\n{self.picture()}"
@@ -126,15 +126,25 @@ class Chaos:
             self.care()
 
     def care(self) -> None:
-        """What a user does now and then: bring daemons back, release held jobs, launch again what has stopped."""
+        """What people do now and then: bring daemons and nodes back, release held jobs, launch again what stopped."""
         if time.monotonic() - self.launched_at < 20:
             return
-        self.cluster.call("up", check=False)
+        self.mend()
         for line in client("squeue", "-h", "-o", "%i %r", check=False).splitlines():
             if "held" in line.lower():
                 client("scontrol", "release", line.split()[0], check=False)
                 self.counts["held jobs released"] += 1
         self.launch()
+
+    def mend(self) -> None:
+        """What an administrator does: daemons that died run again, nodes that Slurm has drained take jobs again."""
+        self.cluster.call("up", check=False)
+        for line in client("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T %E", check=False).splitlines():
+            name, state, *reason = line.split()
+            if state.startswith(("down", "drain")):
+                print(f"  {name} is {state} ({' '.join(reason)}): resumed", flush=True)
+                client("scontrol", "update", f"nodename={name}", "state=resume", check=False)
+                self.counts["nodes resumed by hand"] += 1
 
     # --- what happens ------------------------------------------------------------------------------------------------
 

@@ -7,79 +7,25 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import small_runs
+from small_runs import Paced
 
 from experiments import launching, planning
-from experiments.attempt import Model, Options, run_attempt
+from experiments.attempt import Options, run_attempt
 from experiments.planning import Plan, PlannedRun, Request
 from experiments.slurm_job import MAX_TIMEOUTS, SETUP, TEARDOWN, SlurmJob
-from experiments.store import RunDir, Store, append_json, read_json
+from experiments.store import RunDir, Store, read_json
 from experiments.worker import Task
-from mpformer.config import Config
-from mpformer.hooks import TrainHooks
 
-TINY: dict[str, Any] = {
-    "dataset.shapes.side": 64,
-    "dataset.shapes.train_images": 16,
-    "dataset.shapes.val_images": 6,
-    "model.hidden_dim": 16,
-    "model.conv_dim": 16,
-    "model.mask_dim": 16,
-    "model.heads": 2,
-    "model.encoder_layers": 1,
-    "model.encoder_ffn": 16,
-    "model.decoder_ffn": 16,
-    "model.decoder_layers": 3,
-    "model.queries": 8,
-    "model.train_points": 64,
-    "model.backbone.stem_channels": 8,
-    "model.backbone.res2_channels": 8,
-    "schedule.batch_size": 4,
-    "schedule.max_iter": 24,
-    "runtime.checkpoint_period": 1000,
-    "runtime.eval_period": 12,
-    "runtime.log_period": 1,
-    "runtime.probe_images": 2,
-}
+TINY = small_runs.TINY | {"schedule.batch_size": 4, "runtime.checkpoint_period": 1000}
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass(frozen=True)
-class Paced:
-    """The real model, with a pause after each line of metrics, so that there is time to disturb it.
-
-    Each line leaves its process and time in ``witness.jsonl``, which nothing of the project reads: who trained when.
-    """
-
-    seconds: float
-    later: float | None = None
-    """The pause in all attempts after the first, if another one."""
-
-    def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
-        first = len(list((directory / "attempts").iterdir())) == 1
-        process = uuid.uuid4().hex
-        pause = self.seconds if first or self.later is None else self.later
-
-        def log(line: dict[str, Any]) -> None:
-            hooks.log(line)
-            append_json(directory / "witness.jsonl", {"process": process, "time": time.time()})
-            time.sleep(pause)
-
-        return Model().train(config, directory, data_root, replace(hooks, log=log))
-
-    def evaluate(
-        self, config: Config, weights: Path, out: Path, data_root: Path, progress: Callable[[dict[str, Any]], None]
-    ) -> dict[str, Any]:
-        return Model().evaluate(config, weights, out, data_root, progress)
-
-
-cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def tiny_plan(data: Path, seeds: tuple[int, ...] = (0,), rows: tuple[str, ...] = ("mp-former",), **over: Any) -> Plan:
