@@ -12,6 +12,7 @@ earlier start is over, unless that node has merely lost touch and works on: two 
 
 import contextlib
 import json
+import math
 import os
 import socket
 import threading
@@ -104,27 +105,32 @@ NO_JOB = JobStart()
 def acquire(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart = NO_JOB) -> Claim | None:
     """Claim the run whose claims are in ``directory``; None if another process holds it or was faster."""
     directory.mkdir(parents=True, exist_ok=True)
-    number = highest(directory)
-    if number and is_live(directory, number, timeout, job):
+    names = _listed(directory)  # once: whoever claims after this is in the way of the number below
+    if _live(directory, names, timeout, job) is not None:
         return None
-    claim = Claim(directory, number + 1, uuid.uuid4().hex)
+    claim = Claim(directory, _highest(names) + 1, uuid.uuid4().hex)
     content = {**asdict(Owner()), "token": claim.token, **asdict(job), "time": time.time()}
     return claim if create(claim.path, json.dumps(content)) else None
 
 
 def holder(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart = NO_JOB) -> int | None:
-    """Return the number of the live claim on a run, None if it is free (for ``job``); never writes."""
-    number = highest(directory)
-    return number if number and is_live(directory, number, timeout, job) else None
+    """Return the number of the live claim on a run, None if it is free (for ``job``); changes no claim."""
+    return _live(directory, _listed(directory), timeout, job)
 
 
-def is_live(directory: Path, number: int, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart = NO_JOB) -> bool:
-    """Whether claim ``number`` is held by a process that is alive, as far as can be known."""
-    if job.follows(_content(directory / str(number))):
+def _live(directory: Path, names: frozenset[str], timeout: float, job: JobStart) -> int | None:
+    number = _highest(names)
+    if not number or f"{number}.released" in names:
+        return None
+    return number if _held(directory, number, timeout, job) else None
+
+
+def _held(directory: Path, number: int, timeout: float, job: JobStart) -> bool:
+    """Whether claim ``number``, which was not released, is held by a process that is alive, as far as can be known."""
+    content = _content(directory / str(number))
+    if job.follows(content):
         timeout = min(timeout, RESTART_TIMEOUT)
-    if (directory / f"{number}.released").exists():
-        return False
-    dead = owner(directory, number).dead()
+    dead = _owner(content).dead()
     if dead is not None:
         return not dead
     try:
@@ -135,7 +141,10 @@ def is_live(directory: Path, number: int, timeout: float = HEARTBEAT_TIMEOUT, jo
 
 def owner(directory: Path, number: int) -> Owner:
     """Return who made a claim; an unreadable claim (being written, or cut short) belongs to an unknown machine."""
-    content = _content(directory / str(number))
+    return _owner(_content(directory / str(number)))
+
+
+def _owner(content: dict[str, Any]) -> Owner:
     try:
         return Owner(str(content["host"]), str(content["machine"]), int(content["pid"]), str(content["born"]))
     except (KeyError, TypeError, ValueError):
@@ -184,17 +193,33 @@ def process_born(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
+_PROBED: dict[int, tuple[float, float]] = {}
+"""Of each device: its clock when it was last read, and this process's monotonic clock then."""
+
+PROBE_SECONDS = 5.0
+"""Time for which a file system's clock is believed to run like this machine's: thousands of runs are looked at then."""
+
+
 def file_system_now(directory: Path) -> float:
     """Return the time by the clock of the file system that ``directory`` is on (a file server's may differ)."""
-    probe = directory / f".clock.{os.getpid()}.{uuid.uuid4().hex[:8]}"
     try:
-        probe.touch()
-        try:
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink()
+        device = directory.stat().st_dev
+        theirs, ours = _PROBED.get(device, (0.0, -math.inf))
+        if time.monotonic() - ours > PROBE_SECONDS:
+            theirs, ours = _PROBED[device] = _probed(directory), time.monotonic()
     except OSError:
         return time.time()
+    return theirs + time.monotonic() - ours
+
+
+def _probed(directory: Path) -> float:
+    """The file system's clock, read off a file that is made for it."""
+    probe = directory / f".clock.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
 
 
 def _exists(pid: int) -> str:
@@ -210,10 +235,18 @@ def _exists(pid: int) -> str:
 
 def highest(directory: Path) -> int:
     """Return the highest number among a directory's files, 0 if there is none."""
+    return _highest(_listed(directory))
+
+
+def _listed(directory: Path) -> frozenset[str]:
     try:
-        return max((int(name) for name in os.listdir(directory) if name.isdigit()), default=0)
+        return frozenset(os.listdir(directory))
     except FileNotFoundError:
-        return 0
+        return frozenset()
+
+
+def _highest(names: frozenset[str]) -> int:
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -131,7 +131,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Machine-rea
 def suites(scale: str, dataset: str | None, as_json: bool) -> None:
     """List the suites with the table of the paper that they stand for, their rows, seeds and cost."""
     from experiments import registry
-    from experiments.watching import duration
+    from experiments.tables import duration
 
     chosen = registry.of_dataset(scale, dataset)
     listed = [_suite_record(suite, *suite.place(scale, dataset)) for suite in chosen]
@@ -223,7 +223,7 @@ def _plan_head(resolved: "Plan") -> dict[str, Any]:
 
 
 def _print_plan(resolved: "Plan", runs: Sequence[dict[str, Any]], cost: "Cost") -> None:
-    from experiments.watching import duration
+    from experiments.tables import duration
 
     click.echo(f"{resolved.suite.name}@{resolved.scale} on {resolved.dataset}: {resolved.suite.title}")
     wide = max(len(run["row"]) for run in runs)
@@ -459,7 +459,7 @@ def status(
     suite: str | None, scale: str, dataset: str | None, root: Path, data_root: Path, watch: bool, as_json: bool
 ) -> None:
     """Show where the runs of SUITE stand (default: of every launched suite): by their files, then by Slurm."""
-    from experiments import overview, watching
+    from experiments import overview, scheduler
 
     def views(max_age: float = 0.0) -> list[dict[str, Any]]:
         return overview.views(root, overview.chosen(root, suite, scale, dataset), max_age, tell=_warn)
@@ -467,7 +467,7 @@ def status(
     if as_json:
         return _print_json(views())
     if watch:
-        return _watch_status(lambda: views(watching.SLURM_PERIOD))
+        return _watch_status(lambda: views(scheduler.ASK_PERIOD))
     found = views()
     for line in overview.notes(found):
         click.echo(line)

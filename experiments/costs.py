@@ -16,12 +16,12 @@ from statistics import median
 from typing import Any
 
 from experiments import launching, profiles, scales, smoke
-from experiments.identity import canonical, plain
+from experiments.identity import canonical
 from experiments.planning import Plan
 from experiments.profiles import LocalProfile, SlurmProfile
 from experiments.store import RunDir, Store, read_json
-from experiments.watching import duration
-from mpformer.config import Config
+from experiments.tables import duration
+from mpformer.config import Config, plain
 from mpformer.errors import UserError
 
 SAMPLE = 3

@@ -13,9 +13,7 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import BaseModel
-
-from mpformer.config import Config, EvaluationConfig, ModelConfig, Toggles
+from mpformer.config import Config, EvaluationConfig, ModelConfig, Toggles, plain
 from mpformer.errors import UserError
 
 SCHEME = 1
@@ -54,12 +52,6 @@ def evaluation_identity(setting: EvaluationConfig) -> dict[str, Any]:
     return {"scheme": SCHEME, "evaluation": plain(setting)}
 
 
-def plain(section: BaseModel) -> dict[str, Any]:
-    """Return the section as plain data without the later-added fields that still have their legacy value."""
-    values = {name: getattr(section, name) for name in type(section).model_fields}
-    return {name: _plain_value(value) for name, value in values.items() if not _is_legacy(section, name, value)}
-
-
 def canonical(tree: Any) -> str:
     """Return the one JSON text of plain data: sorted keys, no spaces, no NaN; raises UserError for other types."""
     try:
@@ -70,21 +62,6 @@ def canonical(tree: Any) -> str:
 
 def _digest(tree: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(tree).encode()).hexdigest()[:12]
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return plain(value)
-    if isinstance(value, list | tuple):
-        return [_plain_value(item) for item in value]
-    return value
-
-
-def _is_legacy(section: BaseModel, name: str, value: Any) -> bool:
-    extra = type(section).model_fields[name].json_schema_extra
-    if not isinstance(extra, dict) or "legacy" not in extra:
-        return False
-    return canonical(_plain_value(value)) == canonical(extra["legacy"])
 
 
 def _model(model: ModelConfig) -> dict[str, Any]:

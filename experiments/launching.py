@@ -19,10 +19,11 @@ from typing import Any, Protocol
 
 from experiments import datasets, planning, scales
 from experiments.attempt import Options, Outcome, Runner, run_attempt
+from experiments.launches import live_workers
 from experiments.planning import Plan, PlannedRun
 from experiments.states import RunState, State, should_start
 from experiments.store import Store, read_json, write_json
-from experiments.worker import Task, WorkerJob, live_workers, work
+from experiments.worker import Task, WorkerJob, work
 from mpformer.errors import UserError
 
 

@@ -6,12 +6,12 @@ Looking writes one file, ``scheduler.json``, which keeps what Slurm said, for re
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from experiments import claims, failures, notify, registry, scheduler, standing, usage, watching
-from experiments.identity import eval_id as evaluation_id
+from experiments import claims, failures, notify, scheduler, standing, tables, usage
 from experiments.scheduler import Answer
 from experiments.standing import Standing
 from experiments.states import RunState, State, evaluations, last_evaluation
@@ -27,6 +27,8 @@ def chosen(root: Path, suite: str | None, scale: str, dataset: str | None) -> li
     records = Store(root).suite_records()
     if suite is None:
         return records
+    from experiments import registry
+
     scale, dataset = registry.place(suite, scale, dataset)
     wanted = (suite, scale, dataset)
     found = [record for record in records if (record["suite"], record["scale"], record["dataset"]) == wanted]
@@ -180,12 +182,10 @@ def _left_text(left: Mapping[str, Any]) -> str:
     if not left["seconds"]:
         return ""
     wide = (
-        f", about {watching.duration(left['seconds'] / left['running'])} at the present width"
-        if left["running"]
-        else ""
+        f", about {tables.duration(left['seconds'] / left['running'])} at the present width" if left["running"] else ""
     )
     unknown = f", {left['unknown']} runs not counted: nothing like them has been measured" if left["unknown"] else ""
-    return f"; {watching.duration(left['seconds'])} of runs left, as measured{wide}{unknown}"
+    return f"; {tables.duration(left['seconds'])} of runs left, as measured{wide}{unknown}"
 
 
 def _baselines(record: Mapping[str, Any]) -> dict[str, str]:
@@ -196,28 +196,31 @@ def _baselines(record: Mapping[str, Any]) -> dict[str, str]:
 def _add_deltas(store: Store, runs: Sequence[dict[str, Any]], baselines: Mapping[str, str], primary: str) -> None:
     """Add the difference to the baseline row's run of the same seed, at the last iteration where both were scored."""
     known = {(run["row"], run["seed"]): run for run in runs}
+    probes = cache(lambda run_id: _probes(store.run(run_id).metrics, primary))  # a baseline's serves many rows
     for run in runs:
         baseline = baselines[run["row"]]
         other = known.get((baseline, run["seed"])) if baseline != run["row"] else None
-        run["delta"], run["delta_iteration"] = _delta(store, run, other, primary) if other else (None, None)
+        run["delta"], run["delta_iteration"] = _delta(run, other, primary, probes) if other else (None, None)
 
 
 def _delta(
-    store: Store, run: Mapping[str, Any], other: Mapping[str, Any], primary: str
+    run: Mapping[str, Any], other: Mapping[str, Any], primary: str, probes: Callable[[str], Mapping[int, float]]
 ) -> tuple[float | None, int | None]:
     """Final scores with final ones, probes (a few images) with probes of the same iteration."""
     if run["state"] == other["state"] == State.DONE:
-        one, two = run["metrics"].get(primary), other["metrics"].get(primary)
-        return (None, None) if one is None or two is None else (one - two, run["metrics_iteration"])
+        return _difference(run, other, primary)
     if not run["metrics"] or not other["metrics"]:
         return None, None
-    at = run["metrics_iteration"]
-    if at == other["metrics_iteration"] and not (run["final"] or other["final"]):
-        one, two = run["metrics"].get(primary), other["metrics"].get(primary)
-        return (None, None) if one is None or two is None else (one - two, at)
-    mine, theirs = (_probes(store.run(each["run_id"]).metrics, primary) for each in (run, other))
+    if run["metrics_iteration"] == other["metrics_iteration"] and not (run["final"] or other["final"]):
+        return _difference(run, other, primary)
+    mine, theirs = probes(run["run_id"]), probes(other["run_id"])
     both = mine.keys() & theirs.keys()
     return (mine[max(both)] - theirs[max(both)], max(both)) if both else (None, None)
+
+
+def _difference(run: Mapping[str, Any], other: Mapping[str, Any], primary: str) -> tuple[float | None, int | None]:
+    one, two = run["metrics"].get(primary), other["metrics"].get(primary)
+    return (None, None) if one is None or two is None else (one - two, run["metrics_iteration"])
 
 
 def _probes(metrics: Path, primary: str) -> dict[int, float]:
@@ -241,10 +244,10 @@ def table(content: Mapping[str, Any]) -> "Table":
     shown = [run for run in runs if run["state"] != State.DONE] if len(runs) > LONG else runs
     lines = []
     for run in shown:
-        cells = [watching.escaped(cell) for cell in _cells(run, content)]
-        cells[_STATE] = watching.coloured(_state(run))
+        cells = [tables.escaped(cell) for cell in _cells(run, content)]
+        cells[_STATE] = tables.coloured(_state(run))
         lines.append(cells)
-    return watching.compact(_title(content), _names(content), lines)
+    return tables.compact(_title(content), _names(content), lines)
 
 
 def text(content: Mapping[str, Any]) -> str:
@@ -263,7 +266,7 @@ def _title(content: Mapping[str, Any]) -> str:
 
 
 def _names(content: Mapping[str, Any]) -> tuple[str, ...]:
-    *first, primary, run, detail = watching.columns(content["primary"])
+    *first, primary, run, detail = tables.columns(content["primary"])
     return (*first, primary, "Δ", run, "job", detail)
 
 
@@ -276,10 +279,10 @@ def _state(run: Mapping[str, Any]) -> RunState:
 
 
 def _cells(run: Mapping[str, Any], content: Mapping[str, Any]) -> tuple[str, ...]:
-    score = watching.score_text(run["metrics"], content["primary"])
-    iteration, loss, eta = watching.progress_cells(_state(run))
+    score = tables.score_text(run["metrics"], content["primary"])
+    iteration, loss, eta = tables.progress_cells(_state(run))
     if run["active"] and not eta and run["eta_seconds"] is not None:
-        eta = f"~{watching.duration(run['eta_seconds'])}"  # of the run itself, not of its waiting
+        eta = f"~{tables.duration(run['eta_seconds'])}"  # of the run itself, not of its waiting
     cells = (run["row"], str(run["seed"]), run["label"], iteration, loss, eta, score)
     plain = run["state"] == State.RUNNING and run["detail"] in ("start", "train", "evaluate")
     detail = "\n".join([] if plain else [line for line in (run["detail"], *run["lines"]) if line])
@@ -340,8 +343,10 @@ def _followed(store: Store, run: RunDir, numbers: Sequence[int], follow: bool, p
 
 
 def _state_of(store: Store, run: RunDir) -> RunState:
-    key = (run.run_id, evaluation_id(run.config()))
-    return standing.of(store, [key], watching.SLURM_PERIOD).states[key]
+    from experiments.identity import eval_id
+
+    key = (run.run_id, eval_id(run.config()))
+    return standing.of(store, [key], scheduler.ASK_PERIOD).states[key]
 
 
 def _no_attempt(store: Store, run: RunDir, state: RunState) -> Iterator[str]:
@@ -354,7 +359,7 @@ def _no_attempt(store: Store, run: RunDir, state: RunState) -> Iterator[str]:
 
 def job_log(store: Store, run: RunDir) -> str:
     """Return what Slurm and submitit wrote of the run's last job; empty if there is nothing."""
-    place = scheduler.placements(store, [run.run_id], watching.SLURM_PERIOD)[0].get(run.run_id)
+    place = scheduler.placements(store, [run.run_id], scheduler.ASK_PERIOD)[0].get(run.run_id)
     path = scheduler.log_of(store.root, place) if place is not None else None
     return path.read_text(errors="replace") if path is not None else ""
 

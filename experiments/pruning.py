@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments import claims, journal, standing
+from experiments.launches import queued_runs
 from experiments.store import RunDir, Store, read_json
-from experiments.worker import queued_runs
 
 OLD = 86400.0
 """Age in seconds from which on a file that was being written counts as left behind."""

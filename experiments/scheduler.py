@@ -32,6 +32,9 @@ ENDED = (
 )  # fmt: skip
 """Slurm's words by what they mean for a run; any other word is not guessed at."""
 
+ASK_PERIOD = 10.0
+"""Seconds between two questions to Slurm while somebody watches."""
+
 STAGES = ("all", "train", "evaluate")
 """Batches whose elements execute a run's stage."""
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from experiments import scheduler
+from experiments.launches import queued_runs
 from experiments.scheduler import NOWHERE, Answer
 from experiments.states import RunState, derive, finished, unfinished
 from experiments.store import Store
-from experiments.worker import queued_runs
 
 Key = tuple[str, str]
 """Run id and evaluation id."""

@@ -13,11 +13,12 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiments.identity import SCHEME
-from mpformer.config import Config, validate
 from mpformer.errors import UserError
+
+if TYPE_CHECKING:
+    from mpformer.config import Config
 
 SCHEMA = 1
 
@@ -50,7 +51,8 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Return the parsed file, or None if it is absent or damaged."""
     try:
-        return json.loads(path.read_text())
+        with open(path, "rb", buffering=0) as file:  # thousands of small files: no buffer, no decoder
+            return json.loads(file.readall())
     except (OSError, ValueError):
         return None
 
@@ -104,8 +106,10 @@ class RunDir:
         """Whether the run has been planned into the store."""
         return (self.path / "run.json").exists()
 
-    def create(self, config: Config, row: str) -> None:
+    def create(self, config: "Config", row: str) -> None:
         """Write ``run.json`` unless it is there, sound: it is immutable."""
+        from experiments.identity import SCHEME
+
         if read_json(self.path / "run.json") is not None:
             return
         record = {
@@ -127,8 +131,10 @@ class RunDir:
             raise UserError(f"{self.path / 'run.json'} is missing or damaged; launch its suite again to rewrite it")
         return record
 
-    def config(self) -> Config:
+    def config(self) -> "Config":
         """Return the run's full configuration."""
+        from mpformer.config import validate  # pydantic, which those who only look at states do without
+
         return validate(self.record()["config"])
 
     def attempt(self, number: int) -> Path:

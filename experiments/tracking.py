@@ -20,9 +20,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 from experiments import claims
 from experiments.identity import eval_id
+from experiments.launches import queued_runs
 from experiments.states import State, derive
 from experiments.store import RunDir, Store
-from experiments.worker import queued_runs
 from mpformer.config import validate
 from mpformer.errors import UserError
 

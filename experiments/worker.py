@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from experiments import claims
 from experiments.attempt import Options, Outcome, Runner, Stage, run_attempt
@@ -21,9 +21,6 @@ from experiments.states import derive, should_start
 from experiments.store import RunDir, Store, read_json, write_json
 from mpformer.config import Config
 from mpformer.errors import UserError
-
-START_SECONDS = 60.0
-"""Time in which a launch's first worker is expected to appear; its runs are QUEUED meanwhile."""
 
 MAX_LOST = 3
 """Attempts of one launch that may die without progress before the launch leaves a run alone."""
@@ -218,51 +215,3 @@ def _die_with_parent() -> None:
     """Ask the kernel for SIGTERM when the worker dies: the child then checkpoints instead of running on unwatched."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def live_workers(directory: Path) -> list[int]:
-    """Return the pids of a launch's workers that are alive on this machine, or were heard of lately on another."""
-    alive = []
-    for path in (directory / "workers").glob("*.json"):
-        content = read_json(path)
-        if isinstance(content, dict) and _alive(content, directory):
-            alive.append(int(content["pid"]))
-    return alive
-
-
-def _alive(content: dict[str, Any], directory: Path) -> bool:
-    if content.get("ended"):
-        return False
-    owner = claims.Owner(str(content["host"]), str(content["machine"]), int(content["pid"]), str(content["born"]))
-    dead = owner.dead()
-    if dead is not None:
-        return not dead
-    try:
-        return time.time() - (directory / "launch.json").stat().st_mtime < claims.HEARTBEAT_TIMEOUT
-    except OSError:
-        return False
-
-
-def queued_runs(store: Store) -> frozenset[str]:
-    """Return the runs that live launches are going to start."""
-    names: set[str] = set()
-    for path in store.launches.glob("*/launch.json"):
-        content = read_json(path)
-        if isinstance(content, dict) and _open(path.parent, content):
-            names.update(content.get("runs", ()))
-    return frozenset(names)
-
-
-def _open(directory: Path, content: dict[str, Any]) -> bool:
-    """Whether a launch is going to start more runs."""
-    if content.get("ended") or (directory / "stop.json").exists():
-        return False
-    return bool(live_workers(directory)) or _starting(directory, content)
-
-
-def _starting(directory: Path, content: dict[str, Any]) -> bool:
-    """A launch just written none of whose workers has registered yet; of jobs in Slurm, Slurm tells."""
-    if content.get("executor") == "slurm":
-        return False
-    registered = next((directory / "workers").glob("*.json"), None)
-    return registered is None and time.time() - content.get("created", 0) < START_SECONDS

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import scheduler
+from experiments.launches import queued_runs
 from experiments.scales import suite_name
 from experiments.store import Store, write_text
-from experiments.worker import queued_runs
 from mpformer.errors import UserError, choices
 from reports import paper_numbers, provenance, reasons, site, unchanged
 from reports.collect import SuiteReport, collect, records

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from experiments import identity
-from experiments.identity import canonical, eval_id, plain, run_id, run_identity
+from experiments.identity import canonical, eval_id, run_id, run_identity
 from experiments.scales import base
-from mpformer.config import Config, Section, Toggles, validate
+from mpformer.config import Config, Section, Toggles, plain, validate
 from mpformer.errors import UserError
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "identity.json"

@@ -21,11 +21,11 @@ import small_runs
 
 from experiments import launching, planning, watching
 from experiments.claims import process_born
+from experiments.launches import live_workers
 from experiments.launching import Width, launch
 from experiments.planning import Plan, Request
 from experiments.states import State
 from experiments.store import RunDir, Store, read_json
-from experiments.worker import live_workers
 
 TINY = small_runs.TINY | {"schedule.batch_size": 2, "runtime.checkpoint_period": 5}
 ONE = Width(1, 1)

@@ -13,11 +13,12 @@ import pytest
 from rich.console import Console
 
 from experiments import launching, watching
+from experiments.launches import queued_runs
 from experiments.launching import Width, launch
 from experiments.planning import Plan, Request, make
 from experiments.states import State
 from experiments.store import Store, read_json, write_json
-from experiments.worker import MAX_LOST, queued_runs
+from experiments.worker import MAX_LOST
 from mpformer.errors import UserError
 
 Make = Callable[..., Any]

@@ -29,10 +29,10 @@ from small_runs import Paced
 
 from experiments import launching, mirror, planning, tracking, watching
 from experiments.identity import eval_id
+from experiments.launches import live_workers
 from experiments.launching import Width
 from experiments.planning import Plan, Request
 from experiments.store import RunDir, Store, append_json, read_json
-from experiments.worker import live_workers
 from mpformer.errors import UserError
 
 pytestmark = pytest.mark.slow
