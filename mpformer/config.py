@@ -28,6 +28,31 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def plain(section: BaseModel) -> dict[str, Any]:
+    """Return the section as plain data without the later-added fields that still have their legacy value."""
+    values = {name: getattr(section, name) for name in type(section).model_fields}
+    return {name: _plain_value(value) for name, value in values.items() if not _is_legacy(section, name, value)}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return plain(value)
+    if isinstance(value, list | tuple):
+        return [_plain_value(item) for item in value]
+    return value
+
+
+def _is_legacy(section: BaseModel, name: str, value: Any) -> bool:
+    extra = type(section).model_fields[name].json_schema_extra
+    if not isinstance(extra, dict) or "legacy" not in extra:
+        return False
+    return bool(_plain_value(value) == extra["legacy"])
+
+
+Solid = Literal["disc", "square", "triangle", "star", "ring", "cross"]
+_SOLIDS: tuple[Solid, ...] = ("disc", "square", "triangle", "star", "ring", "cross")
+
+
 class ShapesConfig(Section):
     """Parameters of the procedural ``shapes`` images; each stress parameter can be set to 0.
 
@@ -40,6 +65,19 @@ class ShapesConfig(Section):
     seed: int = Field(0, ge=0)
     crowding: float = Field(0.55, ge=0, le=1, description="probability that a group is 2-5 near-identical neighbours")
     large: float = Field(0.25, ge=0, le=1, description="share of large objects")
+    solids: tuple[Solid, ...] = Field(
+        _SOLIDS,
+        min_length=2,
+        description="shapes of the objects that are not thin",
+        json_schema_extra={"legacy": list(_SOLIDS)},
+    )
+    tiny: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="how small small objects may be: radius from 10 % (0) or 5 % (1) of the side on",
+        json_schema_extra={"legacy": 1.0},
+    )
     thin: float = Field(0.2, ge=0, le=1, description="share of thin bars and worms")
     split: float = Field(0.35, ge=0, le=1, description="probability that a bar splits a large object")
     camouflage: float = Field(0.25, ge=0, le=1, description="probability that an object wears the texture under it")

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpformer.classes import SHAPES_STUFF, SHAPES_THINGS
-from mpformer.config import ShapesConfig
+from mpformer.config import ShapesConfig, plain
 
 GENERATOR_VERSION = 1
 SPLITS = ("train", "val")
@@ -38,7 +38,6 @@ Outline = Callable[[Floats, Floats], Bools]
 Color = tuple[float, float, float]
 
 _THIN = (SHAPES_THINGS.index("bar"), SHAPES_THINGS.index("worm"))
-_SOLID = tuple(i for i in range(len(SHAPES_THINGS)) if i not in _THIN)
 _LARGE_SPLITTER = _THIN[0]
 # cos and sin of multiples of 72 degrees, pointing up; of 120 degrees for the triangle
 _PENTAGON = tuple((round(math.sin(0.4 * math.pi * k), 9), round(-math.cos(0.4 * math.pi * k), 9)) for k in range(5))
@@ -70,7 +69,7 @@ class Scene:
 
 def fingerprint(config: ShapesConfig) -> str:
     """The identity of the dataset: sha256 of the generator's version and its parameters; nothing is generated."""
-    content = {"name": "shapes", "version": GENERATOR_VERSION, "parameters": config.model_dump()}
+    content = {"name": "shapes", "version": GENERATOR_VERSION, "parameters": plain(config)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -461,7 +460,8 @@ def _free_place(side: int, taken: list[tuple[float, float]], draw: Draw) -> tupl
 
 def _large(config: ShapesConfig, draw: Draw, center: tuple[float, float], canvas: _Canvas) -> list[_Thing]:
     r = draw.log_uniform(0.25, 0.42) * config.side
-    large = _one(config, draw, _SOLID[draw.choice(len(_SOLID))], r, center, canvas)
+    solid = SHAPES_THINGS.index(config.solids[draw.choice(len(config.solids))])
+    large = _one(config, draw, solid, r, center, canvas)
     outline, extent = _bar_of(1.6 * r, draw.uniform(0.05, 0.09) * r + 1.5)
     bar = _one(config, draw, _LARGE_SPLITTER, r, center, canvas)
     offset = draw.uniform(-0.3, 0.3) * r
@@ -473,9 +473,9 @@ def _large(config: ShapesConfig, draw: Draw, center: tuple[float, float], canvas
 
 def _group(config: ShapesConfig, draw: Draw, center: tuple[float, float], canvas: _Canvas, count: int) -> list[_Thing]:
     """``count`` near-identical neighbours, -2 ... 3 px apart."""
-    kinds = _THIN if draw.chance(config.thin) else _SOLID
+    kinds = _THIN if draw.chance(config.thin) else tuple(map(SHAPES_THINGS.index, config.solids))
     category = kinds[draw.choice(len(kinds))]
-    r = draw.log_uniform(0.05, 0.16) * config.side
+    r = draw.log_uniform(0.10 - 0.05 * config.tiny, 0.16) * config.side
     first = _one(config, draw, category, r, center, canvas)
     things = [first]
     while len(things) < count:
