@@ -140,8 +140,8 @@ def _done(store: Store, planned: PlannedRun, scores: dict[str, float]) -> None:
     about: dict[str, Any] = {"iterations": 800, "seconds": 240.0, "device": "cpu", "world_size": 1}
     write_json(run.path / "trained.json", {**about, "weights": "checkpoints/final.pth", "weights_sha256": "0"})
     layers = {name: [0.5] * 7 for name in ("AP", "PQ", "mIoU", "Util", "mIoU-L", "IoU-gt", "empty_attention_share")}
-    result = {"schema": 1, "run_id": run.run_id, "eval_id": planned.eval_id, "complete": True, "iteration": 800}
-    result |= {"images": 500, "seconds": 20.0, "metrics": scores, "layers": layers}
+    result = {"schema": 1, "run_id": run.run_id, "eval_id": planned.eval_id, "attempt": 1, "complete": True}
+    result |= {"iteration": 800, "images": 500, "seconds": 20.0, "metrics": scores, "layers": layers}
     folder = run.evaluation(planned.eval_id)
     write_json(folder / "result.json", result)
     for number in range(16):

@@ -352,7 +352,8 @@ class _Attempt:
         write_json(out / "setting.json", self.config.evaluation.model_dump(mode="json"))
         self._event("EVALUATING", setting)
         result = self.runner.evaluate(self.config, weights, out, self.options.data_root, self._evaluation_progress)
-        result = {**result, "schema": 1, "run_id": self.run.run_id, "eval_id": setting}
+        whose = {"run_id": self.run.run_id, "eval_id": setting, "attempt": self.claim.number}
+        result = {**result, "schema": 1, **whose}
         if not valid_result(result, self.run.run_id, setting):
             raise RunFailure("nan", "the evaluation's result is incomplete or not finite; see the attempt's log")
         self._confirm()

@@ -103,7 +103,8 @@ def finished(run: RunDir, eval_id: str) -> RunState | None:
     result = run.result(eval_id)
     if result is None:
         return None
-    number, at = max(run.attempts(), default=0), {"iteration": result.get("iteration")}
+    number = result.get("attempt") or max(run.attempts(), default=0)
+    at = {"iteration": result.get("iteration")}
     return RunState(run.run_id, State.DONE, attempt=number, progress=at, metrics=result["metrics"])
 
 

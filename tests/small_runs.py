@@ -1,5 +1,6 @@
 """The real model, small, and a trainer that pauses: what tests of running, killing and resuming have in common."""
 
+import json
 import sys
 import time
 import uuid
@@ -11,7 +12,8 @@ from typing import Any
 import cloudpickle
 
 from experiments.attempt import Model
-from experiments.store import append_json
+from experiments.planning import PlannedRun
+from experiments.store import RunDir, append_json
 from mpformer.config import Config
 from mpformer.hooks import TrainHooks
 
@@ -68,3 +70,19 @@ class Paced:
 
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def numbers(directory: RunDir, run: PlannedRun) -> dict[str, Any]:
+    """Weights, scores and curves, without times and memory."""
+    trained, result = directory.trained(), directory.result(run.eval_id)
+    assert trained is not None
+    assert result is not None
+    lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    clocks = ("time", "seconds", "peak_memory_bytes", "costs", "attempt")
+    return {
+        "weights": trained["weights_sha256"],
+        "result": {key: value for key, value in result.items() if key not in clocks},
+        "metrics": [{key: value for key, value in line.items() if key not in clocks} for line in lines],
+        "layers": (directory.evaluation(run.eval_id) / "layers.parquet").read_bytes(),
+        "probes": (directory.path / "probes.parquet").read_bytes(),
+    }

@@ -1,7 +1,6 @@
 """The real trainer on a tiny dataset: SIGKILL at any moment, launch again, and the numbers are the undisturbed ones."""
 
 import io
-import json
 import os
 import random
 import shutil
@@ -65,21 +64,7 @@ def _log(plan: Plan, store: Store) -> str:
 
 
 def _numbers(plan: Plan, store: Store) -> dict[str, Any]:
-    """Weights, scores and curves, without times and memory."""
-    chosen = plan.runs[0]
-    run = store.run(chosen.run_id)
-    trained, result = run.trained(), run.result(chosen.eval_id)
-    assert trained is not None
-    assert result is not None
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    clocks = ("time", "seconds", "peak_memory_bytes")
-    return {
-        "weights": trained["weights_sha256"],
-        "result": {key: value for key, value in result.items() if key not in clocks},
-        "metrics": [{key: value for key, value in line.items() if key not in clocks} for line in lines],
-        "layers": (run.evaluation(chosen.eval_id) / "layers.parquet").read_bytes(),
-        "probes": (run.path / "probes.parquet").read_bytes(),
-    }
+    return small_runs.numbers(store.run(plan.runs[0].run_id), plan.runs[0])
 
 
 def _kill_when(plan: Plan, store: Store, data: Path, moment: Callable[[RunDir], bool], delay: float = 0.0) -> bool:

@@ -1,7 +1,6 @@
 """Real training, small and paced, as jobs of a real Slurm; and what it comes to when nothing happens to it."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import small_runs
-from small_runs import Paced
+from small_runs import Paced, numbers
 
 from experiments import launching, planning
 from experiments.attempt import Options, run_attempt
@@ -48,22 +47,6 @@ def undisturbed(run: PlannedRun, store: Store, data: Path) -> dict[str, Any]:
     outcome = run_attempt(store.root, run.run_id, "all", Options(data, threads=1), None, run.config)
     assert outcome.name == "done", outcome
     return numbers(directory, run)
-
-
-def numbers(directory: RunDir, run: PlannedRun) -> dict[str, Any]:
-    """Weights, scores and curves, without times and memory."""
-    trained, result = directory.trained(), directory.result(run.eval_id)
-    assert trained is not None
-    assert result is not None
-    lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
-    clocks = ("time", "seconds", "peak_memory_bytes", "costs")
-    return {
-        "weights": trained["weights_sha256"],
-        "result": {key: value for key, value in result.items() if key not in clocks},
-        "metrics": [{key: value for key, value in line.items() if key not in clocks} for line in lines],
-        "layers": (directory.evaluation(run.eval_id) / "layers.parquet").read_bytes(),
-        "probes": (directory.path / "probes.parquet").read_bytes(),
-    }
 
 
 def job(run: PlannedRun, store: Store, data: Path, **changes: Any) -> SlurmJob:
