@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from experiments import claims, failures, notify, scheduler, standing, tables, usage
+from experiments import claims, failures, notify, readahead, scheduler, standing, tables, usage
 from experiments.scheduler import Answer
 from experiments.standing import Standing
 from experiments.states import RunState, State, evaluations, last_evaluation
@@ -51,10 +51,11 @@ def views(
     ``scheduler`` says what Slurm did not answer (None where no unfinished run was ever given to it). Launches that have
     ended or stalled are told of, as their profiles say; ``tell`` gets a line for each telling that failed.
     """
-    store = Store(root)
-    found = standing.of(store, _keys(records), max_age)
-    _aftermath(store, found, tell)
-    return [_view(store, record, found) for record in records]
+    store, keys = Store(root), _keys(records)
+    with readahead.ahead([store.run(run_id).path for run_id, _ in keys]):
+        found = standing.of(store, keys, max_age)
+        _aftermath(store, found, tell)
+        return [_view(store, record, found) for record in records]
 
 
 def refresh(root: Path, tell: Callable[[str], None]) -> None:

@@ -5,15 +5,16 @@ copies the run, need no Slurm. Time that no accounted job covers is taken from t
 """
 
 import contextlib
+import json
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments import journal, scheduler
 from experiments.journal import Submission
 from experiments.scheduler import STAGES, Job
-from experiments.store import RunDir, Store, read_json, write_json
+from experiments.store import RunDir, Store, read_json, write_json, write_text
 
 FILE = "usage.json"
 
@@ -96,31 +97,68 @@ def settle(store: Store, run_ids: Collection[str]) -> None:
 
     Without accounting, or when it does not answer, nothing is written; a store that cannot be written is left alone.
     """
-    open_ = list(_unsettled(store, run_ids))
+    noted = _noted(store)
+    found = [one for one in _elements(store, run_ids) if one.key not in noted]
+    written = {one.key for one in found if _settled(store.run(one.run_id), one.element)}
+    written |= _ask([one for one in found if one.key not in written], store)
+    if written:
+        with contextlib.suppress(OSError):
+            write_text(store.root / NOTED, json.dumps(sorted(noted | written)), durable=False)
+
+
+NOTED = "settled.json"
+"""File of the store: the array elements of which nothing more is to be written down; without it all are looked at."""
+
+
+def _noted(store: Store) -> frozenset[str]:
+    content = read_json(store.root / NOTED)
+    return frozenset(map(str, content)) if isinstance(content, list) else frozenset()
+
+
+@dataclass(frozen=True)
+class _Element:
+    """A run's place in a batch."""
+
+    run_id: str
+    submission: Submission
+    index: int
+
+    @property
+    def element(self) -> str:
+        return f"{self.submission.job_id}_{self.index}"
+
+    @property
+    def key(self) -> str:
+        """Unlike Slurm's id, never used again."""
+        return f"{self.submission.name}/{self.index}"
+
+
+def _ask(open_: Sequence[_Element], store: Store) -> set[str]:
+    """Write down what accounting knows of these elements; returns the keys of those that are settled now."""
     if not open_:
-        return
-    submissions = list({id(submission): submission for _, submission, _ in open_}.values())
-    jobs, accounting = scheduler.accounted(submissions)
+        return set()
+    jobs, accounting = scheduler.accounted(list({id(one.submission): one.submission for one in open_}.values()))
     if accounting is None:
-        return
+        return set()
     known = {(job.name, job.id): job for job in jobs}
-    for run, submission, element in open_:
-        job = known.get((submission.name, element))
-        late = not accounting or time.time() - submission.created > FORGOTTEN
-        if (job is not None and job.over) or (job is None and late):
-            _write(run, element, job)
+    written = set()
+    for one in open_:
+        job = known.get((one.submission.name, one.element))
+        late = not accounting or time.time() - one.submission.created > FORGOTTEN
+        over = late if job is None else job.over
+        if over and _write(store.run(one.run_id), one.element, job):
+            written.add(one.key)
+    return written
 
 
-def _unsettled(store: Store, run_ids: Collection[str]) -> Iterable[tuple[RunDir, Submission, str]]:
-    """The array elements of these runs that nothing is written down about."""
+def _elements(store: Store, run_ids: Collection[str]) -> Iterable[_Element]:
+    """The array elements that executed these runs."""
     wanted = set(run_ids)
     for submission in journal.submissions(store):
-        if submission.stage not in STAGES or submission.job_id is None:
-            continue
-        for index, each in enumerate(submission.runs):
-            element = f"{submission.job_id}_{index}"
-            if each.run_id in wanted and not _settled(run := store.run(each.run_id), element):
-                yield run, submission, element
+        if submission.stage in STAGES and submission.job_id is not None:
+            for index, each in enumerate(submission.runs):
+                if each.run_id in wanted:
+                    yield _Element(each.run_id, submission, index)
 
 
 def _settled(run: RunDir, element: str) -> bool:
@@ -128,8 +166,8 @@ def _settled(run: RunDir, element: str) -> bool:
     return isinstance(content, dict) and element in {*(content.get("jobs") or {}), *(content.get("unknown") or ())}
 
 
-def _write(run: RunDir, element: str, job: Job | None) -> None:
-    """Write down what a job used, or that accounting does not know it."""
+def _write(run: RunDir, element: str, job: Job | None) -> bool:
+    """Write down what a job used, or that accounting does not know it; False if the run cannot be written."""
     content = read_json(run.path / FILE) or {"schema": 1}
     jobs, unknown = dict(content.get("jobs") or {}), list(content.get("unknown") or ())
     if job is None:
@@ -137,5 +175,8 @@ def _write(run: RunDir, element: str, job: Job | None) -> None:
     else:
         left_out = ("id", "source", "reason")
         jobs[element] = {name: value for name, value in asdict(job).items() if name not in left_out}
-    with contextlib.suppress(OSError):
+    try:
         write_json(run.path / FILE, {**content, "jobs": jobs, "unknown": unknown})
+    except OSError:
+        return False
+    return True
