@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from experiments import claims, launching, overview, scheduler, standing, states
+from experiments import claims, launching, overview, readahead, scheduler, standing, states, usage
 from experiments.journal import BatchRun, Submission, of_launch
 from experiments.planning import Plan
 from experiments.states import RunState, State, should_start
-from experiments.store import RunDir, Store, write_json
+from experiments.store import RunDir, Store, read_json, write_json
 
 LAUNCH, NAME, ARRAY = "20260101-120000-abcdef", "headline.20260101-120000-abcdef.0", "1234"
 
@@ -460,6 +460,37 @@ def test_rounds_of_a_requeued_job_add_up(submitted: Submitted, slurm: FakeSlurm)
     assert (job.elapsed, job.source) == (150, "squeue")
 
 
+def test_what_is_written_down_is_not_asked_for_nor_looked_at_again(submitted: Submitted, slurm: FakeSlurm) -> None:
+    slurm.accounted(0, "COMPLETED", elapsed=50)
+    run_ids = [run.run_id for run in submitted.plan.unique]
+    usage.settle(submitted.store, run_ids)
+    assert (submitted.run().path / usage.FILE).exists()
+    noted = read_json(submitted.store.root / usage.NOTED)
+    assert f"{NAME}/0" in noted
+    assert slurm.calls("sacct") == 1
+    (submitted.run().path / usage.FILE).unlink()
+    usage.settle(submitted.store, run_ids[:1])
+    assert slurm.calls("sacct") == 1, "not asked again"
+    (submitted.store.root / usage.NOTED).unlink()
+    usage.settle(submitted.store, run_ids[:1])
+    assert (submitted.run().path / usage.FILE).exists(), "without the list everything is looked at"
+
+
+def test_reading_ahead_changes_nothing_and_leaves_no_process(
+    submitted: Submitted, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.queued(1, "PENDING", "Priority")
+    submitted.attempt(2, outcome="failed", failure_class="data", detail="no images", ended=time.time())
+    record = _record(submitted.plan)
+    plain = overview.view(submitted.store.root, record)
+    monkeypatch.setattr(readahead, "FEW", 0)
+    monkeypatch.setattr(readahead.os, "cpu_count", lambda: 4)
+    ahead = overview.view(submitted.store.root, record)
+    assert ahead["runs"] == plain["runs"]
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
 def _submission() -> Submission:
     return Submission(LAUNCH, 0, "all", NAME, (), "a100", "lab", 0.0, ARRAY)
 
@@ -553,6 +584,23 @@ def test_a_long_suite_is_plain_text_with_every_run(submitted: Submitted, monkeyp
     assert "DONE" in _printed(overview.table(view)).split("\n", 1)[1]
     monkeypatch.setattr(overview, "LONG", 3)
     assert "DONE" not in _printed(overview.table(view)).split("\n", 1)[1], "a long live table shows what is open"
+
+
+def test_the_file_systems_clock_is_read_once_for_many_runs(
+    submitted: Submitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(4):
+        content = {"host": "n7", "machine": "another", "pid": 7, "born": "8", "token": "t", "job_id": "1235"}
+        write_json(submitted.run(index).path / "claims" / "1", content)
+    monkeypatch.setattr(claims, "_PROBED", {})
+    probed = []
+    monkeypatch.setattr(claims, "_probed", lambda directory: probed.append(directory) or time.time())
+    assert {submitted.state(index).state for index in range(4)} == {State.RUNNING}
+    assert len(probed) == 1
+    late = time.monotonic() + 2 * claims.HEARTBEAT_TIMEOUT
+    monkeypatch.setattr(claims.time, "monotonic", lambda: late)
+    monkeypatch.setattr(claims, "_probed", lambda directory: time.time() + 2 * claims.HEARTBEAT_TIMEOUT)
+    assert claims.holder(submitted.run().path / "claims") is None, "by the file system's clock, not by ours"
 
 
 def test_claims_on_other_machines_count_by_their_heartbeat(submitted: Submitted) -> None:
