@@ -24,7 +24,11 @@ HALF: dict[str, Any] = {"schedule.max_iter": FULL // 2, "runtime.eval_period": F
     columns=("AP", "PQ", "mIoU", "mIoU-L", "Util"),
     settings={
         "schedule.max_iter": FULL,
-        "model.train_points": 128,
+        "model.train_points": 576,
+        "dataset.shapes.side": 96,
+        "dataset.shapes.crowding": 0.1,
+        "dataset.shapes.solids": ("disc", "star", "ring"),
+        "dataset.shapes.tiny": 0.0,
         "schedule.batch_size": 4,
         "schedule.base_lr": 1e-3,
         "evaluation.val_images": 250,

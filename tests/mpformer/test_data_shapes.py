@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from mpformer.data.coco_layout import empty_at_stride, semantic_map
 from mpformer.data.shapes import MIN_VISIBLE_PIXELS, Scene, fingerprint, generate
 
 DEFAULT = ShapesConfig()
+STRESSES = ("crowding", "large", "tiny", "thin", "split", "camouflage", "clutter", "noise", "blur")
 #: of the raw arrays of the first three training images; another value here means that GENERATOR_VERSION must rise
 GOLDEN = "db936b51e5eecc2b0ba1d61c0042c45c8b76e2e7e36376be73de921415beb9f3"
 
@@ -22,7 +24,7 @@ def digest(scenes: list[Scene]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def scenes(count: int, **changes: float) -> list[Scene]:
+def scenes(count: int, **changes: Any) -> list[Scene]:
     config = ShapesConfig(**{"side": 96, **changes})
     return [generate(config, "train", i) for i in range(count)]
 
@@ -47,6 +49,12 @@ def test_the_fingerprint_needs_no_torch_and_no_image() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert found == fingerprint(DEFAULT)
     assert len({fingerprint(DEFAULT), fingerprint(ShapesConfig(side=64)), fingerprint(ShapesConfig(seed=1))}) == 3
+
+
+def test_later_parameters_leave_the_fingerprint_of_earlier_datasets() -> None:
+    assert fingerprint(DEFAULT) == "0477aa5eaf71f70df0409ef9a44c7b91c02fe779d2329c43d74120d556b028e7"
+    assert fingerprint(ShapesConfig(tiny=0.5)) != fingerprint(DEFAULT)
+    assert fingerprint(ShapesConfig(solids=("ring", "disc"))) != fingerprint(DEFAULT)
 
 
 def test_labels_fit_the_pixels() -> None:
@@ -84,7 +92,9 @@ def test_colour_carries_no_class() -> None:
     assert np.ptp(averages, axis=0).max() < 45
 
 
-@pytest.mark.parametrize("name", ["crowding", "large", "thin", "split", "camouflage", "clutter", "noise", "blur"])
+@pytest.mark.parametrize(
+    "name", ["crowding", "large", "tiny", "thin", "split", "camouflage", "clutter", "noise", "blur"]
+)
 def test_each_stress_can_be_switched_off(name: str) -> None:
     calm, default = scenes(12, **{name: 0.0}), scenes(12)
     assert digest(calm) != digest(default)
@@ -96,6 +106,8 @@ def test_stresses_do_what_they_say() -> None:
         return [s.category for scene in found for s in scene.segments if s.thing]
 
     bar, worm = SHAPES_THINGS.index("bar"), SHAPES_THINGS.index("worm")
+    two = {SHAPES_THINGS.index("ring"), SHAPES_THINGS.index("disc")}
+    assert set(things(scenes(30, thin=0.0, split=0.0, solids=("ring", "disc")))) == two
     assert len(things(scenes(30, crowding=1.0))) > 2 * len(things(scenes(30, crowding=0.0)))
     calm = things(scenes(30, thin=0.0, split=0.0))
     assert bar not in calm
@@ -105,6 +117,17 @@ def test_stresses_do_what_they_say() -> None:
     smooth = [np.abs(np.diff(s.image.astype(int), axis=1)).mean() for s in scenes(10, noise=0.0)]
     rough = [np.abs(np.diff(s.image.astype(int), axis=1)).mean() for s in scenes(10, noise=1.0)]
     assert np.mean(smooth) < np.mean(rough)
+
+
+def test_without_tiny_objects_whole_discs_have_a_tenth_of_the_side_as_radius() -> None:
+    def areas(tiny: float) -> list[int]:
+        calm = {"crowding": 0.0, "large": 0.0, "thin": 0.0, "split": 0.0, "clutter": 0.0}
+        found = scenes(60, tiny=tiny, solids=("disc", "star"), **calm)
+        return [int((scene.ids == s.id).sum()) for scene in found for s in scene.segments if s.category == 0]
+
+    smallest = np.pi * 9.6**2
+    assert np.mean([area < 0.9 * smallest for area in areas(0.0)]) < 0.25, "what is left are objects in part hidden"
+    assert np.mean([area < 0.9 * smallest for area in areas(1.0)]) > 0.4
 
 
 def test_a_splitting_bar_disconnects_masks() -> None:
