@@ -52,7 +52,8 @@ def views(
     ended or stalled are told of, as their profiles say; ``tell`` gets a line for each telling that failed.
     """
     store, keys = Store(root), _keys(records)
-    with readahead.ahead([store.run(run_id).path for run_id, _ in keys]):
+    unread = [] if max_age else [store.run(run_id).path for run_id, _ in keys]  # a live table has looked before
+    with readahead.ahead(unread):
         found = standing.of(store, keys, max_age)
         _aftermath(store, found, tell)
         return [_view(store, record, found) for record in records]
