@@ -73,7 +73,8 @@ class EncoderLayer(nn.Module):
     def forward(self, tokens: Tensor, position: Tensor, reference: Tensor, sizes: Sizes) -> Tensor:
         """Refine tokens (B, S, D); position (S, D), reference (S, 2)."""
         tokens = self.norm1(tokens + self.self_attn(tokens + position, reference, tokens, sizes))
-        return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens), inplace=True)))
+        # not in place: of a view that costs a copy of the gradient, and saves no memory
+        return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens))))
 
 
 class Encoder(nn.Module):
