@@ -1,6 +1,7 @@
 """What the commands that look at the store show: status, logs, differences.
 
-Looking writes one file, ``scheduler.json``, which keeps what Slurm said, for reports and for when it does not answer.
+Looking writes what Slurm said, for reports and for when it does not answer: ``scheduler.json`` its last word on the
+queue, ``runs/<id>/usage.json`` what accounting says was used, ``settled.json`` the list of jobs whose usage is written.
 """
 
 import hashlib
