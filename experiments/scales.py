@@ -177,8 +177,8 @@ _LIGHT_STRESS = ShapesConfig(
 """What a narrow model learns within minutes: neighbours and large objects, three shapes, four textures, but little else
 of what ShapesConfig can do. At its defaults minutes reach an AP below 1: telling shapes apart takes longest (without
 tiny objects, a classifier that is given the true masks is right about 4 of 10 of six shapes after 400 steps, and about
-8 of 10 of these three after 300). `--set dataset.shapes.crowding=0.55` and the like bring the stress back, one parameter at a
-time or together; each is an ablation of its own."""
+8 of 10 of these three after 300). `--set dataset.shapes.crowding=0.55` and the like bring the stress back, one
+parameter at a time or together; each is an ablation of its own."""
 
 _MINI_AREAS = (16**2, 32**2)
 """COCO's limits (32² and 96² of 640 pixels) mean nothing at 128 pixels: mini has its own, and says so."""
