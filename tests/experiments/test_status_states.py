@@ -485,10 +485,15 @@ def test_reading_ahead_changes_nothing_and_leaves_no_process(
     plain = overview.view(submitted.store.root, record)
     monkeypatch.setattr(readahead, "FEW", 0)
     monkeypatch.setattr(readahead.os, "cpu_count", lambda: 4)
+    readers: list[int] = []
+    reader = readahead._reader
+    monkeypatch.setattr(readahead, "_reader", lambda runs: readers.append(reader(runs)) or readers[-1])
     ahead = overview.view(submitted.store.root, record)
     assert ahead["runs"] == plain["runs"]
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert len(readers) == 3
+    for pid in readers:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def _submission() -> Submission:
