@@ -30,8 +30,8 @@ def draw_all(results: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def _stages(results: Mapping[str, Any], folder: Path) -> Path:
     training = results["training"]
-    figure, axes = plt.subplots(1, len(training), figsize=(4.2 * len(training), 3.4), layout="constrained")
-    for axis, (name, found) in zip(_flat(axes), training.items(), strict=True):
+    figure, panels = _panels(len(training))
+    for axis, (name, found) in zip(panels, training.items(), strict=True):
         paths = list(found["seconds"])
         for i, path in enumerate(paths):
             values = [found["cpu seconds"][path][stage] for stage in GROUPS.values()]
@@ -40,7 +40,7 @@ def _stages(results: Mapping[str, Any], folder: Path) -> Path:
         axis.set_xticks(range(len(GROUPS)), list(GROUPS), fontsize=7)
         axis.set_title(name, fontsize=9)
         axis.set_ylabel("CPU seconds")
-    handles, labels = _flat(axes)[0].get_legend_handles_labels()
+    handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
     return _save(figure, folder / "stages.svg")
 
@@ -51,8 +51,8 @@ def _memory(results: Mapping[str, Any], folder: Path) -> Path:
         "peak": "peak bytes of decoder, matching, losses",
     }
     training = results["training"]
-    figure, axes = plt.subplots(1, len(training), figsize=(3.4 * len(training), 3), layout="constrained")
-    for axis, (name, found) in zip(_flat(axes), training.items(), strict=True):
+    figure, panels = _panels(len(training))
+    for axis, (name, found) in zip(panels, training.items(), strict=True):
         paths = list(found["seconds"])
         for i, path in enumerate(paths):
             values = [found[key][path] / MIB for key in kinds.values()]
@@ -61,7 +61,7 @@ def _memory(results: Mapping[str, Any], folder: Path) -> Path:
         axis.set_xticks(range(len(kinds)), list(kinds), fontsize=8)
         axis.set_title(f"{name}: decoder, matching, losses", fontsize=8)
         axis.set_ylabel("MiB")
-    handles, labels = _flat(axes)[0].get_legend_handles_labels()
+    handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
     return _save(figure, folder / "memory.svg")
 
@@ -87,8 +87,13 @@ def _growth(found: Mapping[str, Any], folder: Path) -> Path:
     return _save(figure, folder / "growth.svg")
 
 
-def _flat(axes: Any) -> list[Any]:
-    return list(axes.flat) if hasattr(axes, "flat") else [axes]
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    """A figure of ``count`` panels, two a row."""
+    rows = (count + 1) // 2
+    figure, axes = plt.subplots(rows, 2, figsize=(9, 2.5 * rows + 0.3), layout="constrained", squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat[:count])
 
 
 def _save(figure: Any, path: Path) -> Path:

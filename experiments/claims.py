@@ -144,6 +144,17 @@ def owner(directory: Path, number: int) -> Owner:
     return _owner(_content(directory / str(number)))
 
 
+def lives(content: dict[str, Any], beat: Path) -> bool:
+    """Whether the process that a file's content names is alive; on another machine, whether ``beat`` is fresh."""
+    dead = _owner(content).dead()
+    if dead is not None:
+        return not dead
+    try:
+        return file_system_now(beat.parent) - beat.stat().st_mtime < HEARTBEAT_TIMEOUT
+    except OSError:
+        return False
+
+
 def _owner(content: dict[str, Any]) -> Owner:
     try:
         return Owner(str(content["host"]), str(content["machine"]), int(content["pid"]), str(content["born"]))

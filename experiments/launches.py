@@ -16,22 +16,9 @@ def live_workers(directory: Path) -> list[int]:
     alive = []
     for path in (directory / "workers").glob("*.json"):
         content = read_json(path)
-        if isinstance(content, dict) and _alive(content, directory):
+        if isinstance(content, dict) and not content.get("ended") and claims.lives(content, directory / "launch.json"):
             alive.append(int(content["pid"]))
     return alive
-
-
-def _alive(content: dict[str, Any], directory: Path) -> bool:
-    if content.get("ended"):
-        return False
-    owner = claims.Owner(str(content["host"]), str(content["machine"]), int(content["pid"]), str(content["born"]))
-    dead = owner.dead()
-    if dead is not None:
-        return not dead
-    try:
-        return time.time() - (directory / "launch.json").stat().st_mtime < claims.HEARTBEAT_TIMEOUT
-    except OSError:
-        return False
 
 
 def queued_runs(store: Store) -> frozenset[str]:

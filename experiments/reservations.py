@@ -53,14 +53,7 @@ def launching(store: Store, launch: str) -> bool:
     content = read_json(path)
     if not isinstance(content, dict) or content.get("over"):
         return False
-    owner = claims.Owner(str(content["host"]), str(content["machine"]), int(content["pid"]), str(content["born"]))
-    dead = owner.dead()
-    if dead is not None:
-        return not dead
-    try:
-        return claims.file_system_now(path.parent) - path.stat().st_mtime < HEARTBEAT_TIMEOUT
-    except OSError:
-        return False
+    return claims.lives(content, path)
 
 
 class Launching:
