@@ -2,6 +2,8 @@
 #
 # PYTHON=python3.12         the interpreter that .venv is made from (3.11 to 3.13)
 # DETECTRON2=git            upstream's git at a pinned commit instead of the registry's redistribution
+# TORCH_CUDA_ARCH_LIST=8.0  compile the attention kernel for GPUs of this kind on a machine that has none (a login node)
+# KERNEL=yes                compile it for this machine's processor, to test it there
 # ROOT=store DATA=datasets  where `make demo` writes
 
 SHELL := bash
@@ -11,6 +13,7 @@ SHELL := bash
 PYTHON ?= python3
 DETECTRON2 ?= registry
 DETECTRON2_COMMIT ?= 9604f5995cc628619f0e4fd913453b4d7d61db3f
+KERNEL ?= auto
 ROOT ?= store
 DATA ?= datasets
 PYTEST_WORKERS ?= 2
@@ -21,7 +24,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install -qq --no-build-isolation --require-hashes
 LOCKS := $(sort $(wildcard locks/*.lock))
 # One stamp for each content of the locks, so that neither a checkout nor a touched file installs again.
-STAMP := .venv/.setup-$(DETECTRON2)-$(shell cat $(LOCKS) | sha256sum | cut -c1-12)
+STAMP := .venv/.setup-$(DETECTRON2)-$(KERNEL)-$(shell cat $(LOCKS) | sha256sum | cut -c1-12)
 
 .PHONY: help setup demo test lint test-gpu clean clean-all
 
@@ -44,9 +47,14 @@ $(STAMP):
 	@$(PIP) install -qq --no-build-isolation --no-deps --editable .
 	@echo "setup 4/5: detectron2 ($(DETECTRON2))"
 	@bash locks/install-detectron2 $(BIN)/python $(DETECTRON2) $(DETECTRON2_COMMIT)
-	@echo "setup 5/5: kernel of deformable attention (compiles, about a minute)"
-	@$(INSTALL) --no-deps -r locks/kernel.lock > .venv/kernel-build.log 2>&1 \
-	  || echo "setup: the kernel did not build (see .venv/kernel-build.log; it needs a C++ compiler): going on with grid_sample, same numbers, slower"
+	@gpu=$$(nvidia-smi -L 2>/dev/null | grep -m 1 ^GPU || true)$${TORCH_CUDA_ARCH_LIST:-}; \
+	if [ -z "$$gpu" ] && [ "$(KERNEL)" != yes ]; then \
+	  echo "setup 5/5: no GPU, no attention kernel for GPUs (on a login node set TORCH_CUDA_ARCH_LIST, see docs/setup.md)"; \
+	else \
+	  echo "setup 5/5: attention kernel for GPUs (compiles, about a minute)"; \
+	  FORCE_CUDA=$${gpu:+1} $(INSTALL) --no-deps -r locks/kernel.lock > .venv/kernel-build.log 2>&1 \
+	  || echo "setup: the kernel did not build (see .venv/kernel-build.log): GPUs go on with grid_sample, same numbers, slower"; \
+	fi
 	@rm -f .venv/.setup-*
 	@touch $@
 	@echo "setup: done; next: $(BIN)/mpformer doctor"

@@ -64,7 +64,7 @@ def machine(threads: int) -> dict[str, Any]:
         "threads": threads,
         "load before": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
-        "deformable attention": kernel_name(),
+        "deformable attention": kernel_name("cpu"),
         "matrix product GFLOP/s": round(matmul_peak() / 1e9, 1),
         "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }

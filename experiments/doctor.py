@@ -307,7 +307,7 @@ def _trial_findings(
         slow = (
             ""
             if torch["kernel"] != "grid_sample"
-            else f"2 to 3 times slower on CPU, same numbers; for the kernel: {SETUP}"
+            else f"same numbers, slower than the package's kernel for GPUs; for that: {SETUP}"
         )
         kernel = f"{torch['kernel']}, {torch['threads']} threads"
         yield Finding("deformable attention", NOTE if slow else OK, kernel, slow)
@@ -326,7 +326,12 @@ def try_out(folder: str) -> None:
     from mpformer.modeling.deformable_attention import kernel_name
 
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    about = {"torch": torch.__version__, "gpus": names, "kernel": kernel_name(), "threads": torch.get_num_threads()}
+    about = {
+        "torch": torch.__version__,
+        "gpus": names,
+        "kernel": kernel_name("cuda" if names else "cpu"),
+        "threads": torch.get_num_threads(),
+    }
     Path(folder, "torch.json").write_text(json.dumps(about))
     Path(folder, "trained.json").write_text(json.dumps(_train(Path(folder))))
 

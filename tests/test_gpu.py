@@ -17,7 +17,7 @@ import torch
 from mpformer.config import Config
 from mpformer.data import prepare
 from mpformer.hooks import TrainHooks
-from mpformer.modeling.deformable_attention import _installed, grid_sample_kernel, package_kernel
+from mpformer.modeling.deformable_attention import _package_serves, grid_sample_kernel, package_kernel
 
 DEVICE = os.environ.get("MPFORMER_TEST_DEVICE", "cuda")
 GPUS = torch.cuda.device_count() if DEVICE == "cuda" else 2
@@ -50,7 +50,7 @@ def tiny(**changes: Any) -> Config:
     return scales.base("mini", "shapes").replace(TINY | changes)
 
 
-@pytest.mark.skipif(not _installed(), reason="torch-ms-deform-attn is not installed")
+@pytest.mark.skipif(not _package_serves(DEVICE), reason=f"torch-ms-deform-attn is not installed for {DEVICE}")
 def test_the_packages_kernel_gives_the_same_numbers_and_gradients() -> None:
     generator = torch.Generator(DEVICE).manual_seed(0)
     sizes = ((16, 16), (8, 8), (4, 4))

@@ -28,8 +28,8 @@ from mpformer.modeling.points import (
 )
 
 _IGNORED = -1
-_ROWS = 16
-"""Rows whose points are worked on at a time; bounds the memory."""
+_VALUES = 640 * 1024
+"""Points of all rows that are worked on at a time; bounds the memory. Sixteen rows of the paper's 40,768 points."""
 
 
 @dataclass(frozen=True)
@@ -195,9 +195,10 @@ class DrawnPointLosses(torch.autograd.Function):
         where = torch.cat([candidates, rest])
         truth = sample(masks[None], where[None])[0]
         shared = SharedPoints.at(where, (logits.shape[-2], logits.shape[-1]))
+        at_once = max(1, _VALUES // len(where))
         found = [
             _losses_and_gradients(rows, truth, owners, shared, len(candidates), uncertain)
-            for rows, owners in zip(logits.split(_ROWS), objects.split(_ROWS), strict=True)
+            for rows, owners in zip(logits.split(at_once), objects.split(at_once), strict=True)
         ]
         ctx.save_for_backward(torch.cat([gradients for _, gradients in found], dim=1))
         return torch.cat([losses for losses, _ in found], dim=1)

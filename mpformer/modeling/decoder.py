@@ -274,9 +274,15 @@ def _positioned(queries: Tensor, position: Tensor | None) -> Tensor:
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps (B, D, h, w) bilinearly; by an even factor down a cell is the mean of the four in its middle."""
+    factor = maps.shape[-1] // size[1]
     if tuple(maps.shape[-2:]) == size:
         return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    if factor % 2 or maps.shape[-2:] != (size[0] * factor, size[1] * factor):
+        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    middle = maps[..., factor // 2 - 1 :, factor // 2 - 1 :]
+    upper, lower = middle[..., ::factor, :], middle[..., 1::factor, :]
+    return (upper[..., ::factor] + upper[..., 1::factor] + lower[..., ::factor] + lower[..., 1::factor]) / 4
 
 
 def _input_projection(settings: DecoderSettings) -> nn.Module:

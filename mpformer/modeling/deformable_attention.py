@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Deformable DETR, Zhu et al., ICLR 2021, section 4.1).
 
-The sampling runs in the ``torch-ms-deform-attn`` package's kernel where it is installed, in ``grid_sample``
-otherwise; both give the same numbers up to rounding.
+The sampling is a product with a sparse matrix on CPU; elsewhere it runs in the ``torch-ms-deform-attn`` package's
+kernel where that is installed, in ``grid_sample`` otherwise. All give the same numbers up to rounding.
 """
 
 import math
@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Sizes = tuple[tuple[int, int], ...]
+from mpformer.modeling.sparse_sampling import Sizes, sparse_kernel
+
 Kernel = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
 
 
@@ -45,21 +46,34 @@ def package_kernel(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tens
     return ms_deform_attn(value.contiguous(), shapes, starts, locations.contiguous(), weights.contiguous())
 
 
-def kernel_name() -> str:
-    """Name the kernel in use, for diagnostics, such as ``torch-ms-deform-attn 0.1.1`` or ``grid_sample``."""
+def kernel_name(device: str) -> str:
+    """Name the kernel of a type of device (``cpu``, ``cuda``), such as ``torch-ms-deform-attn 0.1.1``."""
+    names: dict[Kernel, str] = {sparse_kernel: "sparse matrix", grid_sample_kernel: "grid_sample"}
+    return names.get(kernel_of(device)) or f"torch-ms-deform-attn {_package_version()}"
+
+
+def kernel_of(device: str) -> Kernel:
+    """Kernel for a type of device: the fastest measured one (benchmarks/README.md), when compiling one that can be."""
+    if device == "cpu" and not torch.compiler.is_compiling():
+        return sparse_kernel
+    return package_kernel if _package_serves(device) else grid_sample_kernel
+
+
+@torch.compiler.assume_constant_result
+def _package_serves(device: str) -> bool:
+    """Whether the package is installed and was built for this type of device."""
+    if find_spec("torch_ms_deform_attn") is None:
+        return False
+    from torch_ms_deform_attn import _C
+
+    return bool({"cpu": True, "cuda": _C.with_cuda, "mps": _C.with_mps}.get(device, False))
+
+
+def _package_version() -> str:
     try:
-        return f"torch-ms-deform-attn {version('torch-ms-deform-attn')}" if _installed() else "grid_sample"
+        return version("torch-ms-deform-attn")
     except PackageNotFoundError:
-        return "torch-ms-deform-attn"
-
-
-def _installed() -> bool:
-    return find_spec("torch_ms_deform_attn") is not None
-
-
-def default_kernel() -> Kernel:
-    """Return the package's kernel where it is installed, the ``grid_sample`` one otherwise."""
-    return package_kernel if _installed() else grid_sample_kernel
+        return "(no metadata)"
 
 
 class DeformableAttention(nn.Module):
@@ -68,7 +82,6 @@ class DeformableAttention(nn.Module):
     def __init__(self, channels: int, levels: int, heads: int, points: int) -> None:
         super().__init__()
         self.levels, self.heads, self.points = levels, heads, points
-        self.kernel = default_kernel()
         self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
         self.attention_weights = nn.Linear(channels, heads * levels * points)
         self.value_proj = nn.Linear(channels, channels)
@@ -100,9 +113,9 @@ class DeformableAttention(nn.Module):
         value = self.value_proj(tokens).view(batch, tokens.shape[1], self.heads, -1)
         shape = (batch, count, self.heads, self.levels, self.points)
         locations = reference[:, None, None, None] + self._offsets(query, sizes).float().view(*shape, 2)
-        weights = self.attention_weights(query).view(*shape[:3], -1).softmax(-1).view(shape)
+        weights = _softmax(self.attention_weights(query).float().view(*shape[:3], -1)).view(shape)
         # Half precision would place the samples of a large level half a cell off.
-        sampled = self.kernel(value.float(), sizes, locations, weights.float())
+        sampled = kernel_of(value.device.type)(value.float(), sizes, locations, weights)
         return self.output_proj(sampled.to(value.dtype))
 
     def _offsets(self, query: Tensor, sizes: Sizes) -> Tensor:
@@ -111,3 +124,9 @@ class DeformableAttention(nn.Module):
         scale = cells[:, None].expand(self.heads, -1, self.points, -1).flatten()
         layer = self.sampling_offsets
         return F.linear(query, layer.weight / scale[:, None], layer.bias / scale)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Softmax over the last axis, written out: PyTorch's takes rows of a dozen one by one (CPU, 5 times slower)."""
+    grown = (logits - logits.detach().amax(-1, keepdim=True)).exp()
+    return grown / grown.sum(-1, keepdim=True)

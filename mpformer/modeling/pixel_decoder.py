@@ -7,10 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpformer.modeling.deformable_attention import DeformableAttention, Sizes
+from mpformer.modeling.convolution import Conv2d
+from mpformer.modeling.deformable_attention import DeformableAttention
 from mpformer.modeling.position import sine_position
+from mpformer.modeling.sparse_sampling import Sizes
 
 MASK_STRIDE = 4
+_TOKENS = 2048
+"""Tokens that go through a feed-forward block at a time on CPU, so that the hidden values stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,11 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, channels), channels)
 
 
-class NormedConv(nn.Conv2d):
+class NormedConv(Conv2d):
     """Convolution without bias, then group normalisation, then optionally ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, relu: bool) -> None:
-        super().__init__(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        super().__init__(inputs, outputs, kernel, bias=False)
         self.norm = group_norm(outputs)
         self.relu = relu
         nn.init.kaiming_uniform_(self.weight, a=1)
@@ -73,8 +77,12 @@ class EncoderLayer(nn.Module):
     def forward(self, tokens: Tensor, position: Tensor, reference: Tensor, sizes: Sizes) -> Tensor:
         """Refine tokens (B, S, D); position (S, D), reference (S, 2)."""
         tokens = self.norm1(tokens + self.self_attn(tokens + position, reference, tokens, sizes))
-        # not in place: of a view that costs a copy of the gradient, and saves no memory
-        return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens))))
+        return self.norm2(tokens + self._feed_forward(tokens))
+
+    def _feed_forward(self, tokens: Tensor) -> Tensor:
+        flat = tokens.flatten(0, 1)
+        parts = flat.split(_TOKENS) if tokens.device.type == "cpu" else (flat,)
+        return torch.cat([self.linear2(F.relu(self.linear1(part))) for part in parts]).view_as(tokens)
 
 
 class Encoder(nn.Module):
@@ -129,7 +137,7 @@ class PixelDecoder(nn.Module):
         strides = settings.attention_strides
         self.input_proj = nn.ModuleList(_projection(input_channels[s], settings.channels) for s in strides)
         self.transformer = DeformableTransformer(settings)
-        self.mask_features = nn.Conv2d(settings.channels, settings.mask_channels, 1)
+        self.mask_features = Conv2d(settings.channels, settings.mask_channels, 1)
         _xavier_like(self.mask_features)
         self.fpn_strides = tuple(s for s in sorted(input_channels, reverse=True) if s < min(strides))
         for stride in self.fpn_strides:
@@ -155,7 +163,7 @@ class PixelDecoder(nn.Module):
 
 
 def _projection(inputs: int, outputs: int) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, 1)
+    conv = Conv2d(inputs, outputs, 1)
     nn.init.xavier_uniform_(conv.weight)
     _zero_bias(conv)
     return nn.Sequential(conv, group_norm(outputs))

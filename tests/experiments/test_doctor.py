@@ -38,7 +38,8 @@ def test_everything_is_here_and_two_iterations_are_trained(
     assert code == 0, found
     assert found["training"]["detail"].startswith("2 iterations in ")
     assert "sal-detectron2" in found["detectron2"]["detail"] or "upstream" in found["detectron2"]["detail"]
-    assert "grid_sample" in found["deformable attention"]["detail"] or "attn" in found["deformable attention"]["detail"]
+    kernels = ("sparse matrix", "grid_sample", "torch-ms-deform-attn")
+    assert found["deformable attention"]["detail"].startswith(kernels)
     assert found["shapes"]["level"] == NOTE
     assert "mpformer data prepare shapes" in found["shapes"]["advice"]
     assert not list(tmp_path.rglob("*")), "the doctor leaves nothing behind"
