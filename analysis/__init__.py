@@ -2,7 +2,7 @@
 
 This module imports no torch. The tensor modules do: :mod:`~analysis.matching`, :mod:`~analysis.layers`,
 :mod:`~analysis.recorder`, :mod:`~analysis.masks`, :mod:`~analysis.gradients` and :mod:`~analysis.quality`.
-:mod:`~analysis.tables`, :mod:`~analysis.scores`, :mod:`~analysis.statistics` and :mod:`~analysis.figures` work on
+:mod:`~analysis.layer_table`, :mod:`~analysis.scores`, :mod:`~analysis.statistics` and :mod:`~analysis.figures` work on
 files, without it.
 
 Letters in every docstring: A = L + 1 prediction layers (0: the bare learnable queries, L: the last), Q queries, C

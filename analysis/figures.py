@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.gallery import failure_gallery
+from analysis.failure_cases import failure_gallery
 from analysis.statistics import MIN_SEEDS, mean_interval
 from analysis.style import WIDTH, in_style, legend_above, looks, new_figure, save
 
@@ -238,7 +238,7 @@ def _mark_end(axis: "Axes", bands: "pd.DataFrame", style: Mapping[str, Any]) -> 
 @in_style
 def transition_matrix(matrices: Mapping[str, np.ndarray]) -> "Figure":
     """How often an object has the same query at two layers, in percent: row label → (A, A) of
-    :func:`analysis.tables.transitions`.
+    :func:`analysis.layer_table.transitions`.
     """
     import seaborn
 
@@ -297,12 +297,12 @@ def drop_distribution(frame: "pd.DataFrame", rows: Sequence[str] | None = None) 
 
 @in_style
 def query_usage(counts: Mapping[str, np.ndarray]) -> "Figure":
-    """How unevenly queries are used: row label → (Q,) counts of :func:`analysis.tables.query_usage`, drawn by
+    """How unevenly queries are used: row label → (Q,) counts of :func:`analysis.layer_table.query_usage`, drawn by
     falling use.
 
     The dashed line is even use; the title gives the share ever used and the effective number, exp of the entropy.
     """
-    from analysis.tables import effective_queries
+    from analysis.layer_table import effective_queries
 
     columns = min(3, len(counts))
     lines = -(-len(counts) // columns)

@@ -1,8 +1,8 @@
 """``LayerRecorder``: the layer metrics of a whole validation set, in one streaming pass.
 
 A few dozen bytes are kept per image × layer × object, nothing else; recorders of several processes merge. The line
-format is that of ``layers.parquet`` (:mod:`analysis.tables`), from which every number can be computed again without
-the model.
+format is that of ``layers.parquet`` (:mod:`analysis.layer_table`), from which every number can be computed again
+without the model.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis import tables
+from analysis import layer_table
 from analysis.matching import ImagePrediction, MatchWeights, ground_truth_cells, match_layers
 
 _COMPACT = 256
@@ -125,22 +125,24 @@ class LayerRecorder:
         """The columns of ``layers.parquet``, sorted by image, layer and object."""
         return dict(self.table().columns)
 
-    def table(self) -> tables.LayerTable:
-        """Everything recorded, as :func:`analysis.tables.read` would read it back."""
+    def table(self) -> layer_table.LayerTable:
+        """Everything recorded, as :func:`analysis.layer_table.read` would read it back."""
         self._compact()
-        columns = self._parts[0] if self._parts else tables.empty_columns()
+        columns = self._parts[0] if self._parts else layer_table.empty_columns()
         order = np.lexsort((columns["object"], columns["layer"], columns["image_id"]))
-        return tables.LayerTable({name: column[order] for name, column in columns.items()}, self.layers, self.queries)
+        return layer_table.LayerTable(
+            {name: column[order] for name, column in columns.items()}, self.layers, self.queries
+        )
 
     def write(self, path: Path) -> None:
         """Write ``layers.parquet``."""
-        tables.write(self.table(), path)
+        layer_table.write(self.table(), path)
 
     def summary(self) -> dict[str, Any]:
         """Numbers of ``result.json``: ``metrics``, ``layers``, ``used_query_share``, ``effective_queries`` (shares
         and IoUs in percent).
         """
-        numbers = tables.summarise(self.table())
+        numbers = layer_table.summarise(self.table())
         if self._attention_masks:
             share = 100 * self._empty_attention / self._attention_masks
             numbers["layers"]["empty_attention_share"] = share.tolist()
@@ -210,7 +212,7 @@ def image_rows(
         "predicted_class": predicted,
         **ious,
     }
-    return {name: columns[name].astype(dtype).ravel() for name, dtype in tables.COLUMNS.items()}
+    return {name: columns[name].astype(dtype).ravel() for name, dtype in layer_table.COLUMNS.items()}
 
 
 def _final_pairs(final: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

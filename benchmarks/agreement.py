@@ -21,7 +21,8 @@ class Agreement:
         """Raise AssertionError if any difference is larger than ``tolerance``.
 
         Masked attention has a threshold: of a million mask logits of a random model some lie within rounding of it, and
-        a cell that flips is seen. Models without such cells agree to 1e-4 (tests/mpformer/test_golden_toggles.py).
+        a cell that flips is seen. Models without such cells agree to 1e-4
+        (tests/mpformer/modeling/test_golden_toggles.py).
         """
         for name, value in vars(self).items():
             assert value <= tolerance, f"{what}: {name} differs by {value:.1e}, more than {tolerance}"

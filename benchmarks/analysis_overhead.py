@@ -18,17 +18,17 @@ from typing import Any
 
 import torch
 
-from experiments.store import RunDir
-from mpformer.config import Config
+from experiments.store.run_dir import RunDir
+from mpformer.config.schema import Config
 from mpformer.data.validation import validation_items
-from mpformer.evaluation import GRADIENT_IMAGES, Collector
-from mpformer.further_masks import mask_record
-from mpformer.gradient_accuracy import attention_numbers
-from mpformer.layer_pass import image_outputs
-from mpformer.layer_scores import add_layer
+from mpformer.evaluation.evaluate import GRADIENT_IMAGES, Collector
+from mpformer.evaluation.gradient_accuracy import attention_numbers
+from mpformer.evaluation.layer_masks import mask_record
+from mpformer.evaluation.layer_pass import image_outputs
+from mpformer.evaluation.layer_scores import add_layer
+from mpformer.evaluation.scoring import per_image
 from mpformer.modeling.meta_arch import build_model
-from mpformer.scoring import per_image
-from mpformer.weights import load_weights
+from mpformer.modeling.weights import load_weights
 
 EVALUATION = ("forward pass", "scores of the last layer")
 LIMIT = 25

@@ -5,12 +5,9 @@ for two side by side. The masks are invented, by the test that holds the page to
 """
 
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "reports"))
 
 from test_in_browser import big_run
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from paired_models import draw, pair
 
 from benchmarks.measure import Clock, decode, decoding_peak_of, interleaved, kept_by, medians, memory
 from benchmarks.paths import DirectPath, Path, Pixels, ProductPath
 from benchmarks.settings import PILOTED, Setting, standard
 from mpformer.modeling.mask_piloting import PilotNoise
+from tests.support.paired_models import draw, pair
 
 AXES: dict[str, tuple[int, ...]] = {
     "queries": (50, 100, 200, 400),

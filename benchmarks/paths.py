@@ -6,20 +6,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from direct import matcher as direct_matcher
-from direct.decoder import DirectOutput
-from direct.model import DirectMPFormer, Features
-from paired_models import Drawn, noise_of, pair
 from torch import Tensor, nn
-from transformers_peer import build_peer, load_ours
 
 from benchmarks.settings import MASK2FORMER, Setting, settle
-from mpformer.config import Toggles
+from mpformer.config.schema import Toggles
 from mpformer.modeling import matcher as product_matcher
 from mpformer.modeling.backbones import strides_of
 from mpformer.modeling.mask_piloting import PilotNoise
 from mpformer.modeling.meta_arch import MPFormer
 from mpformer.modeling.pixel_decoder import PixelFeatures
+from tests.direct import matcher as direct_matcher
+from tests.direct.decoder import DirectOutput
+from tests.direct.model import DirectMPFormer, Features
+from tests.support.paired_models import Drawn, noise_of, pair
+from tests.support.transformers_peer import build_peer, load_ours
 
 Maps = dict[Any, Tensor]
 Pixels = tuple[Tensor, ...]  # mask features, then the attention levels, coarse first

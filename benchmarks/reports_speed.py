@@ -11,15 +11,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "reports"))
-
-from make_fixture_store import RowSpec, make_run, make_suite
+from tests.support.make_fixture_store import RowSpec, make_run, make_suite
 
 SUITES, ROWS, SEEDS = 4, 51, 5
 _DONE = ("done",) * SEEDS

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from paired_models import draw
 
 from benchmarks import agreement, growth, operators
 from benchmarks.measure import (
@@ -32,6 +31,7 @@ from benchmarks.measure import (
 from benchmarks.paths import Path, ProductPath, build, build_peer_path
 from benchmarks.settings import MASK2FORMER, PILOTED, Setting
 from mpformer.modeling.deformable_attention import kernel_name
+from tests.support.paired_models import draw
 
 FORWARD = ("decoder", "matching", "losses")
 

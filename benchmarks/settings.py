@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from paired_models import make_batch
 
-from experiments.scales import base
-from mpformer.config import Config, DatasetConfig, Toggles
-from mpformer.presets import PRESETS
+from experiments.suites.scales import base
+from mpformer.config.presets import PRESETS
+from mpformer.config.schema import Config, DatasetConfig, Toggles
+from tests.support.paired_models import make_batch
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "slurm"))
-
-import counting_jobs
-from counting_jobs import Counting, profile
-
-from experiments import planning, submission
-from experiments.store import Store
-from experiments.submission import Target
+from experiments.slurm import submission
+from experiments.slurm.submission import Target
+from experiments.store.run_dir import Store
+from experiments.suites import planning
+from tests.support import counting_jobs
+from tests.support.counting_jobs import Counting, profile
 
 ROOT = Path(__file__).resolve().parents[1]
 

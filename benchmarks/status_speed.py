@@ -24,10 +24,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import launching, planning  # noqa: E402
-from experiments.journal import BatchRun, Submission, of_launch  # noqa: E402
-from experiments.planning import Plan, PlannedRun  # noqa: E402
-from experiments.store import Store, write_json  # noqa: E402
+from experiments.launch import local  # noqa: E402
+from experiments.store.journal import BatchRun, Submission, of_launch  # noqa: E402
+from experiments.store.run_dir import Store, write_json  # noqa: E402
+from experiments.suites import planning  # noqa: E402
+from experiments.suites.planning import Plan, PlannedRun  # noqa: E402
 
 SIZES = (500, 1000, 2000)
 LAUNCH, NAME, ARRAY = "20260101-120000-abcdef", "components.20260101-120000-abcdef.0", "1234"
@@ -72,7 +73,7 @@ def once(arguments: list[str], clients: Path, cold: bool) -> tuple[float, float]
         drop_caches()
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "experiments.cli", *arguments], cwd=ROOT, env=environment, check=True,
+        [sys.executable, "-m", "experiments.cli.main", *arguments], cwd=ROOT, env=environment, check=True,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -95,7 +96,7 @@ def make_store(root: Path, size: int) -> None:
     store = Store(root)
     request = planning.Request("components", seeds=tuple(range(size // 5)))
     plan = planning.make(request, root / "data")
-    launching.record(plan, store, "benchmark")
+    local.record(plan, store, "benchmark")
     for index, run in enumerate(plan.unique):
         make_run(store, run, index % 3)
     submit(store, plan)

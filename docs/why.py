@@ -10,9 +10,9 @@ own schedule. The settings are written out, so that the study stays what it is w
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.cli import cli
-from experiments.registry import Row, suite
-from experiments.suites import MASK2FORMER, MP_FORMER
+from experiments.cli.main import cli
+from experiments.suites.ablations import MASK2FORMER, MP_FORMER
+from experiments.suites.rows import Row, suite
 
 FULL = 1400
 HALF: dict[str, Any] = {"schedule.max_iter": FULL // 2, "runtime.eval_period": FULL // 20}

@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments import scheduler
-from experiments.launches import queued_runs
-from experiments.scales import suite_name
-from experiments.store import Store, write_text
-from mpformer.errors import UserError, choices
-from reports import paper_numbers, provenance, reasons, site, unchanged
+from experiments.status import scheduler
+from experiments.store.launches import queued_runs
+from experiments.store.run_dir import Store, write_text
+from experiments.suites.scales import suite_name
+from mpformer.runtime.errors import UserError, choices
+from reports import incremental, paper_numbers, run_page, why_figures
+from reports import pages as site
 from reports.collect import SuiteReport, collect, records
 from reports.escape import clean
 from reports.explorer import build_explorer
@@ -47,9 +48,9 @@ def build(
     store = Store(root)
     options = (tuple(formats), tuple(columns), decimals, not suites)
     found = records(store, suites, scale, dataset)
-    digests = [unchanged.fingerprint(record, store, options) for record in found]
+    digests = [incremental.fingerprint(record, store, options) for record in found]
     folders = [base / suite_name(record["suite"], record["scale"], record.get("dataset")) for record in found]
-    old = [unchanged.kept(folder, digest) for folder, digest in zip(folders, digests, strict=True)]
+    old = [incremental.kept(folder, digest) for folder, digest in zip(folders, digests, strict=True)]
     overview = [base / "index.html"] if not suites and "html" in formats else []
     if None not in old and all(path.exists() for path in overview):
         return [path for made in old if made for path in made.files] + overview
@@ -112,12 +113,12 @@ def check(
     return [clean(line) for line in paper_numbers.outside(named)], others + empty
 
 
-def _write(report: SuiteReport, folder: Path, formats: Sequence[str], digest: str, overview: bool) -> unchanged.Made:
+def _write(report: SuiteReport, folder: Path, formats: Sequence[str], digest: str, overview: bool) -> incremental.Made:
     """Write a suite's files; a finished suite's are remembered, so that they are left alone until something changes."""
-    unchanged.forget(folder)
-    made = unchanged.Made(tuple(_write_files(report, folder, formats, overview)), site.card(report.table))
+    incremental.forget(folder)
+    made = incremental.Made(tuple(_write_files(report, folder, formats, overview)), site.card(report.table))
     if report.table.done == report.table.runs:
-        unchanged.remember(folder, digest, made)
+        incremental.remember(folder, digest, made)
     return made
 
 
@@ -129,11 +130,11 @@ def _write_files(report: SuiteReport, folder: Path, formats: Sequence[str], over
     index = "../index.html" if overview else ""
     gallery = site.find_gallery(report)
     cases, names = (gallery.cases, gallery.names) if gallery else ((), ())
-    drawn = suite_figures(report, cases, names, folder / "figures", formats, reasons.plans(report))
+    drawn = suite_figures(report, cases, names, folder / "figures", formats, why_figures.plans(report))
     written += [folder / "figures" / name for figure in drawn for name in figure.files]
     explorer = _explorer(gallery, folder)
     link = explorer[0].name if explorer else ""
-    runs = provenance.sections(report)
+    runs = run_page.sections(report)
     page = site.suite_page(report, drawn, gallery, downloads=downloads, index_link=index, explorer_link=link, runs=runs)
     return [*written, *explorer, *_run_pages(report, runs, folder, overview), _save(folder / "index.html", page)]
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpformer.presets import PRESETS
+from mpformer.config.presets import PRESETS
 from reports.definitions import definitions
 from reports.model import Table
 from reports.runs import RunView

@@ -8,21 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments import registry
-from experiments.scales import suite_name
-from experiments.store import Store
-from mpformer.errors import UserError, choices
+from experiments.store.run_dir import Store
+from experiments.suites import rows as registry
+from experiments.suites.scales import suite_name
+from mpformer.runtime.errors import UserError, choices
 from reports import caption, compare, definitions
-from reports.model import (
-    Cell,
-    Column,
-    Footnote,
-    Kind,
-    SeedValue,
-    Table,
-    TableRow,
-    TickColumn,
-)
+from reports.model import Cell, Column, Footnote, Kind, SeedValue, Table, TableRow, TickColumn
 from reports.runs import Reader, RunView, Standing
 
 STATES = tuple("DONE TRAINED RUNNING REQUEUED QUEUED PLANNED FAILED TIMEOUT LOST CANCELLED VOID UNKNOWN".split())  # noqa: SIM905

@@ -1,6 +1,6 @@
 """The metrics a report may print: label, header group, unit, direction and the definition that is always stated."""
 
-from mpformer.errors import choices
+from mpformer.runtime.errors import choices
 from reports.model import Column
 
 _CONSISTENCY = "Consistency of the decoder layers"

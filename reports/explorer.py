@@ -17,12 +17,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from experiments.store import read_json, write_text
-from mpformer.errors import UserError, choices
+from experiments.store.run_dir import read_json, write_text
+from mpformer.runtime.errors import UserError, choices
 from reports.escape import clean
-from reports.gallery import LayerMasks, picture_uri
+from reports.mask_pictures import LayerMasks, picture_uri
+from reports.pages import script_hash
 from reports.render import TEMPLATES
-from reports.site import script_hash
 
 LIMIT = 30 * 2**20
 """Largest page that is written, in bytes."""

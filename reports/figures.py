@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from experiments.store import read_json, write_json, write_text
+from experiments.store.run_dir import read_json, write_json, write_text
 from reports.collect import RowRuns, SuiteReport
 from reports.escape import clean, csv
-from reports.gallery import Case
+from reports.mask_pictures import Case
 from reports.runs import RunView
 
 if TYPE_CHECKING:
@@ -227,9 +227,9 @@ def _pair_plans(report: SuiteReport) -> Iterator[Plan]:
     files = {text: view.directory.evaluation(view.eval_id) / "layers.parquet" for text, view in chosen}
     if not chosen or not all(path.exists() for path in files.values()):
         return
-    from analysis import tables
+    from analysis import layer_table
 
-    found = {text: tables.read(path) for text, path in files.items()}
+    found = {text: layer_table.read(path) for text, path in files.items()}
     seed = f"One run each, seed {chosen[0][1].seed}."
     yield _transitions_plan(found, seed)
     yield _drops_plan(found, seed)
@@ -239,9 +239,9 @@ def _pair_plans(report: SuiteReport) -> Iterator[Plan]:
 def _transitions_plan(found: Mapping[str, Any], seed: str) -> Plan:
     import pandas as pd
 
-    from analysis import tables
+    from analysis import layer_table
 
-    matrices = {text: tables.transitions(table) for text, table in found.items()}
+    matrices = {text: layer_table.transitions(table) for text, table in found.items()}
     lines = [
         (text, i, j, float(value))
         for text, matrix in matrices.items()
@@ -262,12 +262,12 @@ def _transitions_plan(found: Mapping[str, Any], seed: str) -> Plan:
 def _drops_plan(found: Mapping[str, Any], seed: str) -> Plan:
     import pandas as pd
 
-    from analysis import tables
+    from analysis import layer_table
 
     lines = [
         (text, layer + 1, float(drop))
         for text, table in found.items()
-        for layer, drops in enumerate(tables.iou_drops(table))
+        for layer, drops in enumerate(layer_table.iou_drops(table))
         for drop in drops
     ]
     data = pd.DataFrame(lines, columns=["row", "layer", "drop"]).dropna()
@@ -287,9 +287,9 @@ def _drops_plan(found: Mapping[str, Any], seed: str) -> Plan:
 def _usage_plan(found: Mapping[str, Any], seed: str) -> Plan:
     import pandas as pd
 
-    from analysis import tables
+    from analysis import layer_table
 
-    counts = {text: tables.query_usage(table) for text, table in found.items()}
+    counts = {text: layer_table.query_usage(table) for text, table in found.items()}
     lines = [(text, query, int(count)) for text, values in counts.items() for query, count in enumerate(values)]
     data = pd.DataFrame(lines, columns=["row", "query", "matched"])
 
@@ -303,7 +303,7 @@ def _usage_plan(found: Mapping[str, Any], seed: str) -> Plan:
 
 
 def _gallery_plan(cases: Sequence[Case], names: Sequence[str]) -> Plan:
-    from analysis.gallery import cases_frame
+    from analysis.failure_cases import cases_frame
 
     labels = [label(name) for name in names]
     data = cases_frame(cases, labels)
@@ -322,7 +322,7 @@ def _code_digest() -> str:
     import analysis
 
     folder = Path(analysis.__file__).parent
-    names = ("figures.py", "gallery.py", "style.py", "style.mplstyle", "tables.py")
+    names = ("figures.py", "failure_cases.py", "style.py", "style.mplstyle", "layer_table.py")
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from experiments.scales import suite_name
+from experiments.suites.scales import suite_name
 
 
 class Kind(StrEnum):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import statistics
-from mpformer.errors import UserError
+from mpformer.runtime.errors import UserError
 from reports import caption, text
 from reports.collect import RowRuns, SuiteReport
 from reports.compare import by_seed

@@ -1,4 +1,4 @@
-"""Tables → Markdown, LaTeX, CSV, JSON and LaTeX macros. The HTML page is :mod:`reports.site`.
+"""Tables → Markdown, LaTeX, CSV, JSON and LaTeX macros. The HTML page is :mod:`reports.pages`.
 
 Every ``{{ … }}`` of a template is escaped for its format unless it is a :class:`Safe`: escaping is the default, not
 something a template has to remember. LaTeX templates use ``<< … >>`` and ``<% … %>``, so that braces stay TeX's.

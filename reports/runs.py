@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.identity import SCHEME
-from experiments.scheduler import NOWHERE, Placement
-from experiments.states import RunState, State, derive
-from experiments.store import RunDir, Store, read_json
+from experiments.status.scheduler import NOWHERE, Placement
+from experiments.status.states import RunState, State, derive
+from experiments.store.identity import SCHEME
+from experiments.store.run_dir import RunDir, Store, read_json
 
 FAILURES = {
     "oom": "out of memory",
@@ -240,9 +240,9 @@ class Reader:
 def standing(
     view: RunView, queued: frozenset[str] = frozenset(), placements: Mapping[str, Placement] = NOWHERE
 ) -> Standing:
-    """A run's state (:func:`experiments.states.derive`) as a clause that says why there is no number yet.
+    """A run's state (:func:`experiments.status.states.derive`) as a clause that says why there is no number yet.
 
-    ``placements`` is what Slurm said when it was last asked (:func:`experiments.scheduler.remembered`).
+    ``placements`` is what Slurm said when it was last asked (:func:`experiments.status.scheduler.remembered`).
     """
     found = derive(view.directory, view.eval_id, queued, placements)
     if found.state is State.PLANNED:

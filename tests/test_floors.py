@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("analysis", "mpformer", "experiments", "reports")
 """Lowest first; a floor imports itself and those below it."""
 
-COMMAND = "experiments/cli.py"
+COMMAND = "experiments/cli/main.py"
 """The console command is the one place that may call the floor above, from inside a function."""
 
 HEAVY = (
@@ -30,8 +30,8 @@ HEAVY = (
 )
 
 WITHOUT_TORCH = (
-    "mpformer", "mpformer.config", "mpformer.errors", "mpformer.presets", "mpformer.classes", "mpformer.hooks",
-    "analysis", "analysis.statistics", "analysis.figures",
+    "mpformer", "mpformer.config.schema", "mpformer.runtime.errors", "mpformer.config.presets",
+    "mpformer.config.classes", "mpformer.runtime.callbacks", "analysis", "analysis.statistics", "analysis.figures",
 )  # fmt: skip
 
 
@@ -78,15 +78,15 @@ def test_arrows_go_one_way(package: str) -> None:
     ("name", "source", "count"),
     [
         ("analysis/layers.py", "import torch\nfrom scipy import optimize", 0),
-        ("analysis/layers.py", "from mpformer.config import Config", 1),
-        ("analysis/layers.py", "def f():\n    import experiments.store", 1),
-        ("mpformer/training.py", "import detectron2.layers, analysis.layers", 0),
-        ("mpformer/training.py", "if True:\n    from reports import model", 1),
-        ("experiments/store.py", "def f():\n    from detectron2.data import DatasetCatalog", 1),
-        ("experiments/cli.py", "def f():\n    from reports.build import build_report", 0),
-        ("experiments/cli.py", "from reports.build import build_report", 1),
-        ("experiments/launching.py", "def f():\n    from reports.build import build_report", 1),
-        ("reports/model.py", "import experiments.store, tests.made_cases", 1),
+        ("analysis/layers.py", "from mpformer.config.schema import Config", 1),
+        ("analysis/layers.py", "def f():\n    import experiments.store.run_dir", 1),
+        ("mpformer/training/trainer.py", "import detectron2.layers, analysis.layers", 0),
+        ("mpformer/training/trainer.py", "if True:\n    from reports import model", 1),
+        ("experiments/store/run_dir.py", "def f():\n    from detectron2.data import DatasetCatalog", 1),
+        ("experiments/cli/main.py", "def f():\n    from reports.build import build_report", 0),
+        ("experiments/cli/main.py", "from reports.build import build_report", 1),
+        ("experiments/launch/local.py", "def f():\n    from reports.build import build_report", 1),
+        ("reports/model.py", "import experiments.store.run_dir, tests.made_cases", 1),
     ],
 )
 def test_the_check_itself_finds_breaches(name: str, source: str, count: int) -> None:
@@ -126,8 +126,8 @@ def test_cheap_commands_load_nothing_heavy(tmp_path: Path) -> None:
     roots = ["--root", str(tmp_path / "store"), "--data-root", str(tmp_path / "data")]
     commands = [["--help"], ["suites"], ["suites", "--json"], ["plan", "headline", *roots], ["status", *roots]]
     code = f"""
-from experiments.cli import cli
-from mpformer.errors import UserError
+from experiments.cli.main import cli
+from mpformer.runtime.errors import UserError
 for command in {commands!r}:
     try:
         cli.main(command, standalone_mode=False)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from mpformer.config import Config
+from mpformer.config.schema import Config
 from mpformer.data import prepare
-from mpformer.hooks import TrainHooks
 from mpformer.modeling.deformable_attention import _package_serves, grid_sample_kernel, package_kernel
+from mpformer.runtime.callbacks import TrainHooks
 
 DEVICE = os.environ.get("MPFORMER_TEST_DEVICE", "cuda")
 GPUS = torch.cuda.device_count() if DEVICE == "cuda" else 2
@@ -45,7 +45,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny(**changes: Any) -> Config:
-    from experiments import scales
+    from experiments.suites import scales
 
     return scales.base("mini", "shapes").replace(TINY | changes)
 
@@ -69,7 +69,7 @@ def test_the_packages_kernel_gives_the_same_numbers_and_gradients() -> None:
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_training_in_every_precision(amp: str, data_root: Path, tmp_path: Path) -> None:
-    from mpformer.training import train
+    from mpformer.training.trainer import train
 
     if DEVICE == "cpu" and amp == "fp16":
         pytest.skip("half precision is for GPUs")
@@ -86,7 +86,7 @@ def test_layers_are_analysed_where_the_model_is(data_root: Path, tmp_path: Path)
     import numpy as np
 
     from analysis.recorder import LayerRecorder
-    from mpformer.evaluation import evaluate
+    from mpformer.evaluation.evaluate import evaluate
     from mpformer.modeling.meta_arch import build_model
 
     torch.save({"model": build_model(tiny()).state_dict()}, tmp_path / "weights.pth")
@@ -110,9 +110,9 @@ def test_layers_are_analysed_where_the_model_is(data_root: Path, tmp_path: Path)
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from mpformer.config import validate
-from mpformer.hooks import TrainHooks
-from mpformer.training import train
+from mpformer.config.schema import validate
+from mpformer.runtime.callbacks import TrainHooks
+from mpformer.training.trainer import train
 folder, losses = Path(sys.argv[1]), []
 hooks = TrainHooks(log=lambda line: losses.append(line["loss"]))
 trained = train(validate(json.loads((folder / "config.json").read_text())), folder / "run", Path(sys.argv[2]), hooks)
@@ -123,7 +123,7 @@ trained = train(validate(json.loads((folder / "config.json").read_text())), fold
 @pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
 def test_two_gpus_train_one_run(data_root: Path, tmp_path: Path) -> None:
     """As tasks of a Slurm step do: they meet through a file; the losses are those of one GPU with two micro-batches."""
-    from mpformer.training import train
+    from mpformer.training.trainer import train
 
     config = tiny(**{"schedule.batch_size": 2})
     (tmp_path / "config.json").write_text(config.model_dump_json())

@@ -18,11 +18,11 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json
 
-from mpformer.classes import category_ids, class_table, tasks_of
-from mpformer.config import Config
+from mpformer.config.classes import category_ids, class_table, tasks_of
+from mpformer.config.schema import Config
 from mpformer.data.coco_layout import Layout, read_json
 from mpformer.data.prepare import PREPARED, dataset_dir
-from mpformer.errors import UserError
+from mpformer.runtime.errors import UserError
 
 Record = dict[str, Any]
 IGNORE_LABEL = 255

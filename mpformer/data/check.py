@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mpformer.classes import class_table, tasks_of
+from mpformer.config.classes import class_table, tasks_of
 from mpformer.data import nuclei
 from mpformer.data.coco_layout import Layout, read_json, rgb_to_id
 from mpformer.data.convert import IGNORE, MANIFEST
 from mpformer.data.prepare import PREPARED, check_name, read_manifest
-from mpformer.errors import UserError
+from mpformer.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mpformer.classes import category_ids, class_table
+from mpformer.config.classes import category_ids, class_table
 from mpformer.data.prepare import ignore_interrupts
-from mpformer.errors import UserError
+from mpformer.runtime.errors import UserError
 
 #: so few images are not worth a process
 _FEW = 40

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mpformer.classes import ClassTable
+from mpformer.config.classes import ClassTable
 from mpformer.data.shapes import Scene
-from mpformer.errors import UserError
+from mpformer.runtime.errors import UserError
 
 VOID_CLASS = 255
 STRIDES = (4, 8, 16, 32)

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from mpformer.classes import ClassTable, class_table, tasks_of
+from mpformer.config.classes import ClassTable, class_table, tasks_of
 from mpformer.data.coco_layout import Layout, read_json, rgb_to_id
 from mpformer.data.prepare import read_manifest
-from mpformer.errors import UserError
+from mpformer.runtime.errors import UserError
 
 Pixels = NDArray[np.uint8]
 _GAP, _MARGIN, _TEXT = 6, 18, 15

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mpformer.classes import category_ids, class_table
+from mpformer.config.classes import category_ids, class_table
 from mpformer.data.coco_layout import (
     Record,
     box,
@@ -30,7 +30,7 @@ from mpformer.data.coco_layout import (
     write_json,
 )
 from mpformer.data.prepare import Chunk, Progress, chunks_of, run_chunks
-from mpformer.errors import UserError, choices
+from mpformer.runtime.errors import UserError, choices
 
 IGNORE = 255
 MANIFEST = "mpformer_manifest.json"

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from mpformer.classes import num_classes
-from mpformer.config import Config
+from mpformer.config.classes import num_classes
+from mpformer.config.schema import Config
 from mpformer.data import catalog
 from mpformer.data.mappers import training_sample
 from mpformer.data.prepare import PREPARED
 from mpformer.data.targets import CorruptImage, Labels, Pixels, read_image, read_labels
-from mpformer.errors import RunFailure
-from mpformer.streams import numpy_generator
+from mpformer.runtime.errors import RunFailure
+from mpformer.runtime.random_streams import numpy_generator
 
 _log = logging.getLogger(__name__)
 Batch = list[dict[str, Any]]

@@ -15,7 +15,7 @@ from detectron2.data.transforms import CropTransform, HFlipTransform, PadTransfo
 from detectron2.structures import Instances
 from numpy.typing import NDArray
 
-from mpformer.config import AugmentationConfig
+from mpformer.config.schema import AugmentationConfig
 from mpformer.data.targets import IGNORE_LABEL, Labels, Masks, Objects, Pixels, SegmentMap, decode_segmentation
 
 Transforms = Sequence[Any]

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mpformer.classes import ClassTable, category_ids, class_table
-from mpformer.config import ShapesConfig
+from mpformer.config.classes import ClassTable, category_ids, class_table
+from mpformer.config.schema import ShapesConfig
 from mpformer.data.coco_layout import box, id_to_rgb, write_json
 from mpformer.data.shapes import Scene, Segment, generate
-from mpformer.errors import choices
+from mpformer.runtime.errors import choices
 
 
 def write_miniature(name: str, data_root: Path, images: int = 6, side: int = 96) -> Path:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from mpformer.data.shapes import Scene, Segment
-from mpformer.errors import UserError
+from mpformer.runtime.errors import UserError
 
 CONVERTER_VERSION = 1
 MIN_PIXELS = 10

@@ -18,11 +18,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpformer.classes import class_table, tasks_of
-from mpformer.config import Config, DatasetConfig, ShapesConfig
+from mpformer.config.classes import class_table, tasks_of
+from mpformer.config.schema import Config, DatasetConfig, ShapesConfig
 from mpformer.data import nuclei, shapes
 from mpformer.data.coco_layout import Layout, Record, write_annotations, write_json, write_manifest, write_scene
-from mpformer.errors import UserError, choices
+from mpformer.runtime.errors import UserError, choices
 
 if TYPE_CHECKING:
     from mpformer.data.check import Report

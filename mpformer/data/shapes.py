@@ -21,8 +21,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from mpformer.classes import SHAPES_STUFF, SHAPES_THINGS
-from mpformer.config import ShapesConfig, plain
+from mpformer.config.classes import SHAPES_STUFF, SHAPES_THINGS
+from mpformer.config.schema import ShapesConfig, plain
 
 GENERATOR_VERSION = 1
 SPLITS = ("train", "val")

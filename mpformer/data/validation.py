@@ -10,8 +10,8 @@ import numpy as np
 from detectron2.data.transforms import ResizeTransform
 from numpy.typing import NDArray
 
-from mpformer.classes import class_table, num_classes
-from mpformer.config import Config
+from mpformer.config.classes import class_table, num_classes
+from mpformer.config.schema import Config
 from mpformer.data import catalog
 from mpformer.data.mappers import pack, shortest_edge, transform_labels
 from mpformer.data.targets import (
@@ -22,7 +22,7 @@ from mpformer.data.targets import (
     read_segment_ids,
     read_semantic,
 )
-from mpformer.errors import RunFailure
+from mpformer.runtime.errors import RunFailure
 
 
 @dataclass(frozen=True)

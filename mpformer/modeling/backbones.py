@@ -9,7 +9,7 @@ from detectron2.modeling.backbone import Backbone, BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import Tensor, nn
 
-from mpformer.config import ResNetConfig, SwinConfig
+from mpformer.config.schema import ResNetConfig, SwinConfig
 from mpformer.modeling.swin import Swin
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

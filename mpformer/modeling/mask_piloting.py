@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpformer.config import Toggles
+from mpformer.config.schema import Toggles
 from mpformer.modeling.outputs import Targets
 from mpformer.modeling.points import uniform
 

@@ -11,9 +11,8 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from mpformer.classes import ClassTable, class_table
-from mpformer.config import Config, ModelConfig
-from mpformer.errors import UserError
+from mpformer.config.classes import ClassTable, class_table
+from mpformer.config.schema import Config, ModelConfig
 from mpformer.modeling.backbones import build_backbone, strides_of
 from mpformer.modeling.criterion import Criterion, LossSettings, named_losses
 from mpformer.modeling.decoder import DecoderSettings, MaskedAttentionDecoder
@@ -23,7 +22,8 @@ from mpformer.modeling.matcher import CostWeights
 from mpformer.modeling.outputs import DecoderOutput, Targets, padded_targets
 from mpformer.modeling.pixel_decoder import PixelDecoder, PixelDecoderSettings, PixelFeatures
 from mpformer.modeling.points import Points, PointSettings
-from mpformer.streams import generator as random_stream
+from mpformer.runtime.errors import UserError
+from mpformer.runtime.random_streams import generator as random_stream
 
 Size = tuple[int, int]
 
@@ -70,7 +70,7 @@ class MPFormer(nn.Module):
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         """Read detectron2's CfgNode through the typed configuration."""
-        from mpformer.cfgnode import from_cfg
+        from mpformer.config.mask2former_yaml import from_cfg
 
         return _parts(from_cfg(cfg), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, None)
 

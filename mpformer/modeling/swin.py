@@ -12,7 +12,7 @@ from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mpformer.config import SwinConfig
+from mpformer.config.schema import SwinConfig
 
 _PATCH = 4
 
@@ -188,7 +188,7 @@ class Swin(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_mpformer_swin_backbone(cfg: Any, input_shape: Any) -> Swin:
     """Build the Swin of a CfgNode; for detectron2 models other than ours."""
-    from mpformer.cfgnode import from_cfg
+    from mpformer.config.mask2former_yaml import from_cfg
 
     config = from_cfg(cfg).model.backbone
     assert isinstance(config, SwinConfig)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from analysis import figures, gallery
+from analysis import failure_cases, figures
 from analysis.masks import layer_mask_record
 from analysis.matching import ImagePrediction
 from analysis.statistics import mean_interval
@@ -199,7 +199,7 @@ def run(jump: dict[tuple[int, int], int], first_query: int, images: int = 3) -> 
 
 def test_gallery_takes_the_worst_of_each_run_aligned_by_object() -> None:
     first, second = run({(0, 1): 2}, first_query=0), run({(2, 0): 1}, first_query=4)
-    cases = gallery.gallery_cases([first, second], each=1)
+    cases = failure_cases.gallery_cases([first, second], each=1)
     assert [(c.chosen_by, c.image_id, c.object, c.drop) for c in cases] == [(0, 0, 1, 1.0), (1, 2, 0, 1.0)]
     # The jump away at layer 2 is a drop to layer 2 (and back to layer 3); the first of the ties is taken.
     assert cases[0].layer == 2
@@ -210,7 +210,7 @@ def test_gallery_takes_the_worst_of_each_run_aligned_by_object() -> None:
     assert first[0]["layers"][2]["queries"][1]["object"] == -1
     assert [step.iou_gt for step in cases[0].tracks[0].steps] == [1, 1, 0, 1]
     np.testing.assert_array_equal(cases[0].truth, cases[0].tracks[1].steps[0].mask)
-    data = gallery.cases_frame(cases, ["A", "B"])
+    data = failure_cases.cases_frame(cases, ["A", "B"])
     assert data["layer"].tolist() == [1, 2, 3, 1, 2, 3, 0, 1, 3, 0, 1, 3]
     assert data["run"].tolist() == (["A"] * 3 + ["B"] * 3) * 2
     assert data["chosen_by"].tolist() == ["A"] * 6 + ["B"] * 6
@@ -219,45 +219,48 @@ def test_gallery_takes_the_worst_of_each_run_aligned_by_object() -> None:
 def test_gallery_is_drawn_and_marks_the_pair(tmp_path: Path) -> None:
     runs = [run({(0, 1): 1}, 0), run({}, 4)]
     Image.fromarray(np.full((32, 32, 3), 90, dtype=np.uint8)).save(tmp_path / "0.png")
-    cases = gallery.gallery_cases(runs, each=1, pictures={0: tmp_path / "0.png"})
+    cases = failure_cases.gallery_cases(runs, each=1, pictures={0: tmp_path / "0.png"})
     figure = figures.failure_gallery(cases, ["A", "B"])
     framed = [axis for axis in figure.axes if axis.spines["left"].get_linewidth() > 1.5]
     assert [axis.get_title(loc="center").split(",")[0] for axis in framed] == ["layer 0", "layer 1"]
     assert {text.get_text() for text in figure.texts} == {"A", "B"}
-    assert figures.save(figure, gallery.cases_frame(cases, ["A", "B"]), tmp_path / "gallery")[2].stat().st_size > 5000
+    assert (
+        figures.save(figure, failure_cases.cases_frame(cases, ["A", "B"]), tmp_path / "gallery")[2].stat().st_size
+        > 5000
+    )
     with pytest.raises(ValueError, match="no case"):
         figures.failure_gallery([], ["A"])
 
 
 def test_a_run_that_never_changes_has_no_case() -> None:
-    assert gallery.gallery_cases([run({}, 0)]) == []
+    assert failure_cases.gallery_cases([run({}, 0)]) == []
 
 
 def test_one_case_an_image_and_one_run_an_object() -> None:
     """Two objects of an image jump: the first run shows one, the second run the other."""
     both = run({(1, 0): 1, (1, 1): 1}, 0)
-    assert [case.object for case in gallery.gallery_cases([both])] == [0]
-    assert [(case.object, case.chosen_by) for case in gallery.gallery_cases([both, both])] == [(0, 0), (1, 1)]
+    assert [case.object for case in failure_cases.gallery_cases([both])] == [0]
+    assert [(case.object, case.chosen_by) for case in failure_cases.gallery_cases([both, both])] == [(0, 0), (1, 1)]
 
 
 def test_images_that_only_one_run_kept_are_left_out() -> None:
     first, second = run({(0, 1): 2, (1, 1): 2}, 0), run({}, 4)
     del second[0]
-    assert [case.image_id for case in gallery.gallery_cases([first, second])] == [1]
+    assert [case.image_id for case in failure_cases.gallery_cases([first, second])] == [1]
 
 
 def test_unsure_queries_are_no_case() -> None:
     records = run({(0, 1): 2}, 0)
     for query in records[0]["layers"][-1]["queries"]:
         query["score"] = 0.4
-    assert gallery.gallery_cases([records]) == []
+    assert failure_cases.gallery_cases([records]) == []
 
 
 def test_an_object_that_a_run_did_not_match() -> None:
     first, second = run({(0, 1): 2}, 0), run({}, 4)
     for query in second[0]["layers"][-1]["queries"]:
         query["object"] = -1
-    cases = gallery.gallery_cases([first, second], each=1)
+    cases = failure_cases.gallery_cases([first, second], each=1)
     assert cases[0].tracks[1] is None
     figure = figures.failure_gallery(cases[:1], ["A", "B"])
     assert any("no query matched" in text.get_text() for axis in figure.axes for text in axis.texts)
@@ -267,14 +270,14 @@ def test_an_object_that_a_run_did_not_match() -> None:
     ("layer", "layers", "shown"), [(1, 4, [0, 1, 3]), (2, 4, [1, 2, 3]), (3, 4, [1, 2, 3]), (1, 2, [0, 1])]
 )
 def test_layers_shown(layer: int, layers: int, shown: list[int]) -> None:
-    assert gallery.layers_shown(layer, layers) == shown
+    assert failure_cases.layers_shown(layer, layers) == shown
 
 
 def test_boundary_runs_along_cell_edges() -> None:
     mask = np.zeros((3, 4), dtype=bool)
     mask[1, 1:3] = True
-    segments = gallery.boundary(mask)
+    segments = failure_cases.boundary(mask)
     assert len(segments) == 6
     assert ((1, 1), (2, 1)) in segments
     assert ((3, 1), (3, 2)) in segments
-    assert len(gallery.boundary(np.ones((3, 4), dtype=bool))) == 14
+    assert len(failure_cases.boundary(np.ones((3, 4), dtype=bool))) == 14

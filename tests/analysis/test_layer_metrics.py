@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import layers, tables
+from analysis import layer_table, layers
 from analysis.layers import ImageLayers
 from analysis.matching import Grid, ImagePrediction, assign, ground_truth_cells, match_layers, matching_costs
 from analysis.recorder import LayerRecorder
@@ -79,8 +79,8 @@ def test_effective_queries_of_uneven_use() -> None:
     counts = torch.tensor([3, 1, 0, 0])
     expected = np.exp(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
     assert layers.effective_queries(counts) == pytest.approx(expected)
-    assert tables.effective_queries(counts.numpy()) == pytest.approx(expected)
-    assert np.isnan(tables.effective_queries(np.zeros(4)))
+    assert layer_table.effective_queries(counts.numpy()) == pytest.approx(expected)
+    assert np.isnan(layer_table.effective_queries(np.zeros(4)))
 
 
 @pytest.mark.parametrize("objects", [1, 4, 6, 9])
@@ -278,7 +278,7 @@ def test_merging_is_associative_and_commutative(counts: list[int], random) -> No
 
 
 def assert_rows_equal(first: dict, second: dict) -> None:
-    assert list(first) == list(tables.COLUMNS)
+    assert list(first) == list(layer_table.COLUMNS)
     for name in first:
         assert first[name].dtype == second[name].dtype
         np.testing.assert_allclose(first[name], second[name], rtol=1e-5, err_msg=name)

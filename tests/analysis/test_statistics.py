@@ -188,6 +188,6 @@ def test_holm_keeps_the_family_wise_error() -> None:
 def test_no_torch() -> None:
     import subprocess
 
-    code = "import sys, analysis.statistics, analysis.figures, analysis.scores, analysis.tables; "
+    code = "import sys, analysis.statistics, analysis.figures, analysis.scores, analysis.layer_table; "
     code += "sys.exit('torch' in sys.modules or 'pandas' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from direct.attention import sine_position
-from direct.piloting import Pilot, Target, blocked_cells, guided, self_attention_mask
-from mpformer.config import ModelConfig, Toggles
+from mpformer.config.schema import ModelConfig, Toggles
+from tests.direct.attention import sine_position
+from tests.direct.piloting import Pilot, Target, blocked_cells, guided, self_attention_mask
 
 
 @dataclass

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from direct.decoder import DirectOutput
-from direct.matcher import match_layer, sample
-from direct.piloting import Target
-from mpformer.config import ModelConfig, Toggles
+from mpformer.config.schema import ModelConfig, Toggles
+from tests.direct.decoder import DirectOutput
+from tests.direct.matcher import match_layer, sample
+from tests.direct.piloting import Target
 
 Draw = Callable[[int, int], Tensor]  # (masks, points) -> (masks, points, 2) uniform in [0, 1]
 

@@ -5,8 +5,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from direct.piloting import Target
-from mpformer.config import ModelConfig
+from mpformer.config.schema import ModelConfig
+from tests.direct.piloting import Target
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, Bottlenec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from direct.decoder import Decoder, DirectOutput
-from direct.losses import Criterion
-from direct.piloting import Target, make_pilot
-from direct.pixel_decoder import PixelDecoder
-from mpformer.config import ModelConfig, ResNetConfig, Toggles
+from mpformer.config.schema import ModelConfig, ResNetConfig, Toggles
+from tests.direct.decoder import Decoder, DirectOutput
+from tests.direct.losses import Criterion
+from tests.direct.piloting import Target, make_pilot
+from tests.direct.pixel_decoder import PixelDecoder
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mpformer.config import Toggles
+from mpformer.config.schema import Toggles
 
 
 @dataclass(frozen=True)

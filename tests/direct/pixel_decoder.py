@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from direct.attention import DeformableAttention, sine_position
-from mpformer.config import ModelConfig
+from mpformer.config.schema import ModelConfig
+from tests.direct.attention import DeformableAttention, sine_position
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -14,13 +14,13 @@ import cloudpickle
 import hypothesis
 import pytest
 
-from experiments import planning
-from experiments.attempt import Options, sha256
-from experiments.identity import eval_id, run_id
-from experiments.store import RunDir, Store, read_json, write_json
-from mpformer.config import Config
-from mpformer.errors import RunFailure
-from mpformer.hooks import Interrupted, TrainHooks
+from experiments.execution.attempt import Options, sha256
+from experiments.store.identity import eval_id, run_id
+from experiments.store.run_dir import RunDir, Store, read_json, write_json
+from experiments.suites import planning
+from mpformer.config.schema import Config
+from mpformer.runtime.callbacks import Interrupted, TrainHooks
+from mpformer.runtime.errors import RunFailure
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mpformer.config import Config, ShapesConfig, validate
+from mpformer.config.schema import Config, ShapesConfig, validate
 
 SMALL = {"side": 64, "train_images": 12, "val_images": 6}
 

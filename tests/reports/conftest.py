@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.store import Store
+from experiments.store.run_dir import Store
 from reports import figures
 from reports.collect import SuiteReport, collect, records
 from reports.runs import Reader

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mpformer.errors import UserError
-from reports import figures, unchanged
+from mpformer.runtime.errors import UserError
+from reports import figures, incremental
 from reports.build import FILES, build, check
 from reports.collect import collect
 
@@ -85,7 +85,7 @@ def test_the_overview_is_current_though_unchanged_suites_are_not_read(
 
 def test_a_second_build_draws_nothing_again(store: Path, blank_figures: None, monkeypatch: pytest.MonkeyPatch) -> None:
     build(["headline"], store, dataset="nuclei", formats=["html"])
-    unchanged.forget(store / "reports" / "headline@mini+nuclei")
+    incremental.forget(store / "reports" / "headline@mini+nuclei")
     monkeypatch.setattr(figures, "_draw", lambda *_: pytest.fail("drew a figure whose data had not changed"))
     build(["headline"], store, dataset="nuclei", formats=["html"])
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.scales import suite_name
-from experiments.store import Store
-from mpformer.errors import UserError
-from reports import escape, site, text
+from experiments.store.run_dir import Store
+from experiments.suites.scales import suite_name
+from mpformer.runtime.errors import UserError
+from reports import escape, pages, text
 from reports.collect import SuiteReport, collect, records, tick
 from reports.model import Cell, Kind, grouped
 from reports.render import render
@@ -254,7 +254,7 @@ def said_everywhere(report: SuiteReport, row: str, *words: str) -> None:
         assert escape.latex(word) in render(report.table, "tex")
         assert word in render(report.table, "csv")
         assert word in render(report.table, "json")
-        assert word in site.suite_page(report, (), None)
+        assert word in pages.suite_page(report, (), None)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mpformer.errors import UserError
+from mpformer.runtime.errors import UserError
 from reports import explorer
 from reports.explorer import build_explorer, deflate
 

@@ -134,7 +134,7 @@ def test_explorer(store: Path, tmp_path: Path, open_page: Any) -> None:
     # the browser decodes what was encoded: cells of the first run's mask, layer by layer
     (source,) = store.glob("runs/shapes-panoptic-m2f-s0-*/evals/*/layer_masks/1.json")
     record = json.loads(source.read_text())
-    from analysis.gallery import mask_of
+    from analysis.failure_cases import mask_of
 
     for layer in (0, 3, 6):
         for number, entry in enumerate(record["layers"][layer]["queries"]):

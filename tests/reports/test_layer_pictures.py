@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reports import gallery, site
+from reports import mask_pictures, pages
 from reports.collect import SuiteReport
 
 Gather = Callable[..., SuiteReport]
 
 
 def test_cases_are_the_worst_of_each_run_aligned_by_object(gather: Gather) -> None:
-    found = site.find_gallery(gather("headline"))
+    found = pages.find_gallery(gather("headline"))
     assert found is not None
     assert found.names == ("Mask2Former", "MP-Former")
     assert len(found.cases) == 6
@@ -31,16 +31,16 @@ def test_cases_are_the_worst_of_each_run_aligned_by_object(gather: Gather) -> No
 
 def test_paths_cover_the_mask() -> None:
     mask = np.array([[1, 1, 0], [0, 1, 0]], bool)
-    assert gallery.fill_path(mask) == "M0 0h2v1h-2zM1 1h1v1h-1z"
-    assert gallery.outline_path(mask).count("M") == 8  # the perimeter in cell edges
+    assert mask_pictures.fill_path(mask) == "M0 0h2v1h-2zM1 1h1v1h-1z"
+    assert mask_pictures.outline_path(mask).count("M") == 8  # the perimeter in cell edges
 
 
 def test_missing_masks_mean_no_gallery(gather: Gather, store: Path) -> None:
     for index in store.glob("runs/*/evals/*/layer_masks/index.json"):
         index.unlink()
-    assert site.find_gallery(gather("headline")) is None
+    assert pages.find_gallery(gather("headline")) is None
 
 
 def test_damaged_picture_is_a_grey_pixel(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("not a picture")
-    assert gallery.picture_uri(tmp_path / "x.png").startswith("data:image/png;base64,")
+    assert mask_pictures.picture_uri(tmp_path / "x.png").startswith("data:image/png;base64,")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mpformer.errors import UserError
+from mpformer.runtime.errors import UserError
 from reports import paper_numbers
 from reports.collect import SuiteReport
 from reports.paper_numbers import FIELDS, Number, beside, outside, read, schedule_name
@@ -211,7 +211,7 @@ def as_paper(store: Path) -> None:
 
 
 def report_check(store: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.cli", "report", "--check", "--root", str(store), *words]
+    command = [sys.executable, "-m", "experiments.cli.main", "report", "--check", "--root", str(store), *words]
     return subprocess.run(command, capture_output=True, text=True)
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from reports import escape, provenance, site, text
+from reports import escape, pages, text
+from reports import run_page as provenance
 from reports.build import _with_published
 from reports.collect import SuiteReport
 from reports.model import Cell, Column, Delta, Kind, Table
@@ -46,21 +47,21 @@ def test_template(gather: Gather, suite: str, dataset: str | None, form: str) ->
 
 
 def test_page_template(gather: Gather, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(site, "stamp", lambda: "made at a fixed time")
-    page = site.suite_page(_with_published(gather("headline", "nuclei")), (), None)
+    monkeypatch.setattr(pages, "stamp", lambda: "made at a fixed time")
+    page = pages.suite_page(_with_published(gather("headline", "nuclei")), (), None)
     golden("headline@mini+nuclei.html", page)
 
 
 def test_overview_and_run_page_templates(gather: Gather, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(site, "stamp", lambda: "made at a fixed time")
+    monkeypatch.setattr(pages, "stamp", lambda: "made at a fixed time")
     reports = [_with_published(gather(suite)) for suite in ("headline", "components")]
-    golden("index.html", site.index_page([site.card(report.table) for report in reports]))
+    golden("index.html", pages.index_page([pages.card(report.table) for report in reports]))
     golden("run.html", run_page(reports[1], "mp-former", 2))
 
 
 def run_page(report: SuiteReport, row: str, seed: int) -> str:
     (found,) = [s for r, runs in provenance.sections(report) if r.name == row for s in runs if s.view.seed == seed]
-    return site.run_page(report, found, index_link="../../index.html")
+    return pages.run_page(report, found, index_link="../../index.html")
 
 
 def hostile(report: SuiteReport) -> SuiteReport:
@@ -107,7 +108,7 @@ def test_latex_shows_hostile_text_as_text(attacked: SuiteReport) -> None:
 
 
 def test_html_shows_hostile_text_as_text(attacked: SuiteReport) -> None:
-    page = site.suite_page(attacked, (), None) + site.index_page([site.card(attacked.table)])
+    page = pages.suite_page(attacked, (), None) + pages.index_page([pages.card(attacked.table)])
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "\x1b" not in page
@@ -122,10 +123,10 @@ def test_html_log_and_diff_are_text(gather: Gather) -> None:
 
 
 def test_script_is_allowed_by_its_hash_alone(gather: Gather) -> None:
-    page = site.suite_page(gather("headline", "nuclei"), (), None)
+    page = pages.suite_page(gather("headline", "nuclei"), (), None)
     script = re.search(r"<script>(.*?)</script>", page, flags=re.DOTALL)
     assert script is not None
-    assert f"script-src '{site.script_hash(script[1])}'" in page
+    assert f"script-src '{pages.script_hash(script[1])}'" in page
     assert "default-src 'none'" in page
     assert not re.search(r"\son[a-z]+=", page)
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from experiments import cli, visualizing
-from experiments.store import RunDir, write_json
-from mpformer.errors import UserError
+from experiments.cli import main
+from experiments.runs import visualizing
+from experiments.store.run_dir import RunDir, write_json
+from mpformer.runtime.errors import UserError
 
 BASE, OTHER = "shapes-panoptic-m2f-s0", "shapes-panoptic-mp-every-n0.2-f0.2-s0"
 Visualize = Callable[..., tuple[int, str, str]]
@@ -24,7 +25,7 @@ def visualize(store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     def execute(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["mpformer", "visualize", *arguments, "--root", str(store)])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main.main()
         printed = capsys.readouterr()
         return int(end.value.code or 0), printed.out, printed.err
 

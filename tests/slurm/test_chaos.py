@@ -1,16 +1,13 @@
 """The short form of the chaos test; `chaos.py` beside it is the long one, by hand."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import chaos
+from tests.support import chaos
 
 pytestmark = pytest.mark.slurm
 

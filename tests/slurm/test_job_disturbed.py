@@ -5,7 +5,6 @@ All runs are disturbed at the same time on one cluster, since each of them mostl
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +13,10 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import tiny_jobs
-from tiny_jobs import Paced, client, fail_node, job, kill_attempt, lines, numbers, stages, submit, until
-
-from experiments.planning import PlannedRun
-from experiments.store import RunDir, Store, read_json
+from experiments.store.run_dir import RunDir, Store, read_json
+from experiments.suites.planning import PlannedRun
+from tests.support import tiny_jobs
+from tests.support.tiny_jobs import Paced, client, fail_node, job, kill_attempt, lines, numbers, stages, submit, until
 
 pytestmark = pytest.mark.slurm
 

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import tiny_jobs
-from tiny_jobs import Paced, job, lines, on_node, parent_of, stages, submit, until
-
-from experiments.store import RunDir, Store, read_json
+from experiments.store.run_dir import RunDir, Store, read_json
+from tests.support import tiny_jobs
+from tests.support.tiny_jobs import Paced, job, lines, on_node, parent_of, stages, submit, until
 
 pytestmark = pytest.mark.slurm
 

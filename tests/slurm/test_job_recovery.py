@@ -16,19 +16,14 @@ from typing import Any
 import cloudpickle
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import chaos
-import counting_jobs
-import tiny_jobs
-from tiny_jobs import client, job, lines, stages, submit, until
-
-from experiments.attempt import sha256
-from experiments.planning import PlannedRun
-from experiments.states import derive
-from experiments.store import RunDir, Store, append_json, read_json, write_json
-from mpformer.config import Config
-from mpformer.hooks import Interrupted, TrainHooks
+from experiments.execution.attempt import sha256
+from experiments.status.states import derive
+from experiments.store.run_dir import RunDir, Store, append_json, read_json, write_json
+from experiments.suites.planning import PlannedRun
+from mpformer.config.schema import Config
+from mpformer.runtime.callbacks import Interrupted, TrainHooks
+from tests.support import chaos, counting_jobs, tiny_jobs
+from tests.support.tiny_jobs import client, job, lines, stages, submit, until
 
 pytestmark = pytest.mark.slurm
 

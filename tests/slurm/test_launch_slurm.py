@@ -17,16 +17,16 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import counting_jobs
-import tiny_jobs
-from counting_jobs import Counting, plan, profile, trainings
-
-from experiments import arrays, costs, journal, launching, planning, reservations, site, submission
-from experiments.planning import Plan
-from experiments.store import Store, read_json
-from experiments.submission import Submitted, Target, launch, recover
+from experiments.launch import costs
+from experiments.launch import local as launching
+from experiments.slurm import arrays, limits, reservations, submission
+from experiments.slurm.submission import Submitted, Target, launch, recover
+from experiments.store import journal
+from experiments.store.run_dir import Store, read_json
+from experiments.suites import planning
+from experiments.suites.planning import Plan
+from tests.support import counting_jobs, tiny_jobs
+from tests.support.counting_jobs import Counting, plan, profile, trainings
 
 pytestmark = pytest.mark.slurm
 
@@ -131,7 +131,7 @@ def test_a_launch_on_this_machine_stays_on_it(data: Path, store: Store) -> None:
 def test_the_script_of_a_dry_run_is_the_one_submitted(
     data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.launching.new_id", lambda: "20260101-000000-abcdef")
+    monkeypatch.setattr("experiments.launch.local.new_id", lambda: "20260101-000000-abcdef")
     made = plan(data)
     target = Target("test", profile(evaluate={"cpus": 2}, report=True))
     printed = list(submission.scripts(made, store, data, target))
@@ -366,7 +366,7 @@ def test_the_command_returns_at_once_and_says_what_is_queued(tmp_path: Path, dat
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps({**profile(report=True).model_dump(exclude_unset=True), "sbatch": {"hold": True}}))
     where = ["--root", str(store.root), "--data-root", str(data), "--set", "schedule.max_iter=12", "--seeds", "0"]
-    command = [sys.executable, "-m", "experiments.cli", "launch", "headline", *where, "--on", str(path)]
+    command = [sys.executable, "-m", "experiments.cli.main", "launch", "headline", *where, "--on", str(path)]
     done = subprocess.run([*command, "--parallelism", "1"], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert "queued 2 runs" in done.stdout
@@ -388,12 +388,12 @@ def test_limits_of_accounting_are_those_of_this_user(cluster: Any) -> None:
     client("sacctmgr", "-iQ", "add", "user", user, "account=lab", "MaxSubmitJobs=30")
     client("sacctmgr", "-iQ", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=20")
     enforced = {"AccountingStorageEnforce": "associations,limits"}
-    found = {name: room for room, name in site._association_limits(enforced, "dev", 5)}
+    found = {name: room for room, name in limits._association_limits(enforced, "dev", 5)}
     assert found["MaxSubmitJobs"] == 25
     assert found["MaxSubmitPU of QOS normal"] == 15
-    assert site._association_limits({"AccountingStorageEnforce": "associations"}, "dev", 5) == []
-    assert site.limits().cluster == "dev"
-    assert site.limits().array == 6
+    assert limits._association_limits({"AccountingStorageEnforce": "associations"}, "dev", 5) == []
+    assert limits.limits().cluster == "dev"
+    assert limits.limits().array == 6
 
 
 def test_the_real_thing_from_smoke_runs_to_the_report(tmp_path: Path, store: Store) -> None:

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
-from experiments import cancelling, launching, notify, planning, standing, usage
-from experiments.journal import BatchRun, Submission, of_launch
-from experiments.planning import Plan, PlannedRun
-from experiments.states import RunState, State
-from experiments.store import Store, write_json
+from experiments.launch import local
+from experiments.runs import cancelling
+from experiments.status import notify, standing, usage
+from experiments.status.states import RunState, State
+from experiments.store.journal import BatchRun, Submission, of_launch
+from experiments.store.run_dir import Store, write_json
+from experiments.suites import planning
+from experiments.suites.planning import Plan, PlannedRun
 
 pytestmark = pytest.mark.slurm
 
@@ -65,14 +68,14 @@ class Suite:
         return standing.of(self.store, [(run.run_id, run.eval_id)]).states[run.run_id, run.eval_id]
 
     def labels(self) -> list[str]:
-        return [state.label for state in launching.snapshot(self.plan, self.store)]
+        return [state.label for state in local.snapshot(self.plan, self.store)]
 
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Suite:
     request = planning.Request("headline", seeds=(0, 1, 2, 3), overrides=(("schedule.max_iter", 12),))
     plan, store = planning.make(request, tmp_path), Store(tmp_path / "store")
-    launching.record(plan, store, "")
+    local.record(plan, store, "")
     return Suite(plan, store)
 
 
@@ -120,7 +123,7 @@ def _away_and_back(cluster: Any, suite: Suite) -> None:
     assert (state.state, state.live) == (State.UNKNOWN, True)
     assert "Slurm does not answer about job" in state.detail
     assert "Slurm said PENDING at" in state.detail
-    command = [sys.executable, "-m", "experiments.cli", "status", "--root", str(suite.store.root)]
+    command = [sys.executable, "-m", "experiments.cli.main", "status", "--root", str(suite.store.root)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
     assert "squeue does not answer" in shown.replace("did not answer within", "does not answer")
     cluster.call("up")

@@ -1,0 +1,335 @@
+"""The failure gallery (the paper's Figure 1), by rule: queries whose mask changes most between adjacent decoder
+layers, two runs aligned by ground-truth object.
+
+From the records of ``layer_masks/``: among the queries matched at the last layer with a high final score
+(:func:`analysis.layer_table.score_floor`), the largest drop of IoU from one layer to the next; one case an image, the
+worst of each run, and in every run the query that it matched to the *same ground-truth object*, never the same query
+index. Nothing is chosen by hand.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.layer_table import score_floor
+from analysis.style import WIDTH, in_style, look
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A query at one layer: mask (h, w) bool; IoUs in [0, 1], None where they do not exist.
+
+    ``iou_gt`` is the IoU with the object that the query ends on, whatever it is matched to at this layer.
+    """
+
+    layer: int
+    mask: Mask
+    score: float
+    class_name: str
+    iou_previous: float | None
+    iou_gt: float | None
+
+
+@dataclass(frozen=True)
+class Track:
+    """The query matched to an object at the last layer, through all layers."""
+
+    query: int
+    steps: tuple[Step, ...]
+
+    @property
+    def final_score(self) -> float:
+        """Score at the last layer."""
+        return self.steps[-1].score
+
+    @property
+    def worst(self) -> Step | None:
+        """The first of the steps with the smallest IoU to the layer before; None if no such IoU exists."""
+        known = [step for step in self.steps if step.iou_previous is not None]
+        return min(known, key=lambda step: step.iou_previous or 0.0, default=None)
+
+    @property
+    def drop(self) -> float:
+        """1 − IoU at the worst step; 0 if there is none."""
+        worst = self.worst
+        return 0.0 if worst is None or worst.iou_previous is None else 1 - worst.iou_previous
+
+
+@dataclass(frozen=True)
+class Case:
+    """One ground-truth object in the runs: ``tracks`` has one entry a run, None where no query is matched to it.
+
+    ``chosen_by`` is the place of the run whose worst case it is; ``picture`` the image's file, if there is one.
+    """
+
+    image_id: int
+    object: int
+    class_name: str
+    truth: Mask
+    picture: Path | None
+    tracks: tuple[Track | None, ...]
+    chosen_by: int
+
+    @property
+    def chosen(self) -> Track:
+        """The track whose drop chose the case."""
+        track = self.tracks[self.chosen_by]
+        assert track is not None
+        return track
+
+    @property
+    def layer(self) -> int:
+        """The later one of the two layers of that drop."""
+        return self.chosen.worst.layer if self.chosen.worst else 0
+
+    @property
+    def drop(self) -> float:
+        """That drop of IoU."""
+        return self.chosen.drop
+
+
+def gallery_cases(
+    runs: Sequence[Mapping[int, Record]], each: int = 3, pictures: Mapping[int, Path] | None = None
+) -> list[Case]:
+    """The ``each`` worst cases of every run, shown in all of them.
+
+    ``runs`` are the records of ``layer_masks/`` by image id, images that not all runs have are left out; ``pictures``
+    are the images' files. An object that is among the worst of two runs is a case of the first.
+    """
+    shared = [i for i in runs[0] if all(i in run for run in runs[1:])] if runs else []
+    found = {i: [tracks(run[i]) for run in runs] for i in shared}
+    chosen: dict[tuple[int, int], int] = {}
+    for which in range(len(runs)):
+        for key in _worst(found, which, each, set(chosen)):
+            chosen[key] = which
+    return [
+        _case(runs[which][i], obj, tuple(by_object.get(obj) for by_object in found[i]), which, (pictures or {}).get(i))
+        for (i, obj), which in chosen.items()
+    ]
+
+
+def tracks(record: Record) -> dict[int, Track]:
+    """The final query of each matched object, by object."""
+    truths = {int(o["object"]): mask_of(record, o["rle"]) for o in record["objects"]}
+    last = record["layers"][-1]["queries"]
+    final = {int(entry["object"]): int(entry["query"]) for entry in last if entry["object"] >= 0}
+    return {obj: Track(query, tuple(_steps(record, query, truths[obj]))) for obj, query in final.items()}
+
+
+def mask_of(record: Record, rle: Any) -> Mask:
+    """The mask (h, w) of a run-length string of a record, or of COCO's ``{"counts", "size"}``."""
+    from pycocotools import mask as coco_mask
+
+    code = rle if isinstance(rle, dict) else {"size": [record["height"], record["width"]], "counts": rle}
+    mask: Mask = coco_mask.decode(code).astype(bool)
+    return mask
+
+
+def _steps(record: Record, query: int, truth: Mask) -> "list[Step]":
+    steps = []
+    for layer in record["layers"]:
+        entry = next((e for e in layer["queries"] if e["query"] == query), None)
+        if entry is not None:
+            mask = mask_of(record, entry["rle"])
+            name = str(entry.get("class_name", entry.get("class", "")))
+            score, previous = float(entry["score"]), entry.get("iou_previous")
+            steps.append(Step(int(layer["layer"]), mask, score, name, previous, _iou(mask, truth)))
+    return steps
+
+
+def _iou(first: Mask, second: Mask) -> float | None:
+    union = (first | second).sum()
+    return float((first & second).sum() / union) if union else None
+
+
+def _worst(
+    found: Mapping[int, Sequence[Mapping[int, Track]]], which: int, each: int, taken: set[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """(image, object) of a run's largest drops, one an image; ties by image, then object."""
+    floor = score_floor([t.final_score for by_run in found.values() for t in by_run[which].values()])
+    per_image = []
+    for image_id, by_run in found.items():
+        confident = [
+            (t.drop, -obj)
+            for obj, t in by_run[which].items()
+            if t.final_score >= floor and (image_id, obj) not in taken
+        ]
+        if confident:
+            drop, negative = max(confident)
+            per_image.append((-drop, image_id, -negative))
+    return [(image_id, obj) for drop, image_id, obj in sorted(per_image)[:each] if drop < 0]
+
+
+def _case(record: Record, obj: int, found: tuple[Track | None, ...], which: int, picture: Path | None) -> Case:
+    truth = next(o for o in record["objects"] if int(o["object"]) == obj)
+    name = str(truth.get("class_name", truth.get("class", "")))
+    return Case(int(record["image_id"]), obj, name, mask_of(record, truth["rle"]), picture, found, which)
+
+
+def layers_shown(layer: int, layers: int) -> list[int]:
+    """The pair of layers and the last one; one layer more before a pair that ends with the last."""
+    before = {layer - 2} if layer == layers - 1 and layer >= 2 else set()
+    return sorted({layer - 1, layer, layers - 1} | before)
+
+
+def _shown(case: Case, track: Track) -> list[Step]:
+    wanted = layers_shown(case.layer, track.steps[-1].layer + 1)
+    return [step for step in track.steps if step.layer in wanted]
+
+
+def cases_frame(cases: Sequence[Case], names: Sequence[str]) -> "pd.DataFrame":
+    """The gallery's data: one line per case, run and layer shown; ``names`` are the runs'."""
+    import pandas as pd
+
+    rows = [
+        {
+            "image_id": case.image_id,
+            "object": case.object,
+            "class": case.class_name,
+            "chosen_by": names[case.chosen_by],
+            "drop": case.drop,
+            "run": name,
+            "query": track.query,
+            "layer": step.layer,
+            "score": step.score,
+            "iou_previous": step.iou_previous,
+            "iou_gt": step.iou_gt,
+        }
+        for case in cases
+        for name, track in zip(names, case.tracks, strict=True)
+        if track is not None
+        for step in _shown(case, track)
+    ]
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------ drawing
+
+
+@in_style
+def failure_gallery(cases: Sequence[Case], names: Sequence[str]) -> "Figure":
+    """Figure 1: one line per case; for each run the query's mask at the two adjacent layers and at the last one.
+
+    Filled: the mask; outline: the ground truth; a thick frame marks the run whose drop chose the case. Raises
+    ValueError without a case.
+    """
+    from matplotlib.figure import Figure
+
+    if not cases:
+        raise ValueError("no case: no matched query of that score changes its mask in the shared images")
+    widths = ([1.0] * 3 + [0.12]) * len(names)
+    width = WIDTH if len(names) > 1 else 0.55 * WIDTH
+    size = width / sum(widths[:-1])
+    figure = Figure(figsize=(width, (size + 0.36) * len(cases) + 0.3))
+    grid = figure.add_gridspec(
+        len(cases), len(widths) - 1, width_ratios=widths[:-1], left=0.05, right=0.995, bottom=0.01,
+        top=1 - 0.62 / figure.get_figheight(), hspace=0.36 / size, wspace=0.04,
+    )  # fmt: skip
+    for line, case in enumerate(cases):
+        for run, name in enumerate(names):
+            axes = [figure.add_subplot(grid[line, 4 * run + column]) for column in range(3)]
+            _draw_track(axes, case, run)
+            if line == 0:
+                _head(figure, axes, name, _colour(run))
+            if run == 0:
+                axes[0].set_ylabel(f"{case.class_name}\nimage {case.image_id}", fontsize=7)
+    return figure
+
+
+def _colour(run: int) -> str:
+    return str(look(run)["color"])
+
+
+def _head(figure: "Figure", axes: Sequence["Axes"], label: str, colour: str) -> None:
+    left, right = axes[0].get_position().x0, axes[-1].get_position().x1
+    figure.text(
+        (left + right) / 2, 1 - 0.06 / figure.get_figheight(), label, color=colour, weight="bold", ha="center", va="top"
+    )
+
+
+def _draw_track(axes: Sequence["Axes"], case: Case, run: int) -> None:
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+        for spine in axis.spines.values():
+            spine.set_visible(True)
+    track = case.tracks[run]
+    if track is None:
+        axes[1].text(0.5, 0.5, "no query matched", ha="center", va="center", fontsize=7, transform=axes[1].transAxes)
+        return
+    picture, steps = _pixels(case.picture), _shown(case, track)
+    for axis, step in zip(axes, steps, strict=False):
+        _draw_step(axis, case, step, picture, _colour(run))
+        if run == case.chosen_by and step.layer in (case.layer - 1, case.layer):
+            for spine in axis.spines.values():
+                spine.set(color=_colour(run), linewidth=1.8)
+    for axis in axes[len(steps) :]:
+        axis.set_axis_off()
+
+
+def _pixels(path: Path | None) -> "NDArray[Any] | None":
+    """(H, W, 3) uint8; None without a picture that can be read."""
+    from PIL import Image
+
+    if path is None:
+        return None
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError):
+        return None
+
+
+def _draw_step(axis: "Axes", case: Case, step: Step, picture: "NDArray[Any] | None", colour: str) -> None:
+    height, width = case.truth.shape
+    axis.imshow(_painted(step.mask, picture, colour), extent=(0, width, height, 0), interpolation="none")
+    _outline(axis, case.truth)
+    axis.set(xlim=(0, width), ylim=(height, 0))
+    change = "" if step.iou_previous is None else f"IoU to layer {step.layer - 1}: {step.iou_previous:.2f}"
+    truth = "–" if step.iou_gt is None else f"{step.iou_gt:.2f}"
+    axis.set_title(
+        f"layer {step.layer}, {step.class_name} {step.score:.2f}\n{change or 'first layer'}\nIoU to truth {truth}",
+        fontsize=5.6, weight="normal", loc="center", pad=2.5, linespacing=1.15,
+    )  # fmt: skip
+
+
+def _painted(mask: Mask, picture: "NDArray[Any] | None", colour: str) -> "NDArray[np.float64]":
+    """The picture in light greys with the mask in colour, (H, W, 3) in [0, 1]; a plain ground without a picture."""
+    from matplotlib.colors import to_rgb
+
+    grey = np.full(mask.shape, 0.93) if picture is None else 0.3 + 0.7 * picture.mean(2) / 255
+    rows = np.arange(grey.shape[0]) * mask.shape[0] // grey.shape[0]
+    columns = np.arange(grey.shape[1]) * mask.shape[1] // grey.shape[1]
+    inside = 0.62 * mask[rows][:, columns, None]
+    painted: NDArray[np.float64] = (1 - inside) * grey[..., None] + inside * np.array(to_rgb(colour))
+    return painted
+
+
+def _outline(axis: "Axes", mask: Mask) -> None:
+    """The boundary of a mask along its cells' edges, dark on a light halo."""
+    from matplotlib.collections import LineCollection
+
+    segments = boundary(mask)
+    for colour, width in (("white", 2.0), ("#111111", 0.9)):
+        axis.add_collection(LineCollection(segments, colors=colour, linewidths=width, capstyle="projecting"))
+
+
+def boundary(mask: Mask) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Cell edges between a mask (h, w) and what is not it: segments ((x0, y0), (x1, y1))."""
+    padded = np.pad(mask.astype(bool), 1)
+    horizontal = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    vertical = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])
+    segments = [((int(x), int(y)), (int(x) + 1, int(y))) for y, x in horizontal]
+    return segments + [((int(x), int(y)), (int(x), int(y) + 1)) for y, x in vertical]

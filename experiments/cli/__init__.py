@@ -1,0 +1,1 @@
+"""The console command: one module a group of subcommands, and what they share."""

@@ -1,0 +1,205 @@
+"""``mpformer logs``, ``void``, ``diff``, ``reevaluate``, ``prune`` and ``import-runs``: commands about single runs."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mpformer.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from experiments.runs.reevaluating import Evaluation
+    from experiments.store.run_dir import Store
+
+Command = Callable[..., Any]
+
+_root = click.option(
+    "--root", envvar="MPFORMER_ROOT", default="store", show_default=True, type=click.Path(path_type=Path),
+    help="Run store.  [env: MPFORMER_ROOT]",
+)  # fmt: skip
+_data_root = click.option(
+    "--data-root", envvar="DETECTRON2_DATASETS", default="datasets", show_default=True,
+    type=click.Path(path_type=Path), help="Datasets.  [env: DETECTRON2_DATASETS]",
+)  # fmt: skip
+_json = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+
+
+@click.command()
+@click.argument("run")
+@click.option("-f", "--follow", is_flag=True, help="Go on until nothing works on the run, through requeues.")
+@click.option("--attempt", type=int, default=None, help="An earlier attempt; default: the last.")
+@click.option("--job", is_flag=True, help="What Slurm and submitit wrote of the run's last job instead.")
+@_root
+def logs(run: str, follow: bool, attempt: int | None, job: bool, root: Path) -> None:
+    """Print the log of RUN (its id, or the id's beginning or end)."""
+    from experiments.status import suite_view
+    from experiments.store.run_dir import Store
+
+    store = Store(root)
+    found = store.find(run)
+    if job:
+        text = suite_view.job_log(store, found)
+        if not text:
+            raise UserError(f"{found.run_id} has no log of a Slurm job; leave out --job")
+        return click.echo(text, nl=False)
+    for text in suite_view.log(store, found, attempt, follow):
+        click.echo(text, nl=False)
+    return None
+
+
+@click.command()
+@click.argument("run")
+@click.option("--reason", required=True, help="Why the results must not be used.")
+@_root
+def void(run: str, reason: str, root: Path) -> None:
+    """Mark the results of RUN as void, visibly; the next launch does it again and keeps what was there aside."""
+    from experiments.store.run_dir import Store, write_json
+
+    if not reason.strip():
+        raise UserError("--reason is shown wherever the run's number was: give one")
+    found = Store(root).find(run)
+    write_json(found.void_file, {"reason": reason, "time": time.time()})
+    click.echo(f"{found.run_id} is void: {reason}")
+
+
+@click.command()
+@click.argument("first")
+@click.argument("second")
+@_root
+@_json
+def diff(first: str, second: str, root: Path, as_json: bool) -> None:
+    """Show how two runs differ: configuration, code, packages, threads."""
+    from experiments.status import suite_view
+    from experiments.store.run_dir import Store
+
+    store = Store(root)
+    found = suite_view.difference(store.find(first), store.find(second))
+    if as_json:
+        return click.echo(json.dumps(found, indent=1))
+    if not found:
+        click.echo("no difference")
+    for key, (one, other) in found.items():
+        click.echo(f"{key}: {one!s} -> {other!s}")
+    return None
+
+
+@click.command()
+@click.argument("runs", nargs=-1)
+@click.option("--suite", default=None, help="All trained runs of this suite, instead of RUNS.")
+@click.option("--scale", default="mini", show_default=True)
+@click.option("--dataset", default=None)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="evaluation.… or runtime.…; repeatable.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_root
+@_data_root
+def reevaluate(
+    runs: tuple[str, ...],
+    suite: str | None,
+    scale: str,
+    dataset: str | None,
+    overrides: tuple[str, ...],
+    yes: bool,
+    root: Path,
+    data_root: Path,
+) -> int:
+    """Score trained RUNS anew, without training. Results of the same setting are set aside, not deleted."""
+    from experiments.runs import reevaluating
+    from experiments.store.run_dir import Store
+    from experiments.suites import planning
+
+    if bool(runs) == bool(suite):
+        raise UserError("say what to score: RUNS by their ids, or --suite SUITE")
+    store = Store(root)
+    changed = [planning.parse_override(text) for text in overrides]
+    if suite:
+        chosen = _of_suite(store, planning.Request(suite, scale, dataset), data_root, changed)
+    else:
+        chosen = reevaluating.chosen([store.find(name) for name in runs], changed, {})
+    if not yes:
+        click.confirm(f"score {len(chosen)} runs anew in this process, one after the other?", abort=True)
+    ended = [_scored(one, store, data_root) for one in chosen]
+    return 0 if all(ended) else 1
+
+
+def _of_suite(store: "Store", request: Any, data_root: Path, changed: Sequence[tuple[str, Any]]) -> "list[Evaluation]":
+    from experiments.runs import reevaluating
+    from experiments.suites import planning
+
+    plan = planning.make(planning.as_launched(request, store), data_root)
+    configs = {run.run_id: run.config for run in plan.unique}
+    trained = [run for run in map(store.run, configs) if run.trained() is not None]
+    if not trained:
+        raise UserError(f"no run of {request.suite} is trained; start with: mpformer launch {request.suite}")
+    return reevaluating.chosen(trained, changed, configs)
+
+
+def _scored(one: "Evaluation", store: "Store", data_root: Path) -> bool:
+    from experiments.runs import reevaluating
+
+    aside = reevaluating.set_aside(one)
+    outcome = reevaluating.evaluate(one, store, data_root)
+    click.echo(f"{one.run.run_id}: {outcome.name} {outcome.failure_class} {outcome.detail}".rstrip())
+    if aside is not None:
+        click.echo(f"    the earlier result: {aside}")
+    return outcome.name == "done"
+
+
+@click.command()
+@click.argument("runs", nargs=-1)
+@click.option("--dry-run", is_flag=True, help="Only say what would go, and why. The default without --yes.")
+@click.option("--yes", is_flag=True, help="Remove it.")
+@_root
+@_json
+def prune(runs: tuple[str, ...], dry_run: bool, yes: bool, root: Path, as_json: bool) -> None:
+    """List what runs have left behind and nobody needs, and with --yes remove it; whole RUNS only if you name them."""
+    from experiments.runs import pruning
+    from experiments.store.run_dir import Store
+
+    if dry_run and yes:
+        raise UserError("--dry-run removes nothing and --yes removes it: give one of them")
+    store = Store(root)
+    leavings, kept = pruning.find(store, [store.find(name) for name in runs])
+    if as_json:
+        shown = [
+            {"path": str(one.path), "reason": one.reason, "bytes": one.bytes, "files": one.files} for one in leavings
+        ]
+        click.echo(json.dumps(shown, indent=1))
+    else:
+        for one in leavings:
+            click.echo(f"{one.bytes / 1e6:9.1f} MB  {one.path.relative_to(store.root)}  ({one.reason})")
+        for line in kept:
+            click.echo(line)
+    total = f"{sum(one.bytes for one in leavings) / 1e6:.1f} MB in {sum(one.files for one in leavings)} files"
+    if yes:
+        click.echo(f"removed {pruning.remove(leavings, store)} of {len(leavings)} things: {total}", err=as_json)
+    else:
+        click.echo(f"{total} could go; nothing was removed: --yes does that", err=as_json)
+
+
+@click.command("import-runs")
+@click.argument("other", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Only say what would be imported.")
+@_root
+@_json
+def import_runs(other: Path, dry_run: bool, root: Path, as_json: bool) -> int:
+    """Copy the sound runs of the store OTHER that are not here; ids, weights and results are checked first."""
+    from dataclasses import asdict
+
+    from experiments.runs import importing
+    from experiments.store.run_dir import Store
+
+    found = importing.import_runs(Store(root), Store(other), dry_run)
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=1))
+    else:
+        for one in found:
+            click.echo(f"{one.what:<12} {one.run_id}{f': {one.reason}' if one.reason else ''}")
+        count = sum(one.what in ("imported", "would import") for one in found)
+        click.echo(f"{count} of {len(found)} runs {'would be' if dry_run else 'were'} imported")
+    return 1 if any(one.what == "refused" for one in found) else 0
+
+
+COMMANDS = (logs, void, diff, reevaluate, prune, import_runs)

@@ -1,0 +1,497 @@
+"""One execution of a run's stages: claim, train, evaluate, and leave files that say how it ended.
+
+:func:`run_attempt` is the one entry point of every executor. What it writes last is what counts: ``trained.json`` after
+the final weights, ``result.json`` after everything else of an evaluation.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from experiments.execution import provenance
+from experiments.execution.capture import captured
+from experiments.execution.signals import Noted
+from experiments.status.states import last_evaluation
+from experiments.store import claims
+from experiments.store.identity import eval_id as evaluation_id
+from experiments.store.identity import run_id as _run_id
+from experiments.store.run_dir import RunDir, Store, append_json, read_json, valid_result, write_json
+from mpformer.config.schema import Config
+from mpformer.runtime.callbacks import Interrupted, TrainHooks
+from mpformer.runtime.errors import RunFailure, UserError
+from mpformer.runtime.rank import place
+
+Stage = Literal["all", "train", "evaluate"]
+
+_log = logging.getLogger(__name__)
+
+RESERVE_BYTES = 65536
+"""Kept aside in an attempt so that a full disk still lets it say so."""
+
+
+class Runner(Protocol):
+    """What trains and scores a model; tests put a small one in place of :class:`Model`."""
+
+    def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
+        """See :func:`mpformer.training.trainer.train`."""
+
+    def evaluate(
+        self, config: Config, weights: Path, out: Path, data_root: Path, progress: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        """See :func:`mpformer.evaluation.evaluate.evaluate`."""
+
+
+class Model:
+    """The real thing; torch is imported here and nowhere else in this package."""
+
+    def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
+        """Train ``config`` in ``directory``."""
+        from mpformer.training.trainer import train
+
+        return train(config, directory, data_root, hooks)
+
+    def evaluate(
+        self, config: Config, weights: Path, out: Path, data_root: Path, progress: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        """Score ``weights`` and write everything but ``result.json`` into ``out``."""
+        from mpformer.evaluation.evaluate import evaluate
+
+        return evaluate(config, weights, out, data_root, progress=progress)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an attempt is executed; nothing here can change a result but for threads, which are recorded."""
+
+    data_root: Path
+    launch: str = ""
+    threads: int | None = None
+    stop_file: Path | None = None
+    """A file whose appearance asks the attempt to checkpoint and stop; its content is the reason."""
+    capture: bool = True
+    """Send stdout and stderr to the attempt's log; off for a debugger."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended: ``done``, ``trained``, ``failed``, ``interrupted``, ``cancelled``, ``skipped`` ..."""
+
+    name: str
+    failure_class: str = ""
+    detail: str = ""
+    attempt: int = 0
+
+
+def run_attempt(
+    root: Path,
+    run_id: str,
+    stage: Stage,
+    options: Options,
+    runner: Runner | None = None,
+    config: Config | None = None,
+) -> Outcome:
+    """Execute what is missing of a run's ``stage``; returns how it ended and never raises for a run's failure.
+
+    ``config`` is the run's, with other runtime or evaluation settings than ``run.json`` has; None: those of
+    ``run.json``. Returns ``skipped`` if another process holds the run or nothing is left to do. Of several processes
+    that train one run, the main one does all this; the others help it to train. Raises UserError if the run's record
+    is damaged, or ``config`` is another run's.
+    """
+    run = Store(root).run(run_id)
+    config = _checked(run, config)
+    if not place().main:
+        return follow(run, config, stage, options, runner or Model())
+    try:
+        claim = claims.acquire(run.path / "claims", job=this_start())
+    except OSError as error:
+        return Outcome("failed", "disk", f"cannot claim the run: {error}")
+    if claim is None:
+        return Outcome("skipped", detail="another process holds the run")
+    try:
+        _bury_predecessors(run, claim.number)
+        if complete(run, stage, config):
+            return Outcome("skipped", detail="nothing is left to do")
+        return _Attempt(run, config, claim, stage, options, runner or Model()).execute()
+    finally:
+        claim.release()
+
+
+def this_start() -> claims.JobStart:
+    """Return which start of which scheduler's job this process belongs to."""
+    return claims.JobStart(provenance.job_id(), provenance.restarts())
+
+
+def follow(run: RunDir, config: Config, stage: Stage, options: Options, runner: Runner) -> Outcome:
+    """Help the main process to train the run: in its attempt, without a claim, writing nothing but a log."""
+    if stage == "evaluate":
+        return Outcome("skipped", detail="the main process evaluates alone")
+    stop = Noted()
+    with stop.signals():
+        number = _main_attempt(run, stop)
+        if number is None:
+            return Outcome("skipped", detail="nothing is left to train")
+        directory = run.attempt(number)
+        threads = {} if options.threads is None else {"runtime.threads": options.threads}
+        with captured(directory / f"log.{place().rank}.txt", options.capture), _meeting(directory):
+            try:
+                hooks = TrainHooks(stop=stop.reason)
+                runner.train(config.replace(threads), run.path, options.data_root, hooks)
+            except Interrupted as stopped:
+                return Outcome("interrupted", "", str(stopped), number)
+            except BaseException as error:
+                traceback.print_exc()
+                return failure(error, number)
+    return Outcome("trained", attempt=number)
+
+
+def _main_attempt(run: RunDir, stop: "Noted") -> int | None:
+    """Wait for the main process to begin; None if the run is trained already, or one is to stop."""
+    while run.trained() is None and stop.reason() is None:
+        number = own_attempt(run)
+        if number is not None:
+            return number
+        time.sleep(0.5)
+    return None
+
+
+def own_attempt(run: RunDir) -> int | None:
+    """Return the attempt that this start of this job's step has under way, None if there is none (yet)."""
+    number = max(run.attempts(), default=0)
+    stage = read_json(run.attempt(number) / "stage.json") or {}
+    mine = stage.get("execution") == provenance.execution() and stage.get("outcome") is None
+    return number if number and mine else None
+
+
+@contextlib.contextmanager
+def _meeting(directory: Path) -> Iterator[None]:
+    """Tell the trainer through which file the processes find each other; torchrun's variables go before."""
+    if place().size == 1 or os.environ.get("MASTER_ADDR"):
+        yield
+        return
+    os.environ["MPFORMER_MEETING"] = str(directory / "meeting.json")
+    try:
+        yield
+    finally:
+        del os.environ["MPFORMER_MEETING"]
+
+
+def progress_mark(run: RunDir) -> str:
+    """Return a text that changes whenever something of the run is completed: a checkpoint, the training, a result."""
+    files = [*run.path.glob("checkpoints/[!.]*"), run.path / "trained.json", *run.path.glob("evals/*/result.json")]
+    marks = []
+    for file in files:
+        with contextlib.suppress(OSError):
+            marks.append((file.stat().st_mtime_ns, file.name))
+    return "{} {}".format(*max(marks)) if marks else ""
+
+
+def _checked(run: RunDir, config: Config | None) -> Config:
+    own = run.config()
+    if config is not None and _run_id(config) != run.run_id:
+        raise UserError(f"{run.run_id} is not the run of this configuration, which is {_run_id(config)}")
+    return config or own
+
+
+def complete(run: RunDir, stage: Stage, config: Config) -> bool:
+    """Whether the files say that nothing is left to do of a run's stage."""
+    if run.void_file.exists():
+        return False
+    if stage == "train":
+        return run.trained() is not None
+    return run.result(evaluation_id(config)) is not None
+
+
+def _bury_predecessors(run: RunDir, number: int) -> None:
+    """Say in the records of attempts that died without a word that they were lost."""
+    for earlier in run.attempts():
+        path = run.attempt(earlier) / "stage.json"
+        stage = read_json(path)
+        if earlier < number and isinstance(stage, dict) and stage.get("outcome") is None:
+            write_json(path, {**stage, **_epitaph(run, earlier), "ended": time.time()})
+
+
+def _epitaph(run: RunDir, number: int) -> dict[str, str]:
+    """What is known of an attempt that ended without a word."""
+    last = last_event(run.attempt(number))
+    said = f" after {last['detail']}" if last.get("state") == "SIGNAL" else ""
+    owner = claims.owner(run.path / "claims", number)
+    where = f" on {owner.host}" if owner.host else ""
+    known = owner.dead()  # None: another machine, which ended as a whole or was taken away
+    kind = "node" if known is None and owner.host and not said else "killed"
+    return {"outcome": "lost", "failure_class": kind, "detail": f"the process ended{where} without a word{said}"}
+
+
+def last_event(attempt: Path) -> dict[str, Any]:
+    """Return the last line of an attempt's events, {} if there is none."""
+    try:
+        lines = (attempt / "events.jsonl").read_text().splitlines()
+        return dict(json.loads(lines[-1]))
+    except (OSError, ValueError, IndexError):
+        return {}
+
+
+class _Attempt:
+    """One attempt under a claim."""
+
+    def __init__(
+        self, run: RunDir, config: Config, claim: claims.Claim, stage: Stage, options: Options, runner: Runner
+    ) -> None:
+        self.run, self.claim, self.stage, self.options, self.runner = run, claim, stage, options, runner
+        self.directory = run.attempt(claim.number)
+        self.noted = Noted()
+        self.heartbeat = claims.Heartbeat(claim)
+        threads = {} if options.threads is None else {"runtime.threads": options.threads}
+        self.config = config.replace(threads)
+        self._progress_at = 0.0
+        self._stop_at = 0.0
+        self._record: dict[str, Any] = {}
+        self._reserve = self.directory / ".reserve"
+
+    def execute(self) -> Outcome:
+        """Run the stages and record how it ended."""
+        with _disk_becomes_outcome() as failed:
+            self._begin()
+            with self.heartbeat, captured(self.directory / "log.txt", self.options.capture), self.noted.signals():
+                outcome = self._judged()
+            self._end(outcome)
+            return outcome
+        _print_error(f"{self.run.run_id}: {failed[0]}")
+        return Outcome("failed", "disk", failed[0], self.claim.number)
+
+    def _begin(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._reserve.write_bytes(os.urandom(RESERVE_BYTES))
+        self._record = {"stage": self.stage, "started": time.time(), "ended": None, "outcome": None}
+        self._record |= {"launch": self.options.launch, "execution": provenance.execution()}
+        self._record["found"] = progress_mark(self.run)
+        write_json(self.directory / "stage.json", self._record)
+        origin = provenance.collect(self.config.runtime.threads)
+        write_json(self.directory / "provenance.json", {**origin, "runtime": self.config.runtime.model_dump()})
+        self._event("RUNNING", f"attempt {self.claim.number}, stage {self.stage}")
+        self._write_progress({"stage": "start"})
+        self._warn_of_other_threads()
+
+    def _end(self, outcome: Outcome) -> None:
+        self._reserve.unlink(missing_ok=True)
+        ended = {"outcome": outcome.name, "failure_class": outcome.failure_class, "detail": outcome.detail}
+        write_json(self.directory / "stage.json", {**self._record, "ended": time.time(), **ended})
+        self._event(_EVENTS.get(outcome.name, outcome.name.upper()), outcome.detail)
+
+    def _event(self, state: str, detail: str) -> None:
+        with contextlib.suppress(OSError):
+            append_json(self.directory / "events.jsonl", {"time": time.time(), "state": state, "detail": detail})
+
+    def _judged(self) -> Outcome:
+        """Run the stages; every way to end becomes an outcome."""
+        try:
+            return self._stages()
+        except Interrupted as stop:
+            kind = stop.reason.split(":", 1)[0]
+            name = kind if kind in ("cancelled", "timeout", "requeued") else "interrupted"
+            advice = "" if name == "requeued" else "; launch again to continue"
+            return Outcome(name, "", f"{stop}{advice}", self.claim.number)
+        except KeyboardInterrupt:  # outside the trainer, which sees to it by itself
+            return Outcome("interrupted", "", "Ctrl-C; launch again to continue", self.claim.number)
+        except BaseException as error:
+            self._reserve.unlink(missing_ok=True)
+            outcome = failure(error, self.claim.number)
+            if outcome.failure_class not in ("nan", "claim-lost"):
+                with contextlib.suppress(OSError):
+                    traceback.print_exc()
+            _print_error(f"{self.run.run_id}: {outcome.failure_class}: {outcome.detail}")
+            return outcome
+
+    def _stages(self) -> Outcome:
+        if self.run.void_file.exists():
+            _set_aside(self.run)
+        if self.stage != "evaluate":
+            self._train()
+        if self.stage == "train":
+            return Outcome("trained", attempt=self.claim.number)
+        self._evaluate()
+        return Outcome("done", attempt=self.claim.number)
+
+    def _train(self) -> None:
+        if self._weights() is not None:
+            return
+        hooks = TrainHooks(log=self._log_line, confirm=self._confirm, stop=self._stop, progress=self._progress)
+        with _meeting(self.directory):
+            trained = self.runner.train(self.config, self.run.path, self.options.data_root, hooks)
+        self._confirm()
+        write_json(self.run.path / "trained.json", trained)
+        self._event("TRAINED", f"{trained.get('iterations')} iterations")
+
+    def _weights(self) -> Path | None:
+        """The final weights, if they are there and match their checksum; otherwise the training is taken up again."""
+        trained = self.run.trained()
+        if trained is None:
+            return None
+        path = self.run.path / trained["weights"]
+        if path.exists() and sha256(path) == trained["weights_sha256"]:
+            return path
+        _print_error(f"{path.name} is missing or damaged: training again from the last sound checkpoint")
+        (self.run.path / "trained.json").replace(self.directory / "trained.damaged.json")
+        return None
+
+    def _evaluate(self) -> None:
+        weights = self._weights()
+        if weights is None:
+            raise RunFailure("data", "there are no trained weights to evaluate; run the train stage first")
+        setting = evaluation_id(self.config)
+        out = self.run.evaluation(setting)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "setting.json", self.config.evaluation.model_dump(mode="json"))
+        self._event("EVALUATING", setting)
+        result = self.runner.evaluate(self.config, weights, out, self.options.data_root, self._evaluation_progress)
+        whose = {"run_id": self.run.run_id, "eval_id": setting, "attempt": self.claim.number}
+        result = {**result, "schema": 1, **whose}
+        if not valid_result(result, self.run.run_id, setting):
+            raise RunFailure("nan", "the evaluation's result is incomplete or not finite; see the attempt's log")
+        self._confirm()
+        self._log_final(result)
+        write_json(out / "result.json", result)
+        self._drop_checkpoints(weights)
+
+    def _drop_checkpoints(self, weights: Path) -> None:
+        """Keep the weights alone of a run that is done."""
+        for path in (self.run.path / "checkpoints").glob("iteration_*"):
+            if path != weights:
+                path.unlink(missing_ok=True)
+
+    def _log_final(self, result: Mapping[str, Any]) -> None:
+        """The final scores are a line of metrics.jsonl too, for MLflow's curves."""
+        iteration = result.get("iteration", self.config.schedule.max_iter)
+        last = last_evaluation(self.run.metrics)
+        known = {"final": True, "eval_id": result["eval_id"], "metrics": result["metrics"]}
+        if known.items() <= last.items():
+            return
+        line = {"kind": "evaluation", "iteration": iteration, "metrics": result["metrics"], "time": time.time()}
+        self._log_line({**line, "final": True, "eval_id": result["eval_id"]})
+
+    # what the trainer calls back
+
+    def _log_line(self, line: Mapping[str, Any]) -> None:
+        append_json(self.run.metrics, line)
+
+    def _confirm(self) -> None:
+        self.claim.confirm()
+
+    def _stop(self) -> str | None:
+        """The reason to stop, if there is one; the files are looked at twice a second at most."""
+        if self.heartbeat.lost:
+            self.claim.confirm()
+        if self.noted.reason():
+            return self.noted.reason()
+        now = time.monotonic()
+        if now - self._stop_at < 0.5:
+            return None
+        self._stop_at = now
+        return self._asked_to_stop()
+
+    def _asked_to_stop(self) -> str | None:
+        if self.run.cancel_file.exists():
+            return "cancelled: by the user"
+        stop = self.options.stop_file
+        if stop is not None and stop.exists():
+            return str((read_json(stop) or {}).get("reason", "interrupted"))
+        return None
+
+    def _progress(self, values: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self._progress_at < 1.0 and values.get("iteration") != values.get("max_iter"):
+            return
+        self._progress_at = now
+        self._write_progress({"stage": "train", **values})
+
+    def _evaluation_progress(self, values: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if self.noted.reason() or now - self._progress_at >= 1.0:
+            reason = self._stop()
+            if reason:
+                raise Interrupted(reason, self.config.schedule.max_iter)
+        if now - self._progress_at >= 1.0:
+            self._progress_at = now
+            self._write_progress({"stage": "evaluate", **values})
+
+    def _write_progress(self, values: Mapping[str, Any]) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a picture of progress is not worth a run
+            write_json(self.directory / "progress.json", {**values, "time": time.time()})
+
+    def _warn_of_other_threads(self) -> None:
+        now = self.config.runtime.threads
+        records = [read_json(self.run.attempt(number) / "provenance.json") for number in self.run.attempts()]
+        others = {record.get("threads") for record in records if isinstance(record, dict)} - {now, None}
+        if others:
+            self._event("WARNING", f"earlier attempts ran with {others} threads, this one with {now}")
+
+
+_EVENTS = {"done": "DONE", "trained": "TRAINED", "failed": "FAILED", "interrupted": "CANCELLED"}
+
+
+def failure(error: BaseException, attempt: int = 0) -> Outcome:
+    """Return the outcome that an exception means: its failure class and one line."""
+    line = " ".join(str(error).split())[:500] or type(error).__name__
+    if isinstance(error, RunFailure):
+        return Outcome("failed", error.failure_class, line, attempt)
+    return Outcome("failed", _failure_class(error), f"{type(error).__name__}: {line}", attempt)
+
+
+def _failure_class(error: BaseException) -> str:
+    for kind, name in _CLASSES:
+        if isinstance(error, kind):
+            return name
+    if type(error).__name__ == "OutOfMemoryError":
+        return "oom"
+    return "error"
+
+
+_CLASSES: tuple[tuple[type[BaseException], str], ...] = (
+    (UserError, "config"),
+    (ImportError, "import"),
+    (MemoryError, "oom"),
+    (FloatingPointError, "nan"),
+    (FileNotFoundError, "data"),
+    (OSError, "disk"),
+    (SystemExit, "killed"),
+)
+
+
+def sha256(path: Path) -> str:
+    """Return the checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _set_aside(run: RunDir) -> None:
+    """Move what a void run left into ``voided/<n>``, so that it can be done again; nothing is deleted."""
+    number = 1 + sum(1 for _ in (run.path / "voided").glob("*"))
+    aside = run.path / "voided" / str(number)
+    aside.mkdir(parents=True)
+    for name in ("trained.json", "checkpoints", "metrics.jsonl", "probes.parquet", "evals", "void.json"):
+        if (run.path / name).exists():
+            shutil.move(run.path / name, aside / name)
+
+
+@contextlib.contextmanager
+def _disk_becomes_outcome() -> Iterator[list[str]]:
+    """Swallow an OSError of the attempt's own record-keeping; the list then holds its one line."""
+    lines: list[str] = []
+    try:
+        yield lines
+    except OSError as error:
+        lines.append(f"cannot write the attempt's records: {error}")
+
+
+def _print_error(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

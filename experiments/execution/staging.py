@@ -1,0 +1,72 @@
+"""A run's dataset on its node's own disk: copied once a node, by whichever process comes first, and used in place."""
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.execution.attempt import Model, Runner
+from experiments.suites import datasets
+from mpformer.config.schema import Config
+from mpformer.runtime.callbacks import TrainHooks
+from mpformer.runtime.errors import RunFailure
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A runner that reads its dataset from a directory of the node."""
+
+    target: str
+    """Where to copy to; ``$VARIABLES`` are those of the node."""
+    inner: Runner | None = None
+
+    def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
+        """Train from the copy."""
+        return self._runner.train(config, directory, stage(config, data_root, self.target), hooks)
+
+    def evaluate(
+        self, config: Config, weights: Path, out: Path, data_root: Path, progress: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        """Evaluate from the copy."""
+        return self._runner.evaluate(config, weights, out, stage(config, data_root, self.target), progress)
+
+    @property
+    def _runner(self) -> Runner:
+        return self.inner or Model()
+
+
+def stage(config: Config, data_root: Path, target: str) -> Path:
+    """Return a data root on the node that holds the run's dataset, copied if it is not there yet.
+
+    Processes of one node wait for each other; a copy that was cut short is made again. Raises RunFailure("disk") if it
+    does not fit, and RunFailure("data") if the target names a variable that the node does not have.
+    """
+    place = Path(os.path.expandvars(target))
+    if "$" in str(place):
+        raise RunFailure("data", f"the profile's stage_to, {target}, names a variable that this node does not have")
+    root = place / f"mpformer-{config.dataset.fingerprint[:12] or config.dataset.name}"
+    folder = datasets.folder(config, data_root).relative_to(data_root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / ".lock").open("w") as lock:  # a node's own disk: locks work there
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / folder).is_dir():
+                _copy(data_root / folder, root / folder)
+    except OSError as error:
+        why = error.strerror or error
+        raise RunFailure("disk", f"cannot stage the dataset to {root}: {why}; see stage_to in the profile") from None
+    return root
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        shutil.copytree(source, temporary)
+        os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -1,0 +1,217 @@
+"""A worker job: claims the next missing run, executes it in a process of its own, and goes on until none is left."""
+
+import contextlib
+import ctypes
+import logging
+import multiprocessing
+import multiprocessing.process
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Protocol
+
+from experiments.execution.attempt import Options, Outcome, Runner, Stage, run_attempt
+from experiments.status.states import derive, should_start
+from experiments.store import claims
+from experiments.store.run_dir import RunDir, Store, read_json, write_json
+from mpformer.config.schema import Config
+from mpformer.runtime.errors import UserError
+
+MAX_LOST = 3
+"""Attempts of one launch that may die without progress before the launch leaves a run alone."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run to execute, with the runtime and evaluation settings of this launch."""
+
+    run_id: str
+    eval_id: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What a worker needs to know; pickled into a job."""
+
+    root: Path
+    launch: str
+    tasks: tuple[Task, ...]
+    """In the order in which to try them."""
+    options: Options
+    stage: Stage = "all"
+    retry: tuple[str, ...] = ()
+    runner: Runner | None = None
+
+    @property
+    def directory(self) -> Path:
+        """The launch's directory."""
+        return self.root / "launches" / self.launch
+
+
+def work(job: WorkerJob) -> dict[str, str]:
+    """Execute the missing runs one after the other; returns how each attempt of this worker ended."""
+    ended: list[tuple[str, str]] = []
+    with _registered(job):
+        while not _stopped(job) and (task := _next(job, [run_id for run_id, _ in ended])) is not None:
+            ended.append((task.run_id, _in_process(job, task)))
+            print(": ".join(ended[-1]), flush=True)
+    return dict(ended)
+
+
+def _next(job: WorkerJob, tried: Sequence[str]) -> Task | None:
+    """The next run to execute; ``tried`` are those that this worker has had in hand, once for each time."""
+    store = Store(job.root)
+    for task in job.tasks:
+        run = store.run(task.run_id)
+        given_up = tried.count(task.run_id) >= MAX_LOST or _exhausted(run, job.launch) or run.cancel_file.exists()
+        if not given_up and should_start(derive(run, task.eval_id), job.retry):
+            return task
+    return None
+
+
+def _exhausted(run: RunDir, launch: str) -> bool:
+    """Whether this launch has already tried the run in vain: one failure, or several deaths."""
+    stages = [read_json(run.attempt(number) / "stage.json") or {} for number in run.attempts()]
+    mine = [stage for stage in stages if stage.get("launch") == launch]
+    ended = [stage for stage in mine if stage.get("outcome") not in (None, "lost")]
+    return bool(ended) or len(mine) >= MAX_LOST
+
+
+def _stopped(job: WorkerJob) -> bool:
+    return job.options.stop_file is not None and job.options.stop_file.exists()
+
+
+def _in_process(job: WorkerJob, task: Task) -> str:
+    """Run one attempt in a child: what kills it (memory, a crash) leaves the worker alive to go on."""
+    child = Child(job, task)
+    with _passed_on(child.process):
+        while child.alive(5.0):
+            with contextlib.suppress(OSError):
+                os.utime(job.directory / "launch.json")
+    if child.killed_by:
+        mark_killed(Store(job.root).run(task.run_id), f"killed by {signal.Signals(child.killed_by).name}")
+        return f"killed by {signal.Signals(child.killed_by).name}"
+    return "ended" if child.process.exitcode == 0 else f"failed (exit code {child.process.exitcode})"
+
+
+class Work(Protocol):
+    """What a child needs to know to execute an attempt."""
+
+    @property
+    def root(self) -> Path:
+        """The store's."""
+
+    @property
+    def options(self) -> Options:
+        """How to execute it."""
+
+    @property
+    def stage(self) -> Stage:
+        """What to execute."""
+
+    @property
+    def runner(self) -> Runner | None:
+        """None: the real model."""
+
+
+class Child:
+    """A process that executes one attempt of a run, so that its death is seen by one that goes on."""
+
+    def __init__(self, work: Work, task: Task) -> None:
+        context = multiprocessing.get_context("fork")
+        self._receiver, sender = context.Pipe(duplex=False)
+        self.process = context.Process(target=_child, args=(work, task, sender), name=task.run_id)
+        self.process.start()
+        sender.close()
+
+    def alive(self, seconds: float) -> bool:
+        """Wait that long for its end at most; whether it still runs."""
+        self.process.join(seconds)
+        return self.process.is_alive()
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        if self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
+
+    @property
+    def killed_by(self) -> int:
+        """The signal that killed it, 0 for none."""
+        return max(0, -(self.process.exitcode or 0))
+
+    def outcome(self) -> Outcome | None:
+        """Return how the attempt ended; None if the process died without saying so."""
+        try:
+            return self._receiver.recv() if self._receiver.poll() else None
+        except EOFError:
+            return None
+
+
+def _child(work: Work, task: Task, sender: Connection) -> None:
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the launching terminal arrives as a stop file
+    # until the attempt looks out for them: nothing is lost yet by dying; who sends SIGUSR2 sends it again
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        outcome = run_attempt(work.root, task.run_id, work.stage, work.options, work.runner, task.config)
+    except UserError as error:
+        print(f"{task.run_id}: {error}", file=sys.stderr, flush=True)
+        sender.send(Outcome("failed", "config", str(error)))
+        os._exit(2)
+    sender.send(outcome)
+    sys.stdout.flush()
+    os._exit(1 if outcome.name == "failed" else 0)
+
+
+def mark_killed(run: RunDir, detail: str, failure_class: str = "killed") -> None:
+    """Record the death of the attempt that has just died, unless another one has begun meanwhile."""
+    attempt = max(run.attempts(), default=0)
+    path = run.attempt(attempt) / "stage.json"
+    stage = read_json(path)
+    if claims.holder(run.path / "claims") is None and isinstance(stage, dict) and stage.get("outcome") is None:
+        lost = {"outcome": "lost", "failure_class": failure_class, "detail": detail, "ended": time.time()}
+        with contextlib.suppress(OSError):
+            write_json(path, {**stage, **lost})
+
+
+@contextlib.contextmanager
+def _passed_on(process: multiprocessing.process.BaseProcess) -> Iterator[None]:
+    """Hand SIGTERM on to the child, which checkpoints and ends."""
+
+    def hand_on(number: int, _: object) -> None:
+        if process.pid is not None:
+            os.kill(process.pid, number)
+
+    before = signal.signal(signal.SIGTERM, hand_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _registered(job: WorkerJob) -> Iterator[None]:
+    """Show while it works that the launch has a live worker: its waiting runs are QUEUED."""
+    owner = claims.Owner()
+    path = job.directory / "workers" / f"{owner.host}.{owner.pid}.json"
+    about = {"host": owner.host, "machine": owner.machine, "pid": owner.pid, "born": owner.born}
+    write_json(path, {**about, "ended": None})
+    try:
+        yield
+    finally:
+        write_json(path, {**about, "ended": time.time()})
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the worker dies: the child then checkpoints instead of running on unwatched."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

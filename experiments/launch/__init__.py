@@ -1,0 +1,1 @@
+"""What both executors share before a run starts, and the executor of this machine."""

@@ -1,0 +1,122 @@
+"""Live progress of a launch: a table on a terminal, plain lines in a file; and a clean end on Ctrl-C."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from experiments.launch import local
+from experiments.launch.local import Launch
+from experiments.status import scheduler, tables
+from experiments.status.states import RunState, State
+from experiments.store.run_dir import Store
+from experiments.suites.planning import Plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+LINE_PERIOD = 15.0
+"""Seconds between two lines about a running run where there is no terminal."""
+
+
+def follow(plan: Plan, store: Store, launch: Launch | None, console: "Console") -> list[RunState]:
+    """Show the plan's runs until nothing works on them any more; returns their last states.
+
+    On Ctrl-C the launch's workers are asked to checkpoint and end, which is waited for; a second Ctrl-C kills them.
+    Raises KeyboardInterrupt when that is over. Without a launch of one's own, Ctrl-C only ends the watching.
+    """
+    try:
+        return _follow(plan, store, launch, console)
+    except KeyboardInterrupt:
+        if launch is not None and launch.started:
+            _stop(plan, store, launch, console)
+        raise
+
+
+def _follow(plan: Plan, store: Store, launch: Launch | None, console: "Console") -> list[RunState]:
+    show: Callable[[Sequence[RunState]], None]
+    if not console.is_terminal:
+        show = _Lines(console, plan).show
+        return _until_over(plan, store, launch, show)
+    from rich.live import Live
+
+    with Live(console=console, refresh_per_second=4) as live:
+        return _until_over(plan, store, launch, lambda states: live.update(table(plan, states)))
+
+
+def _until_over(
+    plan: Plan, store: Store, launch: Launch | None, show: Callable[[Sequence[RunState]], None], period: float = 0.5
+) -> list[RunState]:
+    while True:
+        working = launch is not None and launch.working()
+        if launch is not None and not working:
+            launch.close()
+        states = local.snapshot(plan, store, scheduler.ASK_PERIOD)
+        show(states)
+        if not working and not any(state.active for state in states):
+            return states
+        time.sleep(period)
+
+
+def _stop(plan: Plan, store: Store, launch: Launch, console: "Console") -> None:
+    """Wait for the workers to checkpoint; a second Ctrl-C kills them."""
+    launch.stop("interrupted: Ctrl-C")
+    console.print("stopping: the runs write a checkpoint (Ctrl-C again to kill them at once)")
+    try:
+        while launch.working():
+            time.sleep(0.2)
+        launch.close()
+    except KeyboardInterrupt:
+        launch.kill()
+        console.print("killed: the next launch continues from the last checkpoints")
+        return
+    states = local.snapshot(plan, store)
+    done = sum(state.state is State.DONE for state in states)
+    console.print(f"stopped: {done} of {len(states)} runs done; launch again to continue the others")
+
+
+def table(plan: Plan, states: Sequence[RunState]) -> "Table":
+    """Return a table of the plan's runs."""
+    runs = {run.run_id: run for run in plan.unique}
+    lines = []
+    for state in states:
+        run = runs[state.run_id]
+        score = tables.score_text(state.metrics, plan.suite.primary)
+        cells = (
+            run.row.name,
+            str(run.seed),
+            tables.coloured(state),
+            *tables.progress_cells(state),
+            score,
+            state.run_id[-12:],
+        )
+        lines.append((*cells, tables.escaped(state.detail)))
+    return tables.compact(
+        f"{plan.suite.name}@{plan.scale} on {plan.dataset}", tables.columns(plan.suite.primary), lines
+    )
+
+
+class _Lines:
+    """Progress where there is no terminal: a line when a run's state changes, and one now and then while it runs."""
+
+    def __init__(self, console: "Console", plan: Plan) -> None:
+        self._console, self._plan = console, plan
+        self._shown: dict[str, tuple[str, float]] = {}
+
+    def show(self, states: Sequence[RunState]) -> None:
+        """Print what is new."""
+        for state in states:
+            label, at = self._shown.get(state.run_id, ("", 0.0))
+            now = time.monotonic()
+            if state.label != label or (state.state is State.RUNNING and now - at >= LINE_PERIOD):
+                self._shown[state.run_id] = (state.label, now)
+                self._console.print(self._line(state), highlight=False, markup=False, soft_wrap=True)
+
+    def _line(self, state: RunState) -> str:
+        run = next(run for run in self._plan.unique if run.run_id == state.run_id)
+        iteration, loss, eta = tables.progress_cells(state)
+        score = tables.score_text(state.metrics, self._plan.suite.primary)
+        parts = [f"{run.row.name} seed {run.seed}: {state.label}", iteration, f"loss {loss}" if loss else ""]
+        detail = "" if state.state is State.RUNNING else state.detail
+        parts += [f"ETA {eta}" if eta else "", f"{self._plan.suite.primary} {score}" if score else "", detail]
+        return "  ".join(part for part in parts if part)

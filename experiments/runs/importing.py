@@ -1,0 +1,121 @@
+"""Runs from another store: checked, copied whole, and never over anything that is here.
+
+A run comes over if its id is the id of its configuration and its weights and results are sound. It is copied beside its
+place and renamed, results and all; a run that is here already, planned and untouched, is filled in under a claim.
+"""
+
+import errno
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.execution.attempt import sha256
+from experiments.store import claims
+from experiments.store.identity import SCHEME, run_id
+from experiments.store.run_dir import RunDir, Store, read_json, valid_result
+from mpformer.runtime.errors import UserError
+
+LAST = ("trained.json", "result.json")
+"""Files that say that something is complete; they are copied after everything else."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of one run: ``imported``, ``would import``, ``kept`` (ours) or ``refused``, and why."""
+
+    run_id: str
+    what: str
+    reason: str = ""
+
+
+def import_runs(store: Store, other: Store, dry_run: bool = False) -> list[Imported]:
+    """Copy the sound runs of another store that are not here; raises UserError if there is no other store."""
+    if not (other.root / "runs").is_dir():
+        raise UserError(f"{other.root} is not a run store: it has no directory runs/")
+    if other.root.resolve() == store.root.resolve():
+        raise UserError(f"{other.root} is this store itself; give another one")
+    return [_import(store, run, dry_run) for run in other.runs()]
+
+
+def _import(store: Store, run: RunDir, dry_run: bool) -> Imported:
+    problem = check(run)
+    if problem:
+        return Imported(run.run_id, "refused", problem)
+    ours = store.run(run.run_id)
+    if _touched(ours):
+        return Imported(run.run_id, "kept", "it is here already, with results or attempts of its own")
+    if claims.holder(run.path / "claims") is not None:
+        return Imported(run.run_id, "refused", "something works on it there")
+    if dry_run:
+        return Imported(run.run_id, "would import")
+    if ours.path.exists():
+        return _fill_in(ours, run)
+    aside = ours.path.with_name(f".importing.{run.run_id}.{uuid.uuid4().hex[:8]}")
+    try:
+        _copy(run.path, aside)
+        aside.rename(ours.path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return _fill_in(ours, run)  # planned here a moment ago
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return Imported(run.run_id, "imported")
+
+
+def check(run: RunDir) -> str:
+    """Say why a run cannot be taken over; empty if it can: its identity, its weights and its results are sound."""
+    try:
+        record, config = run.record(), run.config()
+    except UserError as error:
+        return str(error)
+    if record.get("scheme") != SCHEME:
+        return f"it is of identity scheme {record.get('scheme')}, this is {SCHEME}"
+    if run_id(config) != run.run_id or record.get("run_id") != run.run_id:
+        return f"its configuration is that of {run_id(config)}"
+    if run.void_file.exists():
+        return f"it is void: {(read_json(run.void_file) or {}).get('reason', '')}"
+    trained = run.trained()
+    if trained is None:
+        return "it is not trained to the end"
+    weights = run.path / str(trained.get("weights"))
+    if not weights.is_file() or sha256(weights) != trained["weights_sha256"]:
+        return "its weights are missing or do not match their checksum"
+    for path in sorted((run.path / "evals").glob("*/result.json")):
+        if not valid_result(read_json(path), run.run_id, path.parent.name):
+            return f"its result {path.parent.name} is damaged"
+    return ""
+
+
+def _touched(run: RunDir) -> bool:
+    """Whether anything but a plan is here."""
+    names = {path.name for path in run.path.iterdir()} if run.path.exists() else set()
+    return bool(names - {"run.json", "claims", "reservations"}) or bool(claims.highest(run.path / "claims"))
+
+
+def _fill_in(ours: RunDir, run: RunDir) -> Imported:
+    """Fill a planned run in under a claim; attempts keep their numbers, so those of their claims are used up too."""
+    claim = claims.acquire(ours.path / "claims")
+    if claim is None or claim.number != 1:
+        return Imported(run.run_id, "kept", "something works on it here")
+    try:
+        _copy(run.path, ours.path, skip=("run.json", "claims", "reservations"))
+        for number in range(claim.number + 1, claims.highest(run.path / "claims") + 1):
+            claims.create(ours.path / "claims" / f"{number}.released", "")
+            claims.create(ours.path / "claims" / str(number), "")
+    finally:
+        claim.release()
+    return Imported(run.run_id, "imported")
+
+
+def _copy(source: Path, target: Path, skip: tuple[str, ...] = ("reservations",)) -> None:
+    """Copy files that are not there, those last that say that something is complete."""
+    files = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
+    for name in sorted(files, key=lambda name: LAST.index(name.name) + 1 if name.name in LAST else 0):
+        if name.parts[0] in skip:
+            continue
+        path, place = source / name, target / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            shutil.copy2(path, place)

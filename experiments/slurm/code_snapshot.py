@@ -1,0 +1,77 @@
+"""The code that jobs run: copied at submission, so that editing the checkout changes nothing that waits in a queue.
+
+A snapshot lies in the store, ``code/<digest>``, one for each state of the code, whatever number of launches run from
+it. It holds the four packages, the profiles, and ``snapshot.json`` with the commit and the uncommitted difference that
+it was taken from (:func:`experiments.execution.provenance.git` reads it there).
+"""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments.execution import provenance
+from experiments.store.run_dir import Store, write_json
+from mpformer.runtime.errors import UserError
+
+PACKAGES = ("analysis", "mpformer", "experiments", "reports")
+_FOLDERS = (*PACKAGES, "slurm/profiles")
+_LEFT_OUT = ("__pycache__", ".pyc")
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout, or the snapshot, that this process runs from."""
+
+
+def take(store: Store) -> Path:
+    """Return the snapshot of the code as it is now, made if it is not there; raises UserError if it cannot be."""
+    files = _files()
+    target = _place(store, files)
+    if not target.is_dir():
+        try:
+            _write(target, files, provenance.git())
+        except OSError as error:
+            raise UserError(
+                f"cannot copy the code to {target}: {error.strerror or error}; choose another --root"
+            ) from None
+    return target
+
+
+def place(store: Store) -> Path:
+    """Return where the snapshot of the code as it is now lies, or would lie."""
+    return _place(store, _files())
+
+
+def _place(store: Store, files: dict[str, bytes]) -> Path:
+    digest = hashlib.sha256(str(provenance.git()["sha"]).encode())
+    for name in sorted(files):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())
+    return store.root.resolve() / "code" / digest.hexdigest()[:16]
+
+
+def _files() -> dict[str, bytes]:
+    return {str(path.relative_to(ROOT)): path.read_bytes() for path in _paths()}
+
+
+def _paths() -> Iterator[Path]:
+    for folder in _FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.is_file() and not any(part.endswith(_LEFT_OUT) for part in path.parts):
+                yield path
+
+
+def _write(target: Path, files: dict[str, bytes], origin: object) -> None:
+    """Write next to the target and rename: whoever sees the folder sees all of it."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    for name, content in files.items():
+        path = temporary / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    write_json(temporary / "snapshot.json", origin)
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not target.is_dir():  # otherwise another launch was faster
+            raise

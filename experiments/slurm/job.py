@@ -1,0 +1,419 @@
+"""What a Slurm job executes: one attempt of one run, in a process that this one watches.
+
+submitit calls the pickled :class:`SlurmJob` in each task. The main task starts the attempt in a child and sees to what
+becomes of it:
+
+- SIGUSR2 (before the time limit, on preemption, by ``scancel --signal=USR2``): the child checkpoints after the
+  iteration it is in, the job requeues itself, and its next start goes on at the next iteration;
+- SIGTERM alone (``scancel``, an external ``scontrol requeue``, preemption on a site that does not send SIGUSR2): the
+  child checkpoints, and the job waits for what Slurm has in mind, since only Slurm knows;
+- the child dies (SIGKILL, a crash), or loses contact with the other tasks: recorded, and the job requeues itself,
+  until several attempts in a row came to nothing;
+- the attempt fails by itself: the job fails with the reason.
+
+The other tasks of a run on several GPUs or nodes execute :func:`experiments.execution.attempt.follow` in a child each,
+say in the attempt's directory if it fails, and end with the main one.
+
+submitit's own handler is replaced while the attempt runs: it takes every signal of a job of ten minutes or less for a
+time-out, gives up after three, and fails the job if the controller is away at that moment.
+"""
+
+import contextlib
+import importlib
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from experiments.execution import provenance
+from experiments.execution.attempt import (
+    Options,
+    Outcome,
+    Runner,
+    Stage,
+    complete,
+    own_attempt,
+    progress_mark,
+    this_start,
+)
+from experiments.execution.worker import Child, Task
+from experiments.slurm.inside_job import last_words, oom_kills, requeue, said_by_slurm, seconds, time_left
+from experiments.status.states import NOT_RETRIED
+from experiments.store import claims
+from experiments.store.run_dir import RunDir, Store, append_json, read_json, write_json
+from mpformer.runtime.errors import RunFailure
+from mpformer.runtime.rank import place
+
+MAX_TIMEOUTS = 1_000_000
+"""For submitit's ``max_num_timeout``: how often a run may be requeued is judged here, by its progress."""
+
+MAX_DEATHS = 5
+"""Attempts in a row that may die without completing anything, not even a checkpoint, before the run has failed."""
+
+MAX_STOPS = 20
+"""The same for attempts that were asked to stop."""
+
+END_SECONDS = 900.0
+"""Wait after SIGTERM for Slurm to end the job, longer than any ``KillWait``; then nobody meant it."""
+
+CLAIM_SECONDS = 120.0
+"""Wait for another job that is at work on the run: it may be one that Slurm is just ending."""
+
+LIMIT_SECONDS = 10.0
+"""Time before the limit at which an attempt that has not ended by itself is left behind, and the job requeued; a fifth
+of what was left at the warning, if that is less."""
+
+FOLLOW_SECONDS = 120.0
+"""Time that the tasks of a run give each other to end by themselves."""
+
+PACKAGES = ("analysis", "mpformer", "experiments", "reports")
+
+SETUP = ["trap 'mpformer_ended=1' TERM"]
+TEARDOWN = [
+    "mpformer_status=$?",
+    '[ "$mpformer_status" = 137 ] && [ -z "${mpformer_ended:-}" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]'
+    ' && sleep 5 && scontrol requeue "$SLURM_JOB_ID"',
+    'exit "$mpformer_status"',
+]
+"""Shell lines before and after submitit's ``srun``: the batch shell requeues a job whose watching process was killed
+outright, by nothing that ends the job as a whole."""
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """One run's stage as a job; pickled by submitit. It holds no progress: that is in the store."""
+
+    root: Path
+    launch: str
+    task: Task
+    options: Options
+    stage: Stage = "all"
+    retry: tuple[str, ...] = ()
+    """Failure classes of earlier launches to try again that would otherwise be left alone."""
+    runner: Runner | None = None
+    code: Path | None = None
+    """The snapshot of the code that must be what runs; None: whatever is imported."""
+
+    def __call__(self) -> str:
+        """Execute what is missing of the run's stage; returns how it ended.
+
+        Raises RunFailure, with its class and reason, unless the stage's result is there: the job then exits non-zero.
+        """
+        check_code(self.code)
+        with _noted() as received:
+            return _Main(self, received).run() if place().main else _Other(self, received).run()
+
+    def checkpoint(self) -> Any:
+        """Return what submitit is to execute after a requeue that came before the attempt began: the same again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def check_code(code: Path | None) -> None:
+    """Raise RunFailure("import") if a package of this project does not come from the snapshot."""
+    for name in PACKAGES if code is not None else ():
+        file = Path(importlib.import_module(name).__file__ or "").resolve()
+        if not file.is_relative_to(Path(code or "").resolve()):
+            raise RunFailure("import", f"{name} was imported from {file.parent}, not from the snapshot {code}")
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[list[int]]:
+    """Note SIGTERM and SIGUSR2 in the list instead of acting on them."""
+    received: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGUSR2)
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Main:
+    """The task that claims the run and answers for it."""
+
+    def __init__(self, job: SlurmJob, received: list[int]) -> None:
+        self.job, self.received = job, received
+        self.run_dir = Store(job.root).run(job.task.run_id)
+        self.told: set[int] = set()
+        self.stillborn = 0
+        self.deadline = float("inf")
+
+    def run(self) -> str:
+        """Execute the attempt, then return, raise, or requeue and exit; the other tasks are told."""
+        try:
+            return self._run()
+        finally:
+            if place().size > 1:
+                write_json(main_ended(self.run_dir), {"time": time.time()})
+
+    def _run(self) -> str:
+        outcome = Outcome("skipped")
+        self._explain()
+        while not self._complete():
+            self._refuse()
+            outcome = self._attempt() if self._free() else outcome
+            if outcome.name == "skipped" and not self.received:
+                continue  # another process was faster
+            if outcome.name in ("failed", "cancelled"):
+                raise RunFailure(outcome.failure_class or "killed", outcome.detail)
+            if not self._complete():
+                self._again(outcome)
+        return outcome.name
+
+    def _complete(self) -> bool:
+        return complete(self.run_dir, self.job.stage, self.job.task.config)
+
+    def _explain(self) -> None:
+        """Say of an earlier start of this job that ended without a word what Slurm wrote of it into the job's log."""
+        stage = last_stage(self.run_dir)
+        mine = (stage.get("execution") or {}).get("job_id") == this_start().job_id
+        free = claims.holder(self.run_dir.path / "claims", job=this_start()) is None
+        cause = said_by_slurm(last_words()) if mine and free and stage.get("outcome") in (None, "lost") else None
+        if cause is not None and (stage.get("outcome") is None or cause.failure_class == "oom"):
+            record(self.run_dir, replace(cause, attempt=max(self.run_dir.attempts())))
+
+    def _refuse(self) -> None:
+        """Raise RunFailure if the run is not to be tried (again): cancelled, failed, or a crash loop."""
+        if self.run_dir.cancel_file.exists():
+            raise RunFailure("killed", "cancelled by the user")
+        stage = last_stage(self.run_dir)
+        kind = str(stage.get("failure_class") or "")
+        if stage.get("outcome") == "failed" and kind != "claim-lost":
+            ours = stage.get("launch") == self.job.options.launch
+            if ours or (kind in NOT_RETRIED and kind not in self.job.retry):
+                again = f"mpformer retry --failed --class {kind} tries again"
+                raise RunFailure(kind, f"{stage.get('detail')} (attempt {max(self.run_dir.attempts())}; {again})")
+        give_up(self.run_dir, self.job.options.launch)
+
+    def _free(self) -> bool:
+        """Wait until nobody holds the run; False if a signal came first.
+
+        Raises RunFailure if another job is at work on it; one that died elsewhere is told apart by its silence.
+        """
+        directory = self.run_dir.path / "claims"
+        first, began = None, time.monotonic()
+        while (number := claims.holder(directory, job=this_start())) is not None:
+            beat = (number, _modified(directory / str(number)))
+            first = first or beat
+            owner = read_json(directory / str(number)) or {}
+            alive = beat != first and owner.get("job_id") != this_start().job_id
+            if alive and time.monotonic() - began > CLAIM_SECONDS:
+                who = f"job {owner.get('job_id') or '?'} on {owner.get('host', '?')}"
+                raise RunFailure("claimed", f"{who} is at work on this run")
+            if self.received:
+                return False
+            time.sleep(1)
+        return True
+
+    def _attempt(self) -> Outcome:
+        """Run the attempt in a child and return how it ended; deaths are recorded."""
+        kills = oom_kills()
+        child = Child(self.job, self.job.task)
+        since = None
+        while child.alive(1.0):
+            self._pass_on(child)
+            since = since or (time.monotonic() if self._failed_peer() else None)
+            in_vain = since is not None and time.monotonic() - since > 10  # it waits for one that will never come
+            if in_vain or time.monotonic() > self.deadline:
+                child.send(signal.SIGKILL)
+        outcome = child.outcome() or self._death(child, oom_kills() > kills)
+        return self._with_peers(outcome)
+
+    def _pass_on(self, child: Child) -> None:
+        """Hand signals to the child, again and again: it may not have been listening yet."""
+        for number in sorted(set(self.received)):
+            child.send(number)
+            attempt = own_attempt(self.run_dir)
+            if number not in self.told and attempt is not None:
+                self.told.add(number)
+                left = time_left()
+                self._event(attempt, "SIGNAL", f"{signal.Signals(number).name}, {left or 'unknown time'} left")
+                if number == signal.SIGUSR2:
+                    self.deadline = time.monotonic() + seconds(left) - min(LIMIT_SECONDS, seconds(left) / 5)
+
+    def _death(self, child: Child, oom: bool) -> Outcome:
+        code = child.process.exitcode or 0
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        outcome = Outcome("lost", "killed", how)
+        if oom:
+            outcome = Outcome("failed", "oom", "out of memory: the kernel killed it at the job's limit")
+        elif time.monotonic() > self.deadline:
+            outcome = Outcome("lost", "timeout", "did not end in time after SIGUSR2; raise the profile's signal_delay")
+        attempt = own_attempt(self.run_dir)
+        if attempt is None:  # before it had begun: no file can count such deaths, so they are counted here
+            self.stillborn += 1
+            return Outcome("skipped") if self.stillborn < MAX_DEATHS else replace(outcome, name="failed")
+        outcome = replace(outcome, attempt=attempt)
+        record(self.run_dir, outcome)
+        return outcome
+
+    def _peers(self) -> list[dict[str, Any]]:
+        """What other tasks said of their failures in the attempt that is under way or has just ended."""
+        number = max(self.run_dir.attempts(), default=0)
+        found = [read_json(path) for path in sorted((self.run_dir.attempt(number) / "ranks").glob("*.json"))]
+        return [entry for entry in found if isinstance(entry, dict)]
+
+    def _failed_peer(self) -> bool:
+        return place().size > 1 and bool(self._peers())
+
+    def _with_peers(self, outcome: Outcome) -> Outcome:
+        """Say the cause of a failure that began in another task."""
+        if place().size == 1 or outcome.name not in ("failed", "lost") or self._complete():
+            return outcome
+        end = time.monotonic() + 10
+        while outcome.failure_class == "node" and not self._peers() and time.monotonic() < end:
+            time.sleep(0.5)
+        causes = [entry for entry in self._peers() if entry.get("failure_class") != "node"]
+        if causes and (outcome.failure_class == "node" or outcome.name == "lost"):
+            first = causes[0]
+            kind = str(first.get("failure_class"))
+            name = "lost" if kind == "killed" else "failed"
+            outcome = Outcome(name, kind, f"rank {first.get('rank')}: {first.get('detail')}", outcome.attempt)
+        elif outcome.failure_class == "node":
+            outcome = replace(outcome, name="lost")
+        record(self.run_dir, outcome)
+        return outcome
+
+    def _again(self, outcome: Outcome) -> NoReturn:
+        """Requeue the job, unless Slurm has something else in mind, or too much of this came to nothing."""
+        if signal.SIGUSR2 not in self.received and signal.SIGTERM in self.received:
+            self._wait_for_the_end()
+        give_up(self.run_dir, self.job.options.launch)
+        time.sleep(1)  # what killed the child may be about to kill this process too
+        left = time_left() or "unknown time"
+        try:
+            requeue()
+        except RunFailure as refused:
+            if outcome.attempt:
+                record(self.run_dir, replace(outcome, name="timeout", detail=f"{outcome.detail}; {refused}"))
+            raise
+        if outcome.attempt:
+            record(self.run_dir, outcome if outcome.name == "lost" else replace(outcome, name="requeued"))
+            self._event(outcome.attempt, "REQUEUED", f"the job is queued again, with {left} left")
+        time.sleep(FOLLOW_SECONDS)  # Slurm ends the job's processes
+        sys.exit(1)
+
+    def _wait_for_the_end(self) -> None:
+        end = time.monotonic() + END_SECONDS
+        while signal.SIGUSR2 not in self.received and time.monotonic() < end:
+            time.sleep(1)
+
+    def _event(self, attempt: int, state: str, detail: str) -> None:
+        line = {"time": time.time(), "state": state, "detail": detail}
+        with contextlib.suppress(OSError):
+            append_json(self.run_dir.attempt(attempt) / "events.jsonl", line)
+
+
+class _Other:
+    """A task that helps the main one to train."""
+
+    def __init__(self, job: SlurmJob, received: list[int]) -> None:
+        self.job, self.received = job, received
+        self.run_dir = Store(job.root).run(job.task.run_id)
+
+    def run(self) -> str:
+        """Follow the main task until its attempt is over; SystemExit(1) unless the stage's result is there."""
+        if self._complete():
+            return "nothing was left to do"
+        child = Child(self.job, self.job.task)
+        attempt = None
+        while not self._over(attempt):
+            attempt = attempt or own_attempt(self.run_dir)
+            if child.alive(1.0):
+                for number in sorted(set(self.received)):
+                    child.send(number)
+            elif attempt is not None:
+                self._report(child, attempt)
+                time.sleep(1)
+        if child.alive(10.0):
+            child.send(signal.SIGKILL)
+        if not self._complete():
+            self._leave()
+        return "followed"
+
+    def _complete(self) -> bool:
+        return complete(self.run_dir, self.job.stage, self.job.task.config)
+
+    def _over(self, attempt: int | None) -> bool:
+        if self._complete() or main_ended(self.run_dir).exists():
+            return True
+        if attempt is None:
+            return False
+        stage = read_json(self.run_dir.attempt(attempt) / "stage.json") or {}
+        return stage.get("outcome") is not None
+
+    def _report(self, child: Child, attempt: int) -> None:
+        """Tell the main task that this one's process failed, so that it need not wait for it."""
+        path = self.run_dir.attempt(attempt) / "ranks" / f"{place().rank}.json"
+        outcome = child.outcome()
+        if path.exists() or (outcome is not None and outcome.name != "failed"):
+            return
+        if outcome is None and child.killed_by:
+            outcome = Outcome("lost", "killed", f"killed by {signal.Signals(child.killed_by).name}")
+        if outcome is not None:
+            about = {"rank": place().rank, "failure_class": outcome.failure_class, "detail": outcome.detail}
+            write_json(path, {**about, "time": time.time()})
+
+    def _leave(self) -> NoReturn:
+        """Give Slurm time to end the job if it is being requeued: leaving first would look like a failure."""
+        end = time.monotonic() + FOLLOW_SECONDS
+        while not main_ended(self.run_dir).exists() and time.monotonic() < end:
+            time.sleep(1)
+        sys.exit(1)
+
+
+def main_ended(run: RunDir) -> Path:
+    """The file that says to the other tasks of this start of a job that the main one has ended."""
+    execution = provenance.execution()
+    name = "-".join(str(execution.get(key, "")) for key in ("job_id", "step", "restarts"))
+    return run.path / "tasks" / f"{name}.json"
+
+
+def last_stage(run: RunDir) -> Mapping[str, Any]:
+    """Return the record of a run's last attempt, {} if there is none."""
+    content = read_json(run.attempt(max(run.attempts(), default=0)) / "stage.json")
+    return content if isinstance(content, dict) else {}
+
+
+def record(run: RunDir, outcome: Outcome) -> None:
+    """Write how an attempt really ended, where this process knows more than the attempt itself."""
+    path = run.attempt(outcome.attempt) / "stage.json"
+    stage = read_json(path)
+    if outcome.attempt and isinstance(stage, dict):
+        ended = {"outcome": outcome.name, "failure_class": outcome.failure_class, "detail": outcome.detail}
+        with contextlib.suppress(OSError):
+            write_json(path, {**stage, **ended, "ended": stage.get("ended") or time.time()})
+
+
+def give_up(run: RunDir, launch: str) -> None:
+    """Record a crash loop as the run's failure and raise it: too many attempts of this launch in a row came to nothing.
+
+    Something came of an attempt if a checkpoint, the trained weights or a result was completed in it.
+    """
+    mark = progress_mark(run)
+    vain: list[Mapping[str, Any]] = []
+    for number in reversed(run.attempts()):
+        stage = read_json(run.attempt(number) / "stage.json") or {}
+        if stage.get("launch") != launch or stage.get("found") != mark:
+            break
+        vain.append(stage)
+    deaths = sum(stage.get("outcome") in (None, "lost") for stage in vain)
+    if deaths < MAX_DEATHS and len(vain) < MAX_STOPS:
+        return
+    kind = str(vain[0].get("failure_class") or "killed")
+    detail = f"{len(vain)} attempts in a row completed nothing, the last: {vain[0].get('detail') or 'no word'}"
+    record(run, Outcome("failed", kind, detail, max(run.attempts())))
+    raise RunFailure(kind, detail)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,1 @@
+"""Where runs stand: their files first, Slurm second; and how that is shown."""

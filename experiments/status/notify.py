@@ -1,0 +1,111 @@
+"""Telling somebody that a suite has ended or stalls: one command or webhook of the profile, once an event.
+
+A command gets the event as JSON on its standard input and its one-line text in ``MPFORMER_TEXT``; it is split into
+words as a shell would, and no shell sees it. A webhook gets the same JSON by POST; ``text`` is what chat services show.
+Whoever looks tells: the report job of a launch, ``status``, ``status --watch`` and ``launch``.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.status import standing
+from experiments.status.states import RunState, State
+from experiments.store import claims
+from experiments.store.run_dir import Store, read_json
+
+STALLED = 1800.0
+"""Seconds without an iteration or an evaluated image after which a running run counts as stuck."""
+
+PATIENCE = 30.0
+"""Seconds that a command or webhook may take."""
+
+
+def check(store: Store, found: standing.Standing) -> list[str]:
+    """Tell of every launch among whose runs nothing moves any more; returns a line for each telling that failed.
+
+    ``found`` are the states of runs at their evaluation settings; launches with runs that are not in it are left alone.
+    """
+    states = {run_id: state for (run_id, _), state in found.states.items()}
+    troubles = []
+    for path in sorted(store.launches.glob("*/launch.json")):
+        content = read_json(path)
+        target = content.get("notify") if isinstance(content, dict) else None
+        if target and not (path.parent / "told" / "ended").exists():
+            mine = [states[run_id] for run_id in content["runs"] if run_id in states]
+            event = _event(mine) if mine and len(mine) == len(content["runs"]) else ""
+            if event:
+                troubles.append(_once(path.parent, target, event, content, mine))
+    return [line for line in troubles if line]
+
+
+def _event(states: Sequence[RunState]) -> str:
+    """``ended`` if nothing is left to wait for, ``stalled`` if what is waited for does not move; else empty."""
+    active = [state for state in states if state.active]
+    if not active:
+        return "ended"
+    return "stalled" if all(_stuck(state) for state in active) else ""
+
+
+def _stuck(state: RunState) -> bool:
+    if state.state is State.RUNNING:
+        beat = state.progress.get("time")
+        return isinstance(beat, int | float) and time.time() - beat > STALLED
+    return state.detail.startswith("held")
+
+
+def _once(directory: Path, target: str, event: str, launch: Mapping[str, Any], states: Sequence[RunState]) -> str:
+    """Tell unless it was told; a marker made with O_EXCL stands for the telling, and goes again if it failed."""
+    stuck = "".join(f"{state.run_id}{state.label}" for state in states if state.active)
+    name = event if event == "ended" else f"{event}-{hashlib.sha256(stuck.encode()).hexdigest()[:12]}"
+    marker = directory / "told" / name
+    with contextlib.suppress(OSError):  # a store that cannot be written: better untold than told at each look
+        marker.parent.mkdir(exist_ok=True)
+        if not claims.create(marker, ""):
+            return ""
+        trouble = tell(target, _message(event, directory.name, launch, states))
+        if trouble:
+            marker.unlink()
+            return f"{launch.get('suite')} has {event}, but its profile's notify failed: {trouble}"
+    return ""
+
+
+def _message(event: str, name: str, launch: Mapping[str, Any], states: Sequence[RunState]) -> dict[str, Any]:
+    labels = [state.label for state in states]
+    counts = {label: labels.count(label) for label in dict.fromkeys(labels)}
+    suite = f"{launch.get('suite')}@{launch.get('scale')} on {launch.get('dataset')}"
+    text = f"mpformer: {suite} has {event}: {', '.join(f'{count} {label}' for label, count in counts.items())}"
+    runs = [{"run_id": state.run_id, "state": state.label, "detail": state.detail} for state in states]
+    place = {key: launch.get(key) for key in ("suite", "scale", "dataset")}
+    return {"event": event, "text": text, **place, "launch": name, "counts": counts, "runs": runs}
+
+
+def tell(target: str, message: Mapping[str, Any]) -> str:
+    """Call the command or webhook; returns one line if that failed."""
+    import urllib.request  # takes a while to import, and `status` starts in less
+
+    data = json.dumps(message).encode()
+    try:
+        if target.startswith(("http://", "https://")):
+            request = urllib.request.Request(target, data, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=PATIENCE):
+                return ""
+        return _run(target, data, str(message["text"]))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return " ".join(str(error).split())[:200]
+
+
+def _run(command: str, data: bytes, text: str) -> str:
+    environment = {**os.environ, "MPFORMER_TEXT": text}
+    done = subprocess.run(shlex.split(command), input=data, env=environment, capture_output=True, timeout=PATIENCE)
+    if done.returncode == 0:
+        return ""
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return said[-1] if said else f"exit code {done.returncode}"

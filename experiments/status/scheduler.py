@@ -1,0 +1,439 @@
+"""What Slurm says of the jobs of a store: squeue, then sacct where there is accounting, with limited patience.
+
+Slurm comes second everywhere: files say what a run has done, Slurm what is to be expected of it. A job is believed to
+be ours by its *name*, which no other batch has (:mod:`experiments.store.journal`), never by its number alone: numbers
+start again when a cluster loses its state. Nothing here raises because Slurm does not answer; what is then not known is
+said.
+"""
+
+import contextlib
+import os
+import re
+import subprocess
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from experiments.store import journal
+from experiments.store.journal import Submission
+from experiments.store.run_dir import Store, read_json, write_json
+
+PATIENCE = 12.0
+"""Seconds that one call may take; squeue itself gives up on a dead controller after 9."""
+
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+ENDED = (
+    "COMPLETED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "CANCELLED", "PREEMPTED",
+    "REVOKED",
+)  # fmt: skip
+"""Slurm's words by what they mean for a run; any other word is not guessed at."""
+
+ASK_PERIOD = 10.0
+"""Seconds between two questions to Slurm while somebody watches."""
+
+STAGES = ("all", "train", "evaluate")
+"""Batches whose elements execute a run's stage."""
+
+SNAPSHOT = "scheduler.json"
+"""File of the store that keeps what Slurm said last."""
+
+NEVER = "DependencyNeverSatisfied"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One array element as Slurm describes it. Times are seconds since 1970, None where there is none."""
+
+    id: str
+    state: str
+    name: str = ""
+    raw_id: str = ""
+    """What the job itself sees as SLURM_JOB_ID."""
+    reason: str = ""
+    submitted: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    elapsed: float | None = None
+    """Seconds that it ran, the earlier rounds of a requeued job included (accounting only)."""
+    exit_code: str = ""
+    max_rss: int | None = None
+    """Largest memory of a task in bytes (accounting only)."""
+    gpus: int = 0
+    cpus: int = 0
+    nodes: str = ""
+    source: str = "squeue"
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it is to be started (again)."""
+        return self.state in WAITING
+
+    @property
+    def running(self) -> bool:
+        """Whether it has processes, or is about to lose them."""
+        return self.state in RUNNING
+
+    @property
+    def over(self) -> bool:
+        """Whether it will do nothing more."""
+        return self.state in ENDED
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits until somebody releases it."""
+        return self.state in ("REQUEUE_HOLD", "SPECIAL_EXIT") or "held" in self.reason.lower()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What Slurm said when it was asked."""
+
+    time: float
+    jobs: tuple[Job, ...] = ()
+    controller: bool = True
+    """Whether squeue answered: a job that it does not list is then not in the queue."""
+    accounting: bool | None = None
+    """Whether sacct answered; False: there is no accounting; None: there may be, but it did not answer."""
+    cluster: str = ""
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where Slurm has a run: the element of a batch, and what is known of it."""
+
+    submission: Submission
+    index: int
+    job: Job | None = None
+    answered: bool = True
+    """Whether Slurm would have told of the job if it had it."""
+    time: float = 0.0
+    """When Slurm said so."""
+    seen: str = ""
+    """What Slurm said before, when it does not answer now."""
+
+    @property
+    def element(self) -> str:
+        """The Slurm id, such as ``1234_7``; the batch's name if the id is not known."""
+        if self.job is not None:
+            return self.job.id
+        job_id = self.submission.job_id
+        return f"{job_id}_{self.index}" if job_id else self.submission.name
+
+    @property
+    def live(self) -> bool:
+        """Whether Slurm will still do something with it, or may, for all that is known."""
+        if self.job is None:
+            return not self.answered
+        return not self.job.over and not (self.job.waiting and self.job.reason == NEVER)
+
+
+def ask(submissions: Sequence[Submission]) -> Answer:
+    """Ask Slurm for the jobs of these batches; each of its clients has PATIENCE seconds. Raises nothing."""
+    names = {submission.name for submission in submissions}
+    with ThreadPoolExecutor(3) as pool:
+        queue = pool.submit(_squeue, names)
+        accounts = pool.submit(_sacct, submissions)
+        cluster = pool.submit(_cluster)
+    (queued, trouble), (accounted, accounting, more) = queue.result(), accounts.result()
+    jobs = _joined(queued or [], accounted)
+    problems = tuple(line for line in (trouble, more) if line)
+    own = tuple(job for job in jobs if job.name in names)
+    return Answer(time.time(), own, queued is not None, accounting, cluster.result(), problems)
+
+
+def accounted(submissions: Sequence[Submission]) -> tuple[tuple[Job, ...], bool | None]:
+    """Return the accounted jobs of these batches, and whether there is accounting; None: it did not answer."""
+    names = {submission.name for submission in submissions}
+    jobs, accounting, _ = _sacct(submissions)
+    return tuple(job for job in jobs if job.name in names), accounting
+
+
+def _joined(queued: Sequence[Job], accounted: Sequence[Job]) -> list[Job]:
+    """squeue's word on the state, accounting's on what was used; accounting alone for what left the queue."""
+    by_key = {(job.id, job.name): job for job in accounted}
+    for job in queued:
+        used = by_key.get((job.id, job.name))
+        if used is not None and not (job.over and not used.over):  # accounting lags behind by seconds
+            job = replace(job, **{name: getattr(used, name) for name in _USED})
+        by_key[job.id, job.name] = job
+    return list(by_key.values())
+
+
+_USED = ("elapsed", "exit_code", "max_rss", "gpus", "cpus")
+
+
+def _call(command: Sequence[str]) -> tuple[str | None, str]:
+    """Return a client's output, or None and one line about why there is none."""
+    environment = {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace", timeout=PATIENCE
+        )
+    except FileNotFoundError:
+        return None, f"{command[0]} is not installed here: Slurm cannot be asked"
+    except subprocess.TimeoutExpired:
+        return None, f"{command[0]} did not answer within {PATIENCE:.0f} s"
+    except OSError as error:
+        return None, f"{command[0]}: {error.strerror}"
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+        return None, f"{command[0]} does not answer: {lines[-1].removeprefix(command[0] + ': ')}"
+    return done.stdout, ""
+
+
+_QUEUE = "%i|%A|%T|%r|%V|%S|%N|%j"
+
+
+def _squeue(names: Collection[str]) -> tuple[list[Job] | None, str]:
+    """The jobs in the queue and those that ended within MinJobAge; a name may hold the separator, and comes last."""
+    wanted = ["--name", ",".join(sorted(names))] if len(names) <= 200 else []
+    output, trouble = _call(["squeue", "-h", "-r", "-t", "all", *wanted, "-o", _QUEUE])
+    return (None, trouble) if output is None else ([_queued(line) for line in output.splitlines() if line], "")
+
+
+def _queued(line: str) -> Job:
+    identifier, raw, state, reason, submitted, started, nodes, name = _split(line, 8)
+    reason = "" if reason == "None" else reason
+    return Job(identifier, state, name, raw, reason, _number(submitted), _number(started), nodes=nodes)
+
+
+_ACCOUNTS = "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,ElapsedRaw,MaxRSS,AllocTRES,NodeList,JobName"
+
+
+def _sacct(submissions: Sequence[Submission]) -> tuple[list[Job], bool | None, str]:
+    """The accounted jobs, whether there is accounting, and one line if it did not answer."""
+    known = [submission.job_id for submission in submissions if submission.job_id]
+    lost = [submission for submission in submissions if submission.unrecorded]
+    asked = [["-j", ",".join(known)]] if known else []
+    if lost:
+        since = int(min(submission.created for submission in lost)) - 60
+        names = ",".join(submission.name for submission in lost)
+        asked.append(["--name", names, "-S", time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))])
+    jobs: list[Job] = []
+    for selection in asked:
+        output, trouble = _call(["sacct", "-n", "-P", "-D", *selection, "-o", _ACCOUNTS])
+        if output is None:
+            return [], *_no_accounting(trouble)
+        jobs += _accounted(output.splitlines())
+    return jobs, True, ""
+
+
+def _no_accounting(trouble: str) -> tuple[bool | None, str]:
+    return (False, "") if "storage is disabled" in trouble or "not installed" in trouble else (None, trouble)
+
+
+def _accounted(lines: Iterable[str]) -> list[Job]:
+    """One job an id: the state of its last round, the time of all, the memory of the largest step."""
+    found: dict[tuple[str, str], Job] = {}
+    memory: dict[str, int] = {}
+    for line in lines:
+        identifier, raw, state, code, submitted, started, ended, elapsed, rss, tres, nodes, name = _split(line, 12)
+        job_id, _, step = identifier.partition(".")
+        if step:
+            memory[job_id] = max(memory.get(job_id, 0), _bytes(rss))
+            continue
+        if "[" in identifier:  # the part of an array that has not been started
+            continue
+        before = found.pop((job_id, name), None)
+        total = (_number(elapsed) or 0.0) + ((before.elapsed or 0.0) if before else 0.0)
+        times = (_number(submitted), _number(started), _number(ended), total)
+        used = {"gpus": _tres(tres, "gres/gpu"), "cpus": _tres(tres, "cpu")}
+        word = state.split(" ")[0]
+        where = "" if "assigned" in nodes else nodes
+        found[job_id, name] = Job(job_id, word, name, raw, "", *times, code, None, **used, nodes=where, source="sacct")
+    return [replace(job, max_rss=memory.get(job.id) or None) for job in found.values()]
+
+
+def _cluster() -> str:
+    """The name of the cluster that answers here; empty if it is not known."""
+    output, _ = _call(["scontrol", "show", "config"])
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", output or "", re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _split(line: str, count: int) -> list[str]:
+    parts = line.split("|", count - 1)
+    return parts + [""] * (count - len(parts))
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
+    return int(float(found[1]) * _UNITS[found[2]]) if found else 0
+
+
+def _tres(text: str, name: str) -> int:
+    """A count of ``billing=1,cpu=8,gres/gpu=2,mem=32G,node=1``."""
+    counts = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    return int(_number(counts.get(name, "0")) or 0)
+
+
+def placements(
+    store: Store, run_ids: Collection[str], max_age: float = 0.0
+) -> tuple[dict[str, Placement], Answer | None]:
+    """Ask Slurm where these runs are, and keep the answer in the store; None if they were never given to Slurm.
+
+    An answer to the same question that is less than ``max_age`` seconds old is used again: a live table looks more
+    often than a controller likes to be asked. The journal is read before Slurm is asked: a job that is submitted
+    meanwhile is in the answer, or in neither.
+    """
+    concerned = _concerned(store, run_ids)
+    if not concerned:
+        return {}, None
+    answer = _recent(list({id(one): one for places in concerned.values() for one, _ in places}.values()), max_age)
+    before = read_json(store.root / SNAPSHOT)
+    known = before.get("jobs", {}) if isinstance(before, dict) else {}
+    jobs = {(job.name, job.id.partition("_")[2] or "0"): job for job in answer.jobs}
+    found = {run_id: _placed(places, jobs, answer, known.get(run_id)) for run_id, places in concerned.items()}
+    _keep(store, found, answer, known)
+    return found, answer
+
+
+_ANSWERS: dict[frozenset[Submission], Answer] = {}
+
+
+def _recent(submissions: Sequence[Submission], max_age: float) -> Answer:
+    question = frozenset(submissions)
+    last = _ANSWERS.get(question)
+    if last is None or time.time() - last.time > max_age:
+        _ANSWERS.clear()
+        last = _ANSWERS[question] = ask(submissions)
+    return last
+
+
+def _concerned(store: Store, run_ids: Collection[str]) -> dict[str, list[tuple[Submission, int]]]:
+    """The elements that each of the runs was given to, oldest first."""
+    wanted = set(run_ids)
+    found: dict[str, list[tuple[Submission, int]]] = {}
+    for submission in journal.submissions(store):
+        if submission.stage in STAGES and submission.error is None:
+            for index, run in enumerate(submission.runs):
+                if run.run_id in wanted:
+                    found.setdefault(run.run_id, []).append((submission, index))
+    return found
+
+
+def _placed(
+    places: Sequence[tuple[Submission, int]], jobs: Mapping[tuple[str, str], Job], answer: Answer, before: Any
+) -> Placement:
+    """The element that says most about the run: one that runs, else one that waits, else the last that ended."""
+    seen = before if isinstance(before, dict) else {}
+    found = [_placement(submission, index, jobs, answer, seen) for submission, index in places]
+    return max(enumerate(found), key=lambda pair: (_weight(pair[1]), pair[0]))[1]
+
+
+def _placement(
+    submission: Submission, index: int, jobs: Mapping[tuple[str, str], Job], answer: Answer, seen: Mapping[str, Any]
+) -> Placement:
+    job = jobs.get((submission.name, str(index)))
+    if job is not None and submission.job_id and job.id.partition("_")[0] != submission.job_id:
+        job = None
+    other = bool(submission.cluster and answer.cluster and submission.cluster != answer.cluster)
+    if job is not None and job.source == "sacct" and not job.over:
+        # accounting lags, and may wait for ever for the end of a job that the controller has forgotten
+        seen, job = {"state": job.state, "time": answer.time}, None
+    place = Placement(submission, index, job, answer.controller and not other, answer.time)
+    if job is None and not place.answered and seen.get("state"):
+        at = time.strftime("%H:%M", time.localtime(seen.get("time", answer.time)))
+        return replace(place, seen=f"{seen['state']} at {at}")
+    return place
+
+
+def _weight(place: Placement) -> int:
+    job = place.job
+    if job is not None and job.running:
+        return 5
+    if job is not None and job.waiting:
+        return {"Dependency": 3, NEVER: 0}.get(job.reason, 4)
+    if place.live:
+        return 2
+    return 1
+
+
+def _keep(store: Store, found: Mapping[str, Placement], answer: Answer, known: Mapping[str, Any]) -> None:
+    """Write the snapshot that reports read; a store that cannot be written is looked at all the same."""
+    jobs = dict(known) | {run_id: _kept(place, answer) for run_id, place in found.items() if _worth(place)}
+    about: dict[str, Any] = {"schema": 1, "time": answer.time, "controller": answer.controller}
+    about |= {"accounting": answer.accounting, "cluster": answer.cluster, "problems": list(answer.problems)}
+    with contextlib.suppress(OSError, ValueError):
+        write_json(store.root / SNAPSHOT, {**about, "jobs": jobs})
+
+
+def _worth(place: Placement) -> bool:
+    """What was known before is kept when there is no answer now."""
+    return place.job is not None or place.answered
+
+
+def _kept(place: Placement, answer: Answer) -> dict[str, Any]:
+    job = asdict(place.job) if place.job is not None else None
+    where = {"launch": place.submission.launch, "batch": place.submission.batch, "index": place.index}
+    return {**where, "state": place.job.state if place.job else "", "time": answer.time, "job": job}
+
+
+def remembered(store: Store) -> dict[str, Placement]:
+    """Return where Slurm had the runs when it was last asked, from the store alone."""
+    content = read_json(store.root / SNAPSHOT)
+    kept = content.get("jobs", {}) if isinstance(content, dict) else {}
+    batches = {(one.launch, one.batch): one for one in journal.submissions(store)} if kept else {}
+    found: dict[str, Placement] = {}
+    for run_id, line in kept.items():
+        submission = batches.get((line.get("launch"), line.get("batch")))
+        if submission is not None:
+            job = _job(line.get("job"))
+            found[run_id] = Placement(submission, int(line["index"]), job, time=float(line["time"]))
+    return found
+
+
+_FIELDS = frozenset(field.name for field in fields(Job))
+
+
+def _job(content: Any) -> Job | None:
+    if not isinstance(content, dict):
+        return None
+    return Job(**{name: value for name, value in content.items() if name in _FIELDS})
+
+
+def live_elements(store: Store, run_ids: Collection[str]) -> tuple[list[Job], Answer | None]:
+    """Return every job that Slurm still has for these runs, those of later stages too, and its answer."""
+    concerned = _concerned(store, run_ids)
+    if not concerned:
+        return [], None
+    ours = {(submission.name, index) for places in concerned.values() for submission, index in places}
+    answer = ask(list({id(one): one for places in concerned.values() for one, _ in places}.values()))
+    jobs = [job for job in answer.jobs if job.source == "squeue" and not job.over]
+    return [job for job in jobs if (job.name, int(job.id.partition("_")[2] or 0)) in ours], answer
+
+
+def cancel(jobs: Sequence[Job]) -> str:
+    """Take jobs out of Slurm, by number and name, so that no other job of a reused number goes; returns what failed."""
+    troubles = []
+    for name in dict.fromkeys(job.name for job in jobs):
+        ids = [job.id for job in jobs if job.name == name]
+        for start in range(0, len(ids), 200):
+            troubles.append(_call(["scancel", f"--name={name}", *ids[start : start + 200]])[1])
+    return next((trouble for trouble in troubles if trouble), "")
+
+
+def log_of(store_root: Path, place: Placement) -> Path | None:
+    """Return what Slurm and submitit wrote of a job, None if it never began."""
+    folder = store_root / "launches" / place.submission.launch / "jobs" / str(place.submission.batch)
+    path = folder / f"{place.element}_0_log.out"
+    return path if path.exists() else None
+
+
+NOWHERE: Mapping[str, Placement] = MappingProxyType({})

@@ -1,0 +1,45 @@
+"""Where many runs stand: their files first, then, for those that are not done, this machine's workers and Slurm."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from experiments.status import scheduler
+from experiments.status.scheduler import NOWHERE, Answer
+from experiments.status.states import RunState, derive, finished, unfinished
+from experiments.store.launches import queued_runs
+from experiments.store.run_dir import Store
+
+Key = tuple[str, str]
+"""Run id and evaluation id."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The states of runs, and what Slurm answered; None if none of the unfinished ones was ever given to it."""
+
+    states: dict[Key, RunState]
+    answer: Answer | None = None
+
+
+def of(store: Store, runs: Iterable[Key], max_age: float = 0.0) -> Standing:
+    """Return the state of each run at its evaluation setting.
+
+    Slurm is asked about runs alone that are not done and were given to it; an answer of the last ``max_age`` seconds is
+    used again.
+    """
+    found = {key: finished(store.run(key[0]), key[1]) for key in dict.fromkeys(runs)}
+    open_ = {run_id for (run_id, _), state in found.items() if state is None}
+    queued = queued_runs(store)
+    placements, answer = scheduler.placements(store, open_, max_age)
+    states = {
+        key: unfinished(store.run(key[0]), queued, placements) if state is None else state
+        for key, state in found.items()
+    }
+    return Standing(states, answer)
+
+
+def remembered(store: Store, runs: Iterable[Key]) -> dict[Key, RunState]:
+    """Return the states with what Slurm said when it was last asked, from the store alone."""
+    queued = queued_runs(store)
+    placements = scheduler.remembered(store) or NOWHERE
+    return {key: derive(store.run(key[0]), key[1], queued, placements) for key in dict.fromkeys(runs)}

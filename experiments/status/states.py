@@ -1,0 +1,393 @@
+"""The state of a run, derived from its files first; what Slurm says of its job comes second.
+
+Files are the truth about what was done: a job that Slurm calls COMPLETED without a result is no success, and a run with
+a result is done whatever Slurm says. Slurm is the truth about what is to come, and about how a job ended that could
+not say so itself. Where neither knows, the state is UNKNOWN.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from experiments.status import failures, scheduler
+from experiments.status.scheduler import NEVER, NOWHERE, Job, Placement
+from experiments.store import claims
+from experiments.store.run_dir import RunDir, read_json
+
+
+class State(StrEnum):
+    """Where a run stands."""
+
+    PLANNED = "PLANNED"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    REQUEUED = "REQUEUED"
+    TRAINED = "TRAINED"
+    DONE = "DONE"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    LOST = "LOST"
+    VOID = "VOID"
+    UNKNOWN = "UNKNOWN"
+
+
+ENDED: Mapping[str, State] = {
+    "failed": State.FAILED,
+    "cancelled": State.CANCELLED,
+    "interrupted": State.CANCELLED,
+    "timeout": State.TIMEOUT,
+    "requeued": State.REQUEUED,
+    "lost": State.LOST,
+}
+"""State that an attempt's outcome leaves a run in, unless its files say that more is complete."""
+
+SUBMISSION_SECONDS = 60.0
+"""Time in which sbatch has answered, or never will."""
+
+NOT_RETRIED = ("nan", "config")
+"""Failure classes that the same configuration runs into again: `launch` leaves them to `retry`."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The state of one run for one evaluation setting, with what is known of its progress."""
+
+    run_id: str
+    state: State
+    detail: str = ""
+    failure_class: str = ""
+    attempt: int = 0
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    job: str = ""
+    """The Slurm job that has, or had, the run in hand; empty if there is none."""
+    lines: tuple[str, ...] = ()
+    """What the logs tell of a failure that did not name itself."""
+    live: bool = False
+    """Whether Slurm will do something with the run, or may, for all that is known."""
+
+    @property
+    def label(self) -> str:
+        """The state as it is shown, such as ``FAILED(nan)``."""
+        shown = self.failure_class and self.state is not State.TIMEOUT
+        return f"{self.state}({self.failure_class})" if shown else str(self.state)
+
+    @property
+    def active(self) -> bool:
+        """Whether something works on the run or is about to."""
+        return self.state in (State.RUNNING, State.QUEUED) or self.live
+
+
+def derive(
+    run: RunDir,
+    eval_id: str,
+    queued: frozenset[str] = frozenset(),
+    placements: Mapping[str, Placement] = NOWHERE,
+) -> RunState:
+    """Return the run's state.
+
+    ``queued`` are the runs that a live launch of this machine is going to start, ``placements`` says where Slurm has
+    runs (:func:`experiments.status.scheduler.placements`).
+    """
+    return finished(run, eval_id) or unfinished(run, queued, placements)
+
+
+def finished(run: RunDir, eval_id: str) -> RunState | None:
+    """Return the state of a run that is done or void, None for any other: what no scheduler has a say in."""
+    if run.void_file.exists():
+        reason = (read_json(run.void_file) or {}).get("reason", "")
+        return RunState(run.run_id, State.VOID, detail=reason)
+    result = run.result(eval_id)
+    if result is None:
+        return None
+    number = result.get("attempt") or max(run.attempts(), default=0)
+    at = {"iteration": result.get("iteration")}
+    return RunState(run.run_id, State.DONE, attempt=number, progress=at, metrics=result["metrics"])
+
+
+def unfinished(
+    run: RunDir, queued: frozenset[str] = frozenset(), placements: Mapping[str, Placement] = NOWHERE
+) -> RunState:
+    """Return the state of a run that is neither done nor void; see :func:`derive`."""
+    number = max(run.attempts(), default=0)
+    place = placements.get(run.run_id)
+    if _holder(run, place) is not None:
+        return _running(run, number, place)
+    last = _Last.read(run, number)
+    if run.cancel_file.exists():
+        return _cancelled(last, place)
+    found = None if place is None or last.newer_than(place) else _placed(last, place)
+    if found is not None:
+        return found
+    if run.run_id in queued:
+        return last.state(State.QUEUED)
+    return _resting(last)
+
+
+def _holder(run: RunDir, place: Placement | None) -> int | None:
+    """The live claim on the run; Slurm's word that its job does not run outweighs a claim that has not yet expired."""
+    directory = run.path / "claims"
+    number = claims.holder(directory)
+    job = place.job if place is not None else None
+    if number is None or place is None or job is None or not (job.waiting or job.over):
+        return number
+    theirs = (read_json(directory / str(number)) or {}).get("job_id")
+    if theirs not in (job.id, job.raw_id) or claims.owner(directory, number).dead() is not None:
+        return number
+    try:
+        beat = (directory / str(number)).stat().st_mtime
+    except OSError:
+        return number
+    return number if beat > place.time - 2 * claims.HEARTBEAT_PERIOD else None
+
+
+def _running(run: RunDir, number: int, place: Placement | None) -> RunState:
+    progress = progress_of(run, number)
+    stage = str(progress.get("stage", ""))
+    job = place.element if place is not None else ""
+    return RunState(run.run_id, State.RUNNING, stage, attempt=number, progress=progress, job=job)
+
+
+@dataclass(frozen=True)
+class _Last:
+    """A run's last attempt: number 0 if there was none, no ``stage`` if it died before it could say what it does."""
+
+    run: RunDir
+    number: int
+    stage: Mapping[str, Any] | None
+
+    @classmethod
+    def read(cls, run: RunDir, number: int) -> "_Last":
+        stage = read_json(run.attempt(number) / "stage.json") if number else None
+        return cls(run, number, stage if isinstance(stage, dict) else None)
+
+    @property
+    def outcome(self) -> str:
+        """How it ended; empty if it has not said."""
+        outcome = (self.stage or {}).get("outcome")
+        return "" if outcome in (None, "lost") else str(outcome)
+
+    @property
+    def began(self) -> float:
+        return float((self.stage or {}).get("started") or 0.0)
+
+    @property
+    def ended(self) -> float:
+        return float((self.stage or {}).get("ended") or self.began)
+
+    def of(self, place: Placement) -> bool:
+        """Whether it is an attempt of the launch that gave the run to Slurm."""
+        return (self.stage or {}).get("launch") == place.submission.launch
+
+    def newer_than(self, place: Placement) -> bool:
+        """Whether it has moved on since Slurm was asked, or belongs to somebody who came later."""
+        job = place.job
+        over = job is None or job.over
+        return self.ended > place.time or (over and not self.of(place) and self.began > place.submission.created)
+
+    def state(self, state: State, detail: str = "", failure_class: str = "", **more: Any) -> RunState:
+        """The run's state, with what this attempt knows of its progress."""
+        progress = progress_of(self.run, self.number)
+        return RunState(self.run.run_id, state, detail, failure_class, self.number, progress, **more)
+
+    def failure(self, place: Placement | None) -> failures.Failure:
+        """What the logs tell of its end: its own, and its job's."""
+        own = self.number and (place is None or self.of(place))
+        log = self.run.attempt(self.number) / "log.txt" if own else None
+        store = self.run.path.parent.parent
+        return failures.read((log, scheduler.log_of(store, place) if place is not None else None))
+
+
+def _cancelled(last: _Last, place: Placement | None) -> RunState:
+    if place is None or place.job is None or not place.live:
+        return last.state(State.CANCELLED, "by the user")
+    detail = f"by the user; Slurm still has job {place.element} ({place.job.state})"
+    return last.state(State.CANCELLED, detail, job=place.element)
+
+
+def _placed(last: _Last, place: Placement) -> RunState | None:
+    """The state of a run that was given to Slurm and that nobody has claimed; None if Slurm has nothing to add."""
+    job = place.job
+    if job is None:
+        return _gone(last, place) if place.answered else _unanswered(last, place)
+    if job.waiting:
+        return _waiting(last, place, job)
+    if job.running:
+        return _begun(last, place, job)
+    if job.over:
+        return _over(last, place, job)
+    detail = f"Slurm says {job.state}, which is not known here"
+    return last.state(State.UNKNOWN, detail, job=place.element, live=True)
+
+
+def _unanswered(last: _Last, place: Placement) -> RunState | None:
+    """Nothing but what the attempt said of its own end is certain, unless it left its job to come back."""
+    if last.of(place) and last.outcome not in ("", "requeued", "interrupted"):
+        return None
+    seen = f"; Slurm said {place.seen}" if place.seen else ""
+    detail = f"Slurm does not answer about job {place.element}{seen}"
+    return last.state(State.UNKNOWN, detail, job=place.element, live=True)
+
+
+def _gone(last: _Last, place: Placement) -> RunState | None:
+    """A job that is neither in the queue nor accounted for; a cancelled element that waited leaves no trace at all."""
+    if last.of(place):
+        if last.outcome != "requeued":
+            return None
+        return last.state(State.LOST, f"requeued, but Slurm has no job {place.element} any more", job=place.element)
+    if place.submission.unrecorded:
+        if place.time - place.submission.created < SUBMISSION_SECONDS:
+            return last.state(State.QUEUED, "being submitted", job=place.element, live=True)
+        return None  # the launcher died before it reached Slurm
+    if scheduler.log_of(last.run.path.parent.parent, place) is None:
+        detail = f"job {place.element} left the queue before it began: it was cancelled while it waited"
+        return last.state(State.CANCELLED, detail, job=place.element)
+    found = last.failure(place)
+    detail = found.lines[-1] if found.lines else f"job {place.element} ended before the attempt began"
+    return last.state(State.LOST, detail, found.kind or "killed", job=place.element)
+
+
+def _waiting(last: _Last, place: Placement, job: Job) -> RunState:
+    if job.reason == NEVER:
+        return last.state(State.LOST, f"job {job.id} never starts: what it depends on failed", job=job.id)
+    again = last.of(place) or job.state.startswith("REQUEUE") or "requeued" in job.reason
+    detail = job.reason or job.state.lower()
+    if job.held:
+        detail = f"held ({detail}): scontrol release {job.id}"
+    return last.state(State.REQUEUED if again else State.QUEUED, detail, job=job.id, live=True)
+
+
+def _begun(last: _Last, place: Placement, job: Job) -> RunState | None:
+    """A job with processes, but no live claim on the run: it is about to begin, or about to end."""
+    fresh = not last.of(place) or (job.started is not None and job.started > last.ended)
+    if last.outcome and not fresh:
+        requeued = last.state(State.REQUEUED, "the job is being queued again", job=job.id, live=True)
+        return requeued if last.outcome == "requeued" else None
+    detail = "the job has begun, the attempt not yet" if fresh else "the job runs, its attempt is gone"
+    if job.state in ("SUSPENDED", "STOPPED"):
+        detail = f"Slurm has {job.state.lower()} the job"
+    return last.state(State.RUNNING, detail, job=job.id, live=True)
+
+
+_WORDS: Mapping[str, tuple[State, str, str]] = {
+    "TIMEOUT": (State.TIMEOUT, "timeout", "the time limit of its job"),
+    "DEADLINE": (State.TIMEOUT, "timeout", "the deadline of its job"),
+    "OUT_OF_MEMORY": (State.FAILED, "oom", "more memory than its job has"),
+    "NODE_FAIL": (State.FAILED, "node", "its node failed"),
+    "BOOT_FAIL": (State.FAILED, "node", "its node did not boot"),
+    "CANCELLED": (State.CANCELLED, "", "cancelled in Slurm"),
+    "REVOKED": (State.CANCELLED, "", "revoked by Slurm"),
+    "PREEMPTED": (State.LOST, "killed", "preempted, and not queued again"),
+    "FAILED": (State.FAILED, "killed", "the job failed"),
+    "COMPLETED": (State.LOST, "", "Slurm says COMPLETED, but there is no result"),
+}
+
+
+def _over(last: _Last, place: Placement, job: Job) -> RunState | None:
+    """A job that ended; what its attempt said of its own end comes first."""
+    if last.of(place) and last.outcome not in ("", "requeued"):
+        return None
+    state, kind, detail = _WORDS[job.state]
+    if state is not State.TIMEOUT and not (state is State.FAILED and kind != "killed"):
+        found = last.failure(place)
+        if found.kind in ("oom", "timeout", "node") or (state in (State.FAILED, State.LOST) and found.kind):
+            state = State.TIMEOUT if found.kind == "timeout" else State.FAILED
+            kind, detail = found.kind, found.lines[-1]
+    where = f" on {job.nodes}" if job.nodes else ""
+    code = f", exit code {job.exit_code}" if job.exit_code not in ("", "0:0") else ""
+    return last.state(state, f"{detail} (job {job.id}{where}{code})", kind, job=job.id)
+
+
+def _resting(last: _Last) -> RunState:
+    """The state of a run that nothing works on: by its last attempt, then by what is complete."""
+    if not last.number:
+        return _untouched(last.run)
+    if last.stage is None:
+        return last.state(State.LOST, "the attempt died before it began", "killed")
+    outcome = last.stage.get("outcome")
+    detail, kind = str(last.stage.get("detail") or ""), str(last.stage.get("failure_class") or "")
+    if outcome is None:
+        detail, kind = "the process is gone without a word", "killed"
+    lines: tuple[str, ...] = ()
+    if outcome in (None, "lost") or (outcome == "failed" and kind in ("", "error", "killed")):
+        found = last.failure(None)
+        kind, lines = found.kind or kind, found.lines
+    if outcome is None or outcome in ENDED:
+        return last.state(ENDED.get(outcome or "lost", State.LOST), detail, kind, lines=lines)
+    if last.run.trained() is not None:
+        return last.state(State.TRAINED)
+    return last.state(State.UNKNOWN, f"attempt {last.number} ended as {outcome!r} but left no result")
+
+
+def _untouched(run: RunDir) -> RunState:
+    if not run.exists() and run.path.exists() and any(run.path.iterdir()):
+        return RunState(run.run_id, State.UNKNOWN, "the directory has no run.json")
+    if run.exists() and read_json(run.path / "run.json") is None:
+        return RunState(run.run_id, State.UNKNOWN, "run.json is damaged")
+    if run.trained() is not None:
+        return RunState(run.run_id, State.TRAINED)
+    return RunState(run.run_id, State.PLANNED)
+
+
+def progress_of(run: RunDir, number: int) -> dict[str, Any]:
+    """Return the last heartbeat of an attempt: stage, iteration, max_iter, loss, eta_seconds, time."""
+    content = read_json(run.attempt(number) / "progress.json") if number else None
+    return content if isinstance(content, dict) else {}
+
+
+def last_evaluation(metrics: Path, tail: int = 262144) -> dict[str, Any]:
+    """Return the last evaluation line of a ``metrics.jsonl``, looking at its last ``tail`` bytes at most."""
+    try:
+        with metrics.open("rb") as file:
+            end = file.seek(0, 2)
+            size = 4096
+            while True:
+                file.seek(max(0, end - size))
+                found = _last_of(file.read(end - max(0, end - size)), whole=size >= end)
+                if found or size >= min(end, tail):
+                    return found
+                size *= 4
+    except OSError:
+        return {}
+
+
+def _last_of(text: bytes, whole: bool) -> dict[str, Any]:
+    """The last evaluation among the lines; unless it is the whole file, the first line is cut off."""
+    for line in reversed(text.splitlines()[0 if whole else 1 :]):
+        if b'"evaluation"' in line and (parsed := _parsed(line)):
+            return parsed
+    return {}
+
+
+def evaluations(metrics: Path) -> list[dict[str, Any]]:
+    """Return every evaluation line of a ``metrics.jsonl``, oldest first."""
+    try:
+        lines = metrics.read_bytes().splitlines()
+    except OSError:
+        return []
+    return [parsed for line in lines if b'"evaluation"' in line and (parsed := _parsed(line))]
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def should_start(state: RunState, retry: tuple[str, ...] = ()) -> bool:
+    """Whether a launch works on a run in this state.
+
+    Runs that are done or being worked on are left alone, those that Slurm may still have, and failures that would
+    repeat, unless their class is in ``retry``.
+    """
+    if state.live:
+        return False
+    if state.state is State.FAILED and state.failure_class in NOT_RETRIED:
+        return state.failure_class in retry
+    return state.state not in (State.DONE, State.RUNNING, State.QUEUED)

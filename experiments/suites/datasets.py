@@ -1,0 +1,127 @@
+"""Which prepared dataset and initial weights a configuration means, and whether they are in place."""
+
+import functools
+import hashlib
+import shutil
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpformer.config.schema import Config
+from mpformer.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataState:
+    """A dataset under the data root. ``fingerprint`` is empty while it cannot be known; ``missing`` says what to do."""
+
+    fingerprint: str
+    missing: str = ""
+    preparable: bool = False
+    """Whether `launch` can prepare it by itself."""
+
+
+def resolve(config: Config, data_root: Path) -> tuple[Config, DataState]:
+    """Return the configuration with its dataset's fingerprint filled in, and the dataset's state.
+
+    Raises UserError if a given fingerprint contradicts the dataset's parameters.
+    """
+    from mpformer.data import prepare
+
+    try:
+        resolved = prepare.resolve(config, data_root)
+    except UserError as error:
+        if config.dataset.name != "nuclei":
+            raise
+        return config, DataState("", str(error))
+    fingerprint = resolved.dataset.fingerprint
+    if config.dataset.name not in prepare.PREPARED:
+        folder = Path(data_root, _RELEASE_FOLDERS[config.dataset.name])
+        absent = f"{config.dataset.name} is not at {folder}; see: mpformer data check {config.dataset.name}"
+        return resolved, DataState(fingerprint, "" if folder.is_dir() else absent)
+    if (prepare.prepared_dir(config.dataset.name, fingerprint, data_root) / "manifest.json").exists():
+        return resolved, DataState(fingerprint)
+    return resolved, _missing(config.dataset.name, fingerprint, data_root)
+
+
+def folder(config: Config, data_root: Path) -> Path:
+    """Return the directory under the data root that holds a configuration's dataset."""
+    from mpformer.data import prepare
+
+    name = config.dataset.name
+    if name in prepare.PREPARED:
+        return prepare.prepared_dir(name, config.dataset.fingerprint, data_root)
+    return Path(data_root, _RELEASE_FOLDERS[name])
+
+
+_RELEASE_FOLDERS = {"coco": "coco", "ade20k": "ADEChallengeData2016", "cityscapes": "cityscapes"}
+
+
+def _missing(name: str, fingerprint: str, data_root: Path) -> DataState:
+    where = f"{name} {fingerprint[:12]} is not under {data_root}"
+    if name == "shapes":
+        return DataState(fingerprint, f"{where}; `launch` prepares it, or: mpformer data prepare shapes", True)
+    return DataState(fingerprint, f"{where}; run: mpformer data prepare {name} SRC")
+
+
+def resolve_weights(config: Config, data_root: Path) -> tuple[Config, str]:
+    """Return the configuration with the checksum of its initial weights, and what to do if they are not there.
+
+    They are looked for under their own path and as ``<data root>/weights/<file name>``, where a compute node without
+    internet finds them too.
+    """
+    name = config.model.init_weights
+    if not name:
+        return config, ""
+    places = [Path(data_root, "weights", name.rsplit("/", 1)[-1])] + ([] if "://" in name else [Path(name)])
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        fetched = "`launch` fetches them, or " if "://" in name else ""
+        return config, f"initial weights {name} are not there; {fetched}put the file at {places[0]}"
+    checksum = _checksum(found.resolve(), found.stat().st_mtime_ns)
+    given = config.model.init_checksum
+    if given not in ("", checksum):
+        both = f"{found} has checksum {checksum[:12]}, model.init_checksum says {given[:12]}"
+        raise UserError(f"{both}; clear model.init_checksum or give the other file")
+    return config.replace({"model.init_weights": str(found), "model.init_checksum": checksum}), ""
+
+
+def fetch_weights(names: Iterable[str], data_root: Path) -> list[Path]:
+    """Download initial weights that have an address into ``<data root>/weights``, where offline jobs find them.
+
+    What is there is left alone. Returns what was fetched; raises UserError, one line, if an address does not answer.
+    """
+    fetched = []
+    for name in dict.fromkeys(names):
+        target = Path(data_root, "weights", name.rsplit("/", 1)[-1])
+        if "://" in name and not target.is_file():
+            _download(name, target)
+            fetched.append(target)
+    return fetched
+
+
+def _download(name: str, target: Path) -> None:
+    import http.client
+    import urllib.request
+
+    address = name.replace("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/", 1)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(address, timeout=60) as source, temporary.open("wb") as file:
+            shutil.copyfileobj(source, file)
+            expected = source.headers.get("Content-Length")
+        if expected is not None and temporary.stat().st_size != int(expected):
+            raise OSError(f"{temporary.stat().st_size} of {expected} bytes came")
+        temporary.replace(target)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot fetch {address}: {error}; put the file at {target}") from None
+
+
+@functools.cache
+def _checksum(path: Path, changed: int) -> str:
+    """The checksum of a file, once per change of it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,268 @@
+"""From a suite's name to its runs: each row and seed resolved to one full, validated configuration and its ids."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.status import standing
+from experiments.status.states import RunState
+from experiments.store.identity import canonical, eval_id, run_id
+from experiments.store.run_dir import Store, read_json, write_json
+from experiments.suites import datasets, scales
+from experiments.suites import rows as registry
+from experiments.suites.rows import Row, Suite
+from mpformer.config.schema import Config
+from mpformer.runtime.errors import UserError, choices
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for: a suite, and what to change or leave out."""
+
+    suite: str
+    scale: str = "mini"
+    dataset: str | None = None
+    rows: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan."""
+
+    row: Row
+    seed: int
+    config: Config
+    run_id: str
+    eval_id: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs that a request resolves to; ``missing`` lists data and weights that are not in place."""
+
+    request: Request
+    suite: Suite
+    scale: str
+    dataset: str
+    rows: tuple[Row, ...]
+    runs: tuple[PlannedRun, ...]
+    data: datasets.DataState
+    row_configs: Mapping[str, Config]
+    """Every row of the suite, chosen or not, with its configuration at seed 0."""
+    missing: tuple[str, ...] = ()
+
+    @property
+    def unique(self) -> tuple[PlannedRun, ...]:
+        """The runs, each id once: two rows that mean the same run train it once."""
+        return tuple({run.run_id: run for run in self.runs}.values())
+
+    @property
+    def base(self) -> Config:
+        """A configuration of the plan, for its dataset."""
+        return self.runs[0].config
+
+
+def make(request: Request, data_root: Path) -> Plan:
+    """Resolve a request; raises UserError that lists valid suites, scales, datasets, rows, keys or values."""
+    suite = registry.find(request.suite)
+    scale, dataset = suite.place(request.scale, request.dataset)
+    if dataset in suite.not_applicable:
+        raise UserError(f"suite {suite.name!r} does not apply on {dataset}: {suite.not_applicable[dataset]}")
+    every = suite.rows(scale, dataset)
+    rows = _chosen_rows(suite, every, request.rows)
+    base, data = _base(suite.base(scale, dataset), request.overrides, data_root)
+    found = {row.name: _row_config(row, base, dict(request.overrides), data_root) for row in every}
+    configs = {name: config for name, (config, _) in found.items()}
+    weights = [found[row.name][1] for row in rows]
+    runs = tuple(
+        run for row in rows if not row.not_applicable for run in _row_runs(row, configs[row.name], suite, request)
+    )
+    if not runs:
+        raise UserError(f"nothing to run: {rows[0].not_applicable}")
+    _refuse_merged_rows(runs, request)
+    suite = replace(suite, primary=_primary(suite, dataset, base))
+    missing = tuple(dict.fromkeys(line for line in (data.missing, *weights) if line))
+    return Plan(request, suite, scale, dataset, every, runs, data, configs, missing)
+
+
+def as_launched(request: Request, store: Store) -> Request:
+    """Return the request with overrides, rows and seeds that it leaves open taken from the suite's record, if any."""
+    scale, dataset = registry.place(request.suite, request.scale, request.dataset)
+    record = read_json(_record_path(store, request.suite, scale, dataset))
+    if not isinstance(record, dict) or request.overrides:
+        return request
+    launched = [row for row in record["rows"] if row["runs"]]
+    rows = request.rows or tuple(row["name"] for row in launched)
+    seeds = request.seeds or tuple(sorted({run["seed"] for row in launched for run in row["runs"]}))
+    return replace(request, rows=rows, seeds=seeds, overrides=tuple(record["overrides"].items()))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Parse ``KEY=VALUE``; the value is JSON where it parses as such (numbers, true, lists, null), text otherwise."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"cannot read --set {text!r}; write KEY=VALUE, such as schedule.max_iter=300")
+    try:
+        return key.strip(), json.loads(value)
+    except ValueError:
+        return key.strip(), value
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Parse ``0,1,2`` or ``0-4``; raises UserError for anything else."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"cannot read seeds {text!r}; write 0,1,2 or 0-4")
+        seeds += range(int(first), int(last or first) + 1)
+    if not seeds:
+        raise UserError(f"seeds {text!r} are an empty range; write 0,1,2 or 0-4")
+    return tuple(dict.fromkeys(seeds))
+
+
+def states(plan: Plan, store: Store, max_age: float = 0.0) -> dict[str, RunState]:
+    """Return the state of each of the plan's runs, what Slurm says included."""
+    found = standing.of(store, [(run.run_id, run.eval_id) for run in plan.unique], max_age)
+    return {run_id: state for (run_id, _), state in found.states.items()}
+
+
+def declared_seconds(suite: Suite, scale: str, dataset: str) -> float:
+    """Return the declared cost of all runs of a suite on one worker; 0 for rows that train nothing or do not apply."""
+    base = suite.base(scale, dataset)
+    each, _ = scales.declared_seconds(scale, dataset)
+    total = 0.0
+    for row in suite.rows(scale, dataset):
+        if not row.not_applicable and not row.changes.get("schedule.evaluation_only"):
+            seeds = len(row.seeds or suite.seeds.get(scale, (0,)))
+            total += seeds * each * row.changes.get("schedule.max_iter", base.schedule.max_iter)
+    return total
+
+
+def write_record(plan: Plan, store: Store, command: str) -> Path:
+    """Write the suite's record: which runs it resolved to.
+
+    Launching other seeds or rows of the same setting adds to the record; launching another setting (``--set``, or a
+    changed suite) replaces it, and the earlier record is kept under ``suites/earlier``.
+    """
+    path = _record_path(store, plan.suite.name, plan.scale, plan.dataset)
+    record = _record(plan, command)
+    before = read_json(path)
+    if isinstance(before, dict):
+        if before.get("setting") == record["setting"]:
+            record = {**record, "rows": _merged(before.get("rows") or [], record["rows"])}
+        else:
+            stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(before.get("created") or 0))
+            write_json(path.parent / "earlier" / f"{path.stem}-{stamp}.json", before)
+    write_json(path, record)
+    return path
+
+
+def _record_path(store: Store, suite: str, scale: str, dataset: str) -> Path:
+    default = dataset == scales.datasets(scale)[0]
+    return store.suite_path(suite, scale, None if default else dataset)
+
+
+def _chosen_rows(suite: Suite, every: Sequence[Row], names: Iterable[str]) -> tuple[Row, ...]:
+    rows = {row.name: row for row in every}
+    for name in names:
+        if name not in rows:
+            raise choices(f"row of suite {suite.name!r}", name, rows)
+    wanted = set(names) or set(rows)
+    return tuple(row for row in rows.values() if row.name in wanted)
+
+
+def _primary(suite: Suite, dataset: str, base: Config) -> str:
+    """The metric of the verdicts: the suite's, or its first column that applies here."""
+    reasons = scales.column_reasons(dataset, base.evaluation)
+    return next((column for column in (suite.primary, *suite.columns) if column not in reasons), suite.primary)
+
+
+def _base(base: Config, overrides: Sequence[tuple[str, Any]], data_root: Path) -> tuple[Config, datasets.DataState]:
+    """The configuration that rows change, with the overrides that say which data it is about already in it."""
+    about_data = {key: value for key, value in overrides if key.startswith("dataset.")}
+    return datasets.resolve(base.replace(about_data), data_root)
+
+
+def _row_runs(row: Row, config: Config, suite: Suite, request: Request) -> list[PlannedRun]:
+    seeds = request.seeds or row.seeds or suite.seeds.get(request.scale, (0,))
+    return [_planned(row, config.replace({"seed": seed}) if seed != config.seed else config) for seed in seeds]
+
+
+def _row_config(row: Row, base: Config, overrides: dict[str, Any], data_root: Path) -> tuple[Config, str]:
+    """A row's configuration at seed 0, and what is missing of its initial weights."""
+    before = base.replace(dict(row.changes))
+    config = before.replace({key: value for key, value in overrides.items() if not key.startswith("dataset.")})
+    if "schedule.max_iter" in overrides and "schedule.steps" not in overrides:
+        config = scales.scale_steps(config, before.schedule.max_iter)
+    return datasets.resolve_weights(config, data_root)
+
+
+def _planned(row: Row, config: Config) -> PlannedRun:
+    return PlannedRun(row, config.seed, config, run_id(config), eval_id(config))
+
+
+def _refuse_merged_rows(runs: Sequence[PlannedRun], request: Request) -> None:
+    """An override of what the rows differ in would compare a row with itself."""
+    owners: dict[str, str] = {}
+    for run in runs:
+        other = owners.setdefault(run.run_id, run.row.name)
+        if other != run.row.name and request.overrides:
+            keys = ", ".join(key for key, _ in request.overrides)
+            raise UserError(f"with --set {keys} the rows {other!r} and {run.row.name!r} are one and the same run")
+
+
+def _record(plan: Plan, command: str) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "suite": plan.suite.name,
+        "scale": plan.scale,
+        "dataset": plan.dataset,
+        "title": plan.suite.title,
+        "paper_table": plan.suite.paper_table,
+        "baseline": plan.suite.baseline,
+        "columns": list(plan.suite.columns),
+        "not_applicable_columns": _column_reasons(plan),
+        "primary": plan.suite.primary,
+        "ticks": plan.suite.ticks,
+        "overrides": dict(plan.request.overrides),
+        "setting": canonical([dict(plan.request.overrides), plan.data.fingerprint]),
+        "rows": [_row_record(row, plan) for row in plan.rows],
+        "created": time.time(),
+        "command": command,
+    }
+
+
+def _column_reasons(plan: Plan) -> dict[str, str]:
+    """The columns that apply to none of the rows, each with its reason."""
+    found = [scales.column_reasons(plan.dataset, config.evaluation) for config in plan.row_configs.values()]
+    return {column: why for column, why in found[0].items() if all(column in reasons for reasons in found)}
+
+
+def _row_record(row: Row, plan: Plan) -> dict[str, Any]:
+    runs = [run for run in plan.runs if run.row.name == row.name]
+    return {
+        "name": row.name,
+        "label": row.label,
+        "toggles": plan.row_configs[row.name].toggles.model_dump(mode="json"),
+        "changes": dict(row.changes),
+        "not_applicable": row.not_applicable,
+        "baseline": row.baseline,
+        "runs": [{"seed": run.seed, "run_id": run.run_id, "eval_id": run.eval_id} for run in runs],
+    }
+
+
+def _merged(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of now, then what only the record before has; for a row and seed in both, the newer run."""
+    old = {row["name"]: row for row in before}
+    rows = []
+    for row in now:
+        runs = {run["seed"]: run for run in old.pop(row["name"], {}).get("runs", [])}
+        runs.update({run["seed"]: run for run in row["runs"]})
+        rows.append({**row, "runs": [runs[seed] for seed in sorted(runs)]})
+    return rows + list(old.values())

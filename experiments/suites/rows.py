@@ -1,0 +1,158 @@
+"""Suites and their rows: what a table of the paper compares, as plain Python.
+
+    @suite(title="Mask2Former against MP-Former", baseline="mask2former")
+    def headline(scale, dataset):
+        yield Row("mask2former", "Mask2Former", {"toggles.mp_queries": False})
+        yield Row("mp-former", "MP-Former", {"toggles.mp_queries": True})
+
+The function's name is the suite's name (``_`` becomes ``-``). A row's changes are dotted configuration keys applied to
+the base configuration of the scale and dataset (:mod:`experiments.suites.scales`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from experiments.suites import scales
+from mpformer.config.schema import Config
+from mpformer.runtime.errors import UserError, choices
+
+RowMaker = Callable[[str, str], Iterable["Row"]]
+
+COLUMNS = ("AP", "PQ", "mIoU", "mIoU-L", "Util")
+SEEDS: Mapping[str, tuple[int, ...]] = MappingProxyType({"mini": (0, 1, 2), "paper": (0, 1, 2)})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting of the toggles. ``not_applicable`` says why the row means nothing on this dataset; empty: it does."""
+
+    name: str
+    label: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    not_applicable: str = ""
+    seeds: tuple[int, ...] = ()
+    """Seeds of this row alone; empty: the suite's."""
+    baseline: str = ""
+    """Name of the row that this one is compared with; empty: the suite's baseline; its own name: with none."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A table or figure to reproduce. ``primary`` is the metric of the verdicts; ``ticks``: a component table."""
+
+    name: str
+    title: str
+    make: RowMaker
+    baseline: str
+    paper_table: str = "unknown"
+    columns: tuple[str, ...] = COLUMNS
+    seeds: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: dict(SEEDS))
+    primary: str = "AP"
+    ticks: bool = False
+    description: str = ""
+    not_applicable: Mapping[str, str] = field(default_factory=dict)
+    """Why the whole suite means nothing on a dataset, by dataset name."""
+    paper: tuple[str, ...] = (scales.ABLATIONS,)
+    """Settings (:mod:`mpformer.config.paper_settings`) that the rows change at scale paper, one a dataset, the default
+    one first."""
+    mini_task: str = ""
+    """Task at scale mini; empty: panoptic where the dataset has stuff, so that one model gives every score."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Configuration keys that all rows share, at every scale."""
+
+    def datasets(self, scale: str) -> tuple[str, ...]:
+        """Return the datasets of the suite at a scale, the default one first; raises UserError for unknown scales."""
+        known = scales.datasets(scale)
+        return known if scale != "paper" else tuple(name.partition("/")[0] for name in self.paper)
+
+    def place(self, scale: str, dataset: str | None) -> tuple[str, str]:
+        """Return scale and dataset, the default filled in; raises UserError with the valid choices."""
+        known = self.datasets(scale)
+        chosen = known[0] if dataset is None else dataset
+        if chosen not in known:
+            raise choices(f"dataset at scale {scale!r}", chosen, known)
+        return scale, chosen
+
+    def base(self, scale: str, dataset: str) -> Config:
+        """Return the configuration that the rows change."""
+        if scale == "paper":
+            config = scales.paper(self.paper[self.datasets(scale).index(dataset)])
+        else:
+            config = scales.base(scale, dataset)
+        task = self.mini_task if scale != "paper" and dataset not in self.not_applicable else ""
+        return config.replace({**(scales.task_changes(task) if task else {}), **self.settings})
+
+    def rows(self, scale: str, dataset: str) -> tuple[Row, ...]:
+        """Return the rows at a scale on a dataset; raises UserError if two of them share a name."""
+        rows = tuple(self.make(scale, dataset))
+        if dataset in self.not_applicable:
+            rows = tuple(replace(row, not_applicable=self.not_applicable[dataset]) for row in rows)
+        names = [row.name for row in rows]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"suite {self.name!r} yields row {twice[0]!r} twice; give each row a name of its own")
+        for name in (self.baseline, *(row.baseline for row in rows if row.baseline)):
+            if name not in names:
+                raise choices("baseline row", name, names)
+        return rows
+
+    def row(self, name: str, scale: str, dataset: str) -> Row:
+        """Return the row called ``name``; raises UserError that lists the rows there are."""
+        rows = {row.name: row for row in self.rows(scale, dataset)}
+        if name not in rows:
+            raise choices(f"row of suite {self.name!r}", name, rows)
+        return rows[name]
+
+
+_SUITES: dict[str, Suite] = {}
+
+
+def suite(*, title: str, baseline: str, **fields: Any) -> Callable[[RowMaker], RowMaker]:
+    """Register the decorated function, which yields rows for (scale, dataset), as a suite; see :class:`Suite`."""
+
+    def register(make: RowMaker) -> RowMaker:
+        name = make.__name__.replace("_", "-")
+        if name in _SUITES and _SUITES[name].make.__module__ != make.__module__:
+            raise UserError(f"suite {name!r} is already registered by {_SUITES[name].make.__module__}")
+        description = " ".join((make.__doc__ or "").split())
+        _SUITES[name] = Suite(name=name, title=title, make=make, baseline=baseline, description=description, **fields)
+        return make
+
+    return register
+
+
+def all_suites() -> dict[str, Suite]:
+    """Return the registered suites by name, in the order of definition."""
+    import experiments.suites.ablations  # isort: skip
+    import experiments.suites.paper_tables  # noqa: F401  (importing registers them)
+
+    return dict(_SUITES)
+
+
+def find(name: str) -> Suite:
+    """Return one suite; raises UserError that lists the suites there are."""
+    suites = all_suites()
+    if name not in suites:
+        raise choices("suite", name, suites)
+    return suites[name]
+
+
+def of_dataset(scale: str, dataset: str | None) -> list[Suite]:
+    """Return the suites that have the dataset at a scale, all for None; raises UserError with the valid choices."""
+    suites = list(all_suites().values())
+    found = [suite for suite in suites if dataset is None or dataset in suite.datasets(scale)]
+    if not found:
+        known = dict.fromkeys(name for suite in suites for name in suite.datasets(scale))
+        raise choices(f"dataset at scale {scale!r}", str(dataset), known)
+    return found
+
+
+def place(name: str, scale: str, dataset: str | None) -> tuple[str, str]:
+    """Return scale and dataset of a suite, the default filled in; raises UserError with the valid choices.
+
+    A suite that this version does not have any more, but that was launched once, has the scale's default dataset.
+    """
+    suites = all_suites()
+    return suites[name].place(scale, dataset) if name in suites else scales.check(scale, dataset)

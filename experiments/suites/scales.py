@@ -1,0 +1,238 @@
+"""The base configuration of each scale and dataset; a suite's rows are changes to it."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from mpformer.config.schema import (
+    AugmentationConfig,
+    Config,
+    DatasetConfig,
+    EvaluationConfig,
+    ModelConfig,
+    ResNetConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    ShapesConfig,
+)
+from mpformer.runtime.errors import UserError, choices
+
+ONE_CLASS: Mapping[str, str] = MappingProxyType({"nuclei": "nuclei has one class"})
+"""Datasets on which rows about classes mean nothing, with the reason."""
+
+NO_STUFF: Mapping[str, str] = MappingProxyType({"nuclei": "nuclei has instances of one class and no stuff"})
+"""Datasets that have no panoptic and semantic ground truth, with the reason."""
+
+ABLATIONS = "coco/instance/r50-12ep-step"
+"""The setting of the paper's ablations (its Table 7, as far as is known)."""
+
+DECLARED_SECONDS: Mapping[tuple[str, str], float] = MappingProxyType(
+    {("mini", "shapes"): 0.16, ("mini", "nuclei"): 0.25, ("paper", "coco"): 1.0}
+)
+"""Seconds an iteration: of mini on one core of a 2020s laptop, of paper a round guess for eight GPUs.
+
+An estimate until a run has measured it, and labelled so.
+"""
+
+DECLARED_IMAGE_SECONDS: Mapping[str, float] = MappingProxyType({"mini": 0.05, "paper": 0.3})
+"""Seconds to evaluate an image, layer analysis included, likewise."""
+
+DECLARED_DISK: Mapping[str, tuple[int, int, int]] = MappingProxyType(
+    {"mini": (52, 5_200_000, 4_400_000), "paper": (60, 230_000_000, 180_000_000)}
+)
+"""Files and bytes that a finished run leaves, and bytes of the weights among them: of mini as counted once, of paper
+from the parameters of R50 and ten times the images; an estimate until a run has been counted."""
+
+VAL_IMAGES: Mapping[str, int] = MappingProxyType({"coco": 5000, "ade20k": 2000, "cityscapes": 500, "nuclei": 130})
+"""Validation images of the releases, and some of nuclei (it depends on the crops)."""
+
+DECLARED_GIB = 2.5
+"""Peak memory of a mini run in GiB, likewise."""
+
+
+def scales() -> tuple[str, ...]:
+    """Return the scales that there are."""
+    return tuple(dict.fromkeys(scale for scale, _ in _BASES))
+
+
+def datasets(scale: str) -> tuple[str, ...]:
+    """Return the datasets of a scale, the default one first; raises UserError for an unknown scale."""
+    if scale not in scales():
+        raise choices("scale", scale, scales())
+    return tuple(dataset for known, dataset in _BASES if known == scale)
+
+
+def suite_name(suite: str, scale: str, dataset: str | None) -> str:
+    """Name of a launched suite's record and report: ``headline@mini``, or ``headline@mini+nuclei`` off the scale's
+    first dataset.
+    """
+    own = not dataset or (scale in scales() and dataset == datasets(scale)[0])
+    return f"{suite}@{scale}" if own else f"{suite}@{scale}+{dataset}"
+
+
+def base(scale: str, dataset: str | None = None) -> Config:
+    """Return the configuration that rows at this scale and on this dataset change.
+
+    Raises UserError that lists the valid choices.
+    """
+    known = datasets(scale)
+    if dataset is None:
+        dataset = known[0]
+    if dataset not in known:
+        raise choices(f"dataset at scale {scale!r}", dataset, known)
+    return _BASES[scale, dataset]()
+
+
+def declared_seconds(scale: str, dataset: str) -> tuple[float, float]:
+    """Return the declared seconds of an iteration and of an evaluated image."""
+    return DECLARED_SECONDS.get((scale, dataset), 1.0), DECLARED_IMAGE_SECONDS[scale]
+
+
+def val_images(dataset: DatasetConfig) -> int:
+    """Return the number of validation images, as far as it is known before the dataset is there."""
+    return dataset.shapes.val_images if dataset.shapes is not None else VAL_IMAGES.get(dataset.name, 0)
+
+
+def column_reasons(dataset: str, scored: EvaluationConfig) -> dict[str, str]:
+    """Return the columns that do not apply on the dataset with this evaluation, each with its reason."""
+    why = NO_STUFF.get(dataset) or f"trained for {_trained_for(scored)} alone"
+    return {column: why for column, part in _SCORED_BY.items() if not getattr(scored, part)}
+
+
+_SCORED_BY = {"AP": "instance", "PQ": "panoptic", "mIoU": "semantic"}
+
+
+def _trained_for(scored: EvaluationConfig) -> str:
+    return "instances" if scored.instance else "semantic segmentation"
+
+
+def task_changes(task: str) -> dict[str, Any]:
+    """Return the configuration keys that train for a task and score what it gives."""
+    return {
+        "dataset.task": task,
+        "evaluation.instance": task != "semantic",
+        "evaluation.panoptic": task == "panoptic",
+        "evaluation.semantic": task != "instance",
+    }
+
+
+def _mini_model(queries: int) -> ModelConfig:
+    """A narrow Mask2Former for images of about 100 pixels, attending at strides 16, 8, 4 (at 32 most masks vanish)."""
+    return ModelConfig(
+        backbone=ResNetConfig(depth=18, stem_channels=32, res2_channels=32, norm="BN", freeze_at=0),
+        hidden_dim=64,
+        conv_dim=64,
+        mask_dim=64,
+        heads=4,
+        encoder_layers=1,
+        encoder_ffn=128,
+        decoder_layers=6,
+        decoder_ffn=128,
+        queries=queries,
+        attention_strides=(16, 8, 4),
+        size_divisibility=16,
+        train_points=576,  # every cell of a mask: fewer miss small objects, and cost the same within a tenth
+    )
+
+
+def _mini_schedule() -> ScheduleConfig:
+    """From scratch in minutes: a tenfold learning rate for the whole model, no fine-tuning clip.
+
+    More steps of fewer images learn most per minute (tuning runs on one core, steps x images: 1,400 x 4 beat 800 x 8).
+    """
+    return ScheduleConfig(
+        max_iter=1400,
+        batch_size=4,
+        base_lr=1e-3,
+        backbone_multiplier=1.0,
+        lr_schedule="poly",
+        warmup_iters=20,
+        warmup_factor=0.1,
+        clip_norm=1.0,
+    )
+
+
+def _mini(dataset: DatasetConfig, queries: int, evaluation: EvaluationConfig) -> Config:
+    return Config(
+        dataset=dataset,
+        model=_mini_model(queries),
+        schedule=_mini_schedule(),
+        evaluation=evaluation,
+        runtime=RuntimeConfig(checkpoint_period=200, eval_period=350, probe_images=64),
+    )
+
+
+_LIGHT_STRESS = ShapesConfig(
+    side=96,
+    crowding=0.1,
+    solids=("disc", "star", "ring"),
+    tiny=0.0,
+    thin=0.0,
+    split=0.0,
+    camouflage=0.0,
+    clutter=0.0,
+    noise=0.0,
+    blur=0.0,
+)
+"""What a narrow model learns within minutes: neighbours and large objects, three shapes, four textures, but little else
+of what ShapesConfig can do. At its defaults minutes reach an AP below 1: telling shapes apart takes longest (without
+tiny objects, a classifier that is given the true masks is right about 4 of 10 of six shapes after 400 steps, and about
+8 of 10 of these three after 300). `--set dataset.shapes.crowding=0.55` and the like bring the stress back, one
+parameter at a time or together; each is an ablation of its own."""
+
+_MINI_AREAS = (16**2, 32**2)
+"""COCO's limits (32² and 96² of 640 pixels) mean nothing at 128 pixels: mini has its own, and says so."""
+
+
+def _mini_shapes() -> Config:
+    """Panoptic training, so that AP, PQ and mIoU come from one model."""
+    dataset = DatasetConfig(name="shapes", task="panoptic", shapes=_LIGHT_STRESS, augmentation=AugmentationConfig())
+    return _mini(dataset, 25, EvaluationConfig(instance=True, panoptic=True, semantic=True, size_areas=_MINI_AREAS))
+
+
+def _mini_nuclei() -> Config:
+    """Real microscopy, one class, instances only; crops hold up to some 40 nuclei."""
+    dataset = DatasetConfig(name="nuclei", task="instance", crop=128)
+    return _mini(dataset, 40, EvaluationConfig(instance=True, size_areas=_MINI_AREAS))
+
+
+def paper(name: str) -> Config:
+    """Return a setting of the paper; raises UserError for an unknown one."""
+    from mpformer.config.paper_settings import setting
+
+    return setting(name)
+
+
+def _paper_coco() -> Config:
+    return paper(ABLATIONS)
+
+
+_BASES: dict[tuple[str, str], Callable[[], Config]] = {
+    ("mini", "shapes"): _mini_shapes,
+    ("mini", "nuclei"): _mini_nuclei,
+    ("paper", "coco"): _paper_coco,
+}
+
+
+def check(scale: str, dataset: str | None) -> tuple[str, str]:
+    """Return scale and dataset, the default filled in; raises UserError with the valid choices."""
+    known = datasets(scale)
+    chosen = known[0] if dataset is None else dataset
+    if chosen not in known:
+        raise choices(f"dataset at scale {scale!r}", chosen, known)
+    return scale, chosen
+
+
+def scale_steps(config: Config, old_iterations: int) -> Config:
+    """Return ``config`` with milestones and evaluation period moved along with a changed number of iterations.
+
+    A run of half the iterations then decays at the same shares of its schedule. Raises UserError if a milestone
+    would fall on iteration 0.
+    """
+    ratio = config.schedule.max_iter / old_iterations
+    steps = tuple(round(step * ratio) for step in config.schedule.steps)
+    if any(step < 1 for step in steps):
+        raise UserError("schedule.max_iter is too small for the row's milestones; give schedule.steps too")
+    period = config.runtime.eval_period
+    changes = {"schedule.steps": steps, "runtime.eval_period": max(1, round(period * ratio)) if period else 0}
+    return config.replace(changes)

@@ -1,0 +1,1 @@
+"""What a run is: one typed, frozen configuration, its presets and published settings; no torch."""

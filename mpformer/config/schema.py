@@ -1,0 +1,387 @@
+"""The typed configuration of one run: everything that can change its trained weights or its scores.
+
+Frozen pydantic models with ``extra="forbid"``: an unknown key or value is an error that lists the
+valid ones. No torch here. :mod:`mpformer.config.mask2former_yaml` turns a :class:`Config` into detectron2's
+``CfgNode`` and back; :mod:`experiments.store.identity` hashes it into a run id.
+
+A field added after a release declares ``json_schema_extra={"legacy": value}``: it enters the run id
+only when it differs from that value, so that it orphans no earlier run.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mpformer.runtime.errors import UserError
+
+Task = Literal["instance", "panoptic", "semantic"]
+DatasetName = Literal["shapes", "nuclei", "coco", "ade20k", "cityscapes"]
+
+_GUIDED = re.compile(r"every|first|first-[1-9]\d*")
+_BUDGET = re.compile(r"budget-[1-9]\d*")
+
+
+class Section(BaseModel):
+    """Base of every part of the configuration: immutable, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def plain(section: BaseModel) -> dict[str, Any]:
+    """Return the section as plain data without the later-added fields that still have their legacy value."""
+    values = {name: getattr(section, name) for name in type(section).model_fields}
+    return {name: _plain_value(value) for name, value in values.items() if not _is_legacy(section, name, value)}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return plain(value)
+    if isinstance(value, list | tuple):
+        return [_plain_value(item) for item in value]
+    return value
+
+
+def _is_legacy(section: BaseModel, name: str, value: Any) -> bool:
+    extra = type(section).model_fields[name].json_schema_extra
+    if not isinstance(extra, dict) or "legacy" not in extra:
+        return False
+    return bool(_plain_value(value) == extra["legacy"])
+
+
+Solid = Literal["disc", "square", "triangle", "star", "ring", "cross"]
+_SOLIDS: tuple[Solid, ...] = ("disc", "square", "triangle", "star", "ring", "cross")
+
+
+class ShapesConfig(Section):
+    """Parameters of the procedural ``shapes`` images; each stress parameter can be set to 0.
+
+    Lengths are in pixels unless they are said to be shares of the image side.
+    """
+
+    side: int = Field(128, ge=32, le=1024)
+    train_images: int = Field(2000, ge=1)
+    val_images: int = Field(500, ge=1)
+    seed: int = Field(0, ge=0)
+    crowding: float = Field(0.55, ge=0, le=1, description="probability that a group is 2-5 near-identical neighbours")
+    large: float = Field(0.25, ge=0, le=1, description="share of large objects")
+    solids: tuple[Solid, ...] = Field(
+        _SOLIDS,
+        min_length=2,
+        description="shapes of the objects that are not thin",
+        json_schema_extra={"legacy": list(_SOLIDS)},
+    )
+    tiny: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="how small small objects may be: radius from 10 % (0) or 5 % (1) of the side on",
+        json_schema_extra={"legacy": 1.0},
+    )
+    thin: float = Field(0.2, ge=0, le=1, description="share of thin bars and worms")
+    split: float = Field(0.35, ge=0, le=1, description="probability that a bar splits a large object")
+    camouflage: float = Field(0.25, ge=0, le=1, description="probability that an object wears the texture under it")
+    clutter: float = Field(1.0, ge=0, le=1, description="amount of unlabelled clutter")
+    noise: float = Field(1.0, ge=0, le=1, description="amount of pixel noise")
+    blur: float = Field(1.0, ge=0, le=1, description="amount of blur")
+
+
+class AugmentationConfig(Section):
+    """What happens to a training image: ``fixed`` (flip), ``lsj`` (large-scale jitter) or ``crop`` (resize, crop)."""
+
+    kind: Literal["fixed", "lsj", "crop"] = "fixed"
+    flip: bool = True
+    lsj_size: int = Field(1024, ge=32, description="side of the square that large-scale jitter pads and crops to")
+    lsj_min_scale: float = Field(0.1, gt=0)
+    lsj_max_scale: float = Field(2.0, gt=0)
+    min_sizes: tuple[int, ...] = Field((), description="shortest sides that `crop` chooses from")
+    max_size: int = Field(4096, ge=32)
+    crop_size: tuple[int, int] | None = Field(None, description="(height, width) of the crop")
+    category_max_area: float = Field(1.0, gt=0, le=1, description="largest share of a crop that one category may fill")
+    color: bool = Field(False, description="SSD colour augmentation")
+
+
+class DatasetConfig(Section):
+    """Which images, which targets, and how they are augmented. Paths are not part of it."""
+
+    name: DatasetName
+    task: Task
+    fingerprint: str = Field("", description="checksum of the prepared dataset; empty until it is resolved")
+    train_images: int | None = Field(None, ge=1, description="train on the first n images only; None: all")
+    crop: int | None = Field(None, description="side of the fixed crops that `nuclei` is cut into")
+    shapes: ShapesConfig | None = None
+    augmentation: AugmentationConfig = AugmentationConfig()
+    on_corrupt: Literal["fail", "skip"] = "fail"
+
+    @model_validator(mode="after")
+    def _shapes_has_parameters(self) -> "DatasetConfig":
+        if (self.name == "shapes") != (self.shapes is not None):
+            raise ValueError("`dataset.shapes` must be given for the shapes dataset and for no other")
+        return self
+
+
+class ResNetConfig(Section):
+    """A detectron2 ResNet of any depth and width."""
+
+    kind: Literal["resnet"] = "resnet"
+    depth: Literal[18, 34, 50, 101, 152] = 50
+    stem_channels: int = Field(64, ge=1)
+    res2_channels: int = Field(256, ge=1, description="output channels of res2; they double per stage")
+    width_per_group: int = Field(64, ge=1, description="bottleneck width of res2 (depths 50 and more)")
+    norm: Literal["FrozenBN", "BN", "SyncBN", "GN"] = "FrozenBN"
+    freeze_at: int = Field(0, ge=0, le=5)
+
+
+class SwinConfig(Section):
+    """A Swin transformer (Liu et al., ICCV 2021); the defaults are Swin-T."""
+
+    kind: Literal["swin"] = "swin"
+    embed_dim: int = Field(96, ge=1)
+    depths: tuple[int, int, int, int] = (2, 2, 6, 2)
+    heads: tuple[int, int, int, int] = (3, 6, 12, 24)
+    window: int = Field(7, ge=1)
+    drop_path: float = Field(0.3, ge=0, lt=1)
+    pretrain_size: int = Field(224, ge=1, description="side of the images that the weights were pretrained on")
+    checkpoint: bool = Field(False, description="gradient checkpointing")
+
+
+class ModelConfig(Section):
+    """Mask2Former's architecture (Cheng et al., CVPR 2022, section 3); the defaults are its R50 model."""
+
+    backbone: Annotated[ResNetConfig | SwinConfig, Field(discriminator="kind")] = ResNetConfig()
+    hidden_dim: int = Field(256, ge=8)
+    conv_dim: int = Field(256, ge=8, description="channels of the pixel decoder")
+    mask_dim: int = Field(256, ge=1)
+    heads: int = Field(8, ge=1)
+    encoder_layers: int = Field(6, ge=0)
+    encoder_ffn: int = Field(1024, ge=1)
+    encoder_points: int = Field(4, ge=1)
+    decoder_layers: int = Field(
+        9, ge=1, description="L; predictions come from L + 1 heads, layer 0 being the bare queries"
+    )
+    decoder_ffn: int = Field(2048, ge=1)
+    queries: int = Field(100, ge=1)
+    attention_strides: tuple[int, ...] = Field(
+        (32, 16, 8), description="coarse first; decoder layer i attends at entry i mod n"
+    )
+    mask_stride: Literal[4] = 4
+    size_divisibility: int = Field(32, ge=1)
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    class_weight: float = Field(2.0, ge=0)
+    mask_weight: float = Field(5.0, ge=0)
+    dice_weight: float = Field(5.0, ge=0)
+    no_object_weight: float = Field(0.1, ge=0)
+    train_points: int = Field(12544, ge=1)
+    oversample_ratio: float = Field(3.0, ge=1)
+    importance_sample_ratio: float = Field(0.75, ge=0, le=1)
+    init_weights: str = Field(
+        "", description="file of initial weights; its path is not part of the run id, its checksum is"
+    )
+    init_checksum: str = Field("", description="sha256 of the initial weights; empty: random initialisation")
+
+    @field_validator("attention_strides")
+    @classmethod
+    def _strides_fall(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or any(s not in (4, 8, 16, 32) for s in value) or list(value) != sorted(set(value), reverse=True):
+            raise ValueError("must be distinct strides out of 32, 16, 8, 4, coarse first, such as (16, 8, 4)")
+        return value
+
+
+class Toggles(Section):
+    """What the ablations switch (MP-Former, section 3); each field is an axis. The defaults are plain Mask2Former.
+
+    With ``mp_queries`` off the other piloting fields change nothing and are left out of the run id.
+    """
+
+    mp_queries: bool = Field(False, description="the piloted part exists")
+    guided_layers: str = Field(
+        "every", description="first | first-k | every: layers that attend through ground-truth masks"
+    )
+    point_noise: float = Field(
+        0.0, ge=0, description="r; a cell flips with probability min(1, r * open cells / all cells)"
+    )
+    mask_noise: Literal["point", "shift", "scale", "shift-scale"] = "point"
+    flip_noise: float = Field(
+        0.0, ge=0, le=1, description="probability that a label is replaced by a uniformly drawn class"
+    )
+    mp_groups: int | str = Field(
+        1, description="number of groups, or budget-N: max(1, N // largest object count of the batch)"
+    )
+    class_embedding: Literal["label", "learnt"] = "label"
+    class_embedding_layers: Literal["first", "every"] = Field(
+        "first", description="layers that the embedding is fed to"
+    )
+    query_position: bool = Field(True, description="learnable position embedding of the matching part")
+    pilot_padding: Literal["masked", "reference"] = "masked"
+    redraw: Literal["layer", "once"] = Field("layer", description="mask noise is drawn per layer or once per level")
+    layer0_supervision: bool = Field(True, description="the head on the bare queries supervises the piloted part too")
+
+    @field_validator("guided_layers")
+    @classmethod
+    def _guided(cls, value: str) -> str:
+        if not _GUIDED.fullmatch(value):
+            raise ValueError(f"unknown value {value!r}; valid: first, first-k (such as first-4), every")
+        return "first" if value == "first-1" else value
+
+    @field_validator("mp_groups")
+    @classmethod
+    def _groups(cls, value: int | str) -> int | str:
+        if isinstance(value, str) and value.isdigit():
+            value = int(value)
+        if (isinstance(value, int) and value < 1) or (isinstance(value, str) and not _BUDGET.fullmatch(value)):
+            raise ValueError(f"unknown value {value!r}; valid: 1, 2, 5 ..., or budget-N (such as budget-100)")
+        return value
+
+
+class ScheduleConfig(Section):
+    """Optimisation. ``max_iter`` counts optimiser steps of ``batch_size`` images, however many devices share them."""
+
+    max_iter: int = Field(368750, ge=1)
+    batch_size: int = Field(16, ge=1, description="effective batch: devices x images per device x accumulation steps")
+    base_lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    weight_decay_norm: float = Field(0.0, ge=0)
+    weight_decay_embed: float = Field(0.0, ge=0)
+    backbone_multiplier: float = Field(0.1, ge=0)
+    lr_schedule: Literal["poly", "step"] = "step"
+    steps: tuple[int, ...] = ()
+    gamma: float = Field(0.1, gt=0)
+    poly_power: float = Field(0.9, gt=0)
+    poly_constant_ending: float = Field(0.0, ge=0)
+    warmup_iters: int = Field(0, ge=0)
+    warmup_factor: float = Field(1.0, ge=0, le=1)
+    clip_norm: float = Field(0.01, ge=0, description="full-model gradient norm; 0: no clipping")
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    evaluation_only: bool = Field(
+        False,
+        description="nothing is trained: model.init_weights is a whole model that is scored as it is",
+        json_schema_extra={"legacy": False},
+    )
+    class_mean: Literal["global", "per-rank"] = Field("global", description="normaliser of the class loss over devices")
+
+
+class EvaluationConfig(Section):
+    """How a checkpoint is scored; hashed into the evaluation id, never into the run id."""
+
+    val_images: int | None = Field(None, ge=1, description="score the first n validation images; None: all")
+    instance: bool = True
+    panoptic: bool = False
+    semantic: bool = False
+    detections: int = Field(100, ge=1, description="instance rows an image (top k over queries x classes)")
+    object_mask_threshold: float = Field(0.8, ge=0, le=1)
+    overlap_threshold: float = Field(0.8, ge=0, le=1)
+    min_size_test: int = Field(0, ge=0, description="0: images are not resized")
+    max_size_test: int = Field(0, ge=0)
+    size_areas: tuple[int, int] | None = Field(
+        None, description="COCO's small/medium/large limits in pixels; None: 32^2, 96^2"
+    )
+    layer_analysis: bool = Field(True, description="write layers.parquet, mIoU-L and Util")
+    layer_scores: bool = Field(True, description="AP, PQ and mIoU of every decoder layer")
+    layer_mask_images: int = Field(16, ge=0, description="images whose masks of every layer are kept")
+    costs: bool = Field(
+        False,
+        description="count operations and take the time of inference and of a training pass",
+        json_schema_extra={"legacy": False},
+    )
+
+
+class RuntimeConfig(Section):
+    """What must not change the result: outside every id."""
+
+    checkpoint_period: int = Field(200, ge=1)
+    eval_period: int = Field(0, ge=0, description="iterations between evaluations during training; 0: only the last")
+    probe_images: int = Field(64, ge=1, description="validation images of an evaluation during training")
+    log_period: int = Field(10, ge=1)
+    workers: int = Field(0, ge=0, description="data loading processes")
+    threads: int = Field(1, ge=1)
+    accumulation: int = Field(1, ge=1, description="micro-batches an optimiser step")
+    device: str = "auto"
+    compile: bool = False
+
+
+class Config(Section):
+    """One run, fully resolved."""
+
+    dataset: DatasetConfig
+    model: ModelConfig = ModelConfig()
+    toggles: Toggles = Toggles()
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    seed: int = Field(0, ge=0)
+    extra_cfg: dict[str, Any] = Field(default_factory=dict, description="any other valid detectron2 key, dotted")
+
+    def replace(self, changes: dict[str, Any]) -> "Config":
+        """Return a copy with dotted keys set, such as ``{"toggles.point_noise": 0.2}``, validated again.
+
+        Raises UserError for an unknown key or an invalid value.
+        """
+        tree = self.model_dump()
+        for key, value in changes.items():
+            _set(tree, key, value)
+        return validate(tree)
+
+
+def validate(tree: dict[str, Any]) -> Config:
+    """Build a :class:`Config` from plain data; raises UserError with one readable line."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_first_line(error)) from None
+
+
+def toggle_names() -> tuple[str, ...]:
+    """Names of the toggles, each an axis of the ablations."""
+    return tuple(Toggles.model_fields)
+
+
+def valid_keys(prefix: str = "", model: type[BaseModel] = Config) -> list[str]:
+    """Every dotted key of the configuration, for error messages."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        nested = _models(field.annotation)
+        for inner in nested:
+            keys += valid_keys(f"{prefix}{name}.", inner)
+        if not nested:
+            keys.append(prefix + name)
+    return list(dict.fromkeys(keys))
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for part in getattr(annotation, "__args__", ()) for m in _models(part)]
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    if parents[:1] == ["extra_cfg"]:
+        tree["extra_cfg"][key.removeprefix("extra_cfg.")] = value
+        return
+    node = tree
+    for name in parents:
+        inner = node.get(name)
+        if not isinstance(inner, dict):
+            raise _unknown(key)
+        node = inner
+    if last not in node and key not in valid_keys():
+        raise _unknown(key)
+    node[last] = value
+
+
+def _unknown(key: str) -> UserError:
+    from difflib import get_close_matches
+
+    keys = valid_keys()
+    near = get_close_matches(key, keys, n=5, cutoff=0.5) or [k for k in keys if k.startswith(key.split(".")[0] + ".")]
+    return UserError(f"unknown configuration key {key!r}; nearest: {', '.join(near or keys)}")
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return str(_unknown(where))
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"invalid value for {where or 'the configuration'}: {reason} (got {first['input']!r:.80})"

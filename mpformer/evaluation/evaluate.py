@@ -1,0 +1,180 @@
+"""Scoring a checkpoint: one pass over the validation images gives the recorded scores, those of every decoder layer,
+the layer analysis, and what the bootstrap, the figures and the explorer need later without the model.
+
+Files written into the evaluation's directory: ``layers.parquet``, ``per_image.parquet`` and ``layer_masks/``;
+``result.json`` is the caller's to write, last.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from analysis.masks import write_layer_masks
+from analysis.matching import MatchWeights
+from analysis.recorder import LayerRecorder
+from mpformer.config.classes import class_table
+from mpformer.config.schema import Config
+from mpformer.data.coco_layout import empty_at_stride
+from mpformer.data.validation import ValidationItem, validation_items
+from mpformer.evaluation.compute_cost import costs
+from mpformer.evaluation.gradient_accuracy import attention_numbers
+from mpformer.evaluation.layer_masks import mask_record, pixels_of
+from mpformer.evaluation.layer_pass import ImageOutput, image_outputs
+from mpformer.evaluation.layer_scores import add_layer
+from mpformer.evaluation.scoring import per_image
+from mpformer.evaluation.scoring.scorer import SegmentationScorer, scorer_versions
+from mpformer.modeling.meta_arch import MPFormer, build_model
+from mpformer.modeling.weights import load_weights
+from mpformer.runtime.errors import RunFailure
+from mpformer.runtime.process import peak_memory, prepare_process
+from mpformer.training.checkpoints import disk_failures
+
+__all__ = ["evaluate"]
+
+Progress = Callable[[dict[str, Any]], None]
+_STRIDES = (4, 8, 16, 32)
+GRADIENT_IMAGES = 64
+"""Images, spread over the set, on which gradients under predicted and true attention masks are compared."""
+#: scores of every layer that result.json lists
+_LAYER_SCORES = ("AP", "PQ", "mIoU")
+
+
+def evaluate(
+    config: Config, weights: Path, out: Path, data_root: Path, *, progress: Progress = lambda _: None
+) -> dict[str, Any]:
+    """Score the weights file on the validation images and write the evaluation's files into `out`.
+
+    ``progress`` gets ``image``, ``images`` and ``eta_seconds`` after each image; what it raises ends the evaluation.
+    Returns the content of ``result.json`` (percent; without the run's and evaluation's id). Raises UserError for
+    weights that do not fit, RunFailure("nan") for outputs that are not finite, RunFailure("disk" | "data").
+    """
+    began = time.perf_counter()
+    device = prepare_process(config)
+    model = build_model(config)
+    load_weights(model, weights)
+    items = validation_items(config, data_root)
+    collected = Collector(config, len(items))
+    for done, image in enumerate(image_outputs(model.to(device), items), start=1):
+        collected.add(image)
+        left = (time.perf_counter() - began) / done * (len(items) - done)
+        progress({"image": done, "images": len(items), "eta_seconds": round(left, 1)})
+    with disk_failures(out):
+        out.mkdir(parents=True, exist_ok=True)
+        collected.write(out)
+    numbers = collected.summary()
+    if config.evaluation.layer_analysis:
+        sample = items.only(_spread(len(items), GRADIENT_IMAGES))
+        numbers["layers"] |= attention_numbers(model, config, sample)
+        numbers["gradient_images"] = len(sample)
+    if config.evaluation.costs:
+        numbers["costs"] = costs(model, config, items)
+    return {
+        "schema": 1,
+        "iteration": config.schedule.max_iter,
+        "complete": True,
+        "images": collected.images,
+        "skipped_images": len(items.skipped),
+        **numbers,
+        "scorers": scorer_versions(),
+        "seconds": round(time.perf_counter() - began, 3),
+        "peak_memory_bytes": peak_memory(device),
+    }
+
+
+class Collector:
+    """Takes image after image; holds scores and per-image numbers, never the images' masks (but for the few kept)."""
+
+    def __init__(self, config: Config, images: int) -> None:
+        wanted = config.evaluation
+        table = class_table(config.dataset.name, config.dataset.task)
+        weights = MatchWeights(config.model.class_weight, config.model.mask_weight, config.model.dice_weight)
+        self.config = config
+        self.images = 0
+        self.scorer = SegmentationScorer(config)
+        layers = config.model.decoder_layers if wanted.layer_scores else 0
+        self.layer_scorers = [SegmentationScorer(config, fast=True) for _ in range(layers)]
+        self.recorder = LayerRecorder(table.is_thing, weights) if wanted.layer_analysis else None
+        self.kept = _spread(images, wanted.layer_mask_images)
+        self.mask_records: list[dict[str, Any]] = []
+        self.pixels: dict[int, np.ndarray] = {}
+        self.empty = dict.fromkeys(sorted({*_STRIDES, *config.model.attention_strides}), 0)
+        self.objects = 0
+        self._scores: dict[str, float] | None = None
+
+    def add(self, image: ImageOutput) -> None:
+        """Score one image at every layer and record its analysis; raises RunFailure("nan")."""
+        if not torch.isfinite(image.output.logits[:, image.index]).all():
+            raise RunFailure("nan", f"the model's outputs for image {image.image_id} are not finite")
+        for layer, scorer in enumerate([*self.layer_scorers, self.scorer], start=-len(self.layer_scorers) - 1):
+            add_layer(scorer, image, layer)
+        if self.recorder is not None:
+            self.recorder.add_prediction(
+                image.image_id, image.prediction, image.masks, image.labels, empty_attention=image.empty_attention
+            )
+        if self.images in self.kept:
+            self.mask_records.append(mask_record(self.config, image))
+            self.pixels[image.image_id] = pixels_of(image)
+        self._count_empty(image.masks.numpy())
+        self.images += 1
+
+    def _count_empty(self, masks: np.ndarray) -> None:
+        """Ground-truth masks that vanish at an attention stride: there, guidance has nothing to open."""
+        self.objects += len(masks)
+        for stride in self.empty:
+            self.empty[stride] += int(empty_at_stride(masks, stride).sum())
+
+    def scores(self) -> dict[str, float]:
+        """The recorded scores of the last layer, computed once."""
+        if self._scores is None:
+            self._scores = self.scorer.result()
+        return self._scores
+
+    def write(self, out: Path) -> None:
+        """Write everything but ``result.json``."""
+        self.scores()  # matching fills what per_image.parquet holds
+        per_image.write(out / "per_image.parquet", self.scorer.per_image())
+        if self.recorder is not None:
+            self.recorder.write(out / "layers.parquet")
+        write_layer_masks(out / "layer_masks", self.mask_records, self.pixels)
+
+    def summary(self) -> dict[str, Any]:
+        """Metrics, values of every layer, and the analysis' numbers, in percent."""
+        final = self.scores()
+        by_layer = [*(scorer.result() for scorer in self.layer_scorers), final]
+        layers = {name: [scores.get(name) for scores in by_layer] for name in _LAYER_SCORES if name in final}
+        if not self.layer_scorers:
+            layers = {}
+        shares = {str(s): 100 * n / self.objects if self.objects else None for s, n in self.empty.items()}
+        analysis = self.recorder.summary() if self.recorder is not None else {"metrics": {}, "layers": {}}
+        return {
+            **analysis,
+            "metrics": {**final, **{k: v for k, v in analysis["metrics"].items() if v is not None}},
+            "layers": {**layers, **analysis["layers"]},
+            "empty_ground_truth_share": shares,
+        }
+
+
+def _spread(images: int, wanted: int) -> set[int]:
+    """Places of `wanted` images spread evenly over the set, first and last included: the same for every run."""
+    if wanted >= images:
+        return set(range(images))
+    return {round(place) for place in np.linspace(0, images - 1, wanted)}
+
+
+def probe_scores(
+    model: MPFormer, config: Config, items: Iterable[ValidationItem]
+) -> tuple[dict[str, float], LayerRecorder]:
+    """Quick scores of the last layer on some validation images, with the layer analysis' recorder."""
+    scorer = SegmentationScorer(config, fast=True)
+    weights = MatchWeights(config.model.class_weight, config.model.mask_weight, config.model.dice_weight)
+    recorder = LayerRecorder(class_table(config.dataset.name, config.dataset.task).is_thing, weights)
+    for image in image_outputs(model, items):
+        add_layer(scorer, image, -1)
+        recorder.add_prediction(
+            image.image_id, image.prediction, image.masks, image.labels, empty_attention=image.empty_attention
+        )
+    return scorer.result(), recorder

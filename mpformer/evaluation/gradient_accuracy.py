@@ -1,0 +1,177 @@
+"""Why mask piloting helps, measured on a model: where its attention masks miss, and what that does to the gradients.
+
+The decoder runs twice over the same images, once attending through the masks that it predicts, once with every query
+that ends on an object attending through that object's ground truth. Matching (that of the last layer under predicted
+masks), targets and pixel features are the same in both. The gradient of a query's mask loss (binary cross-entropy and
+dice over all cells, with the training's weights; no random points) with respect to its mask embedding is compared,
+layer by layer. Layer 0 has not attended yet: there both are equal.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analysis.gradients import Forward, attention_misses, compare_gradients, mask_embedding_gradients
+from analysis.matching import ImagePrediction, MatchWeights, ground_truth_cells, match_layers
+from mpformer.config.schema import Config
+from mpformer.data.validation import ValidationItem
+from mpformer.evaluation.layer_pass import batches
+from mpformer.modeling.criterion import point_losses
+from mpformer.modeling.decoder import Level, MaskedAttentionDecoder
+from mpformer.modeling.mask_piloting import PilotBatch, Size, blocked_cells
+from mpformer.modeling.meta_arch import MPFormer
+from mpformer.modeling.outputs import DecoderOutput, Targets
+
+__all__ = ["attention_numbers"]
+
+Guidance = Callable[[Size], tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def attention_numbers(model: MPFormer, config: Config, items: Iterable[ValidationItem]) -> dict[str, list[Any]]:
+    """Per-layer numbers over some validation images, as ``layers`` of ``result.json``; None where nothing is known.
+
+    ``gradient_cosine`` and ``gradient_relative_error`` (L + 1 values, see :func:`analysis.gradients.compare_gradients`)
+    and ``attention_miss_share`` (L values, percent of the attention masks of queries that end on an object which have
+    no cell of it, empty ones included). Leaves the model in the mode that it was in.
+    """
+    training = model.training
+    model.eval()
+    found = _Found(MatchWeights(config.model.class_weight, config.model.mask_weight, config.model.dice_weight))
+    try:
+        for batch in batches(items):
+            found.add(model, batch)
+    finally:
+        model.train(training)
+    return found.numbers(config.model.decoder_layers)
+
+
+@dataclass
+class _Found:
+    """What the images so far have given."""
+
+    weights: MatchWeights
+    predicted: list[Tensor] = field(default_factory=list)
+    """Per image (L+1, k, D) gradients of the k queries that end on an object, under predicted attention masks."""
+    truth: list[Tensor] = field(default_factory=list)
+    """Likewise under ground-truth attention masks."""
+    missed: list[Tensor] = field(default_factory=list)
+    """Per image (L,) how many of the k attention masks have no cell of their object."""
+
+    def add(self, model: MPFormer, batch: Sequence[ValidationItem]) -> None:
+        inputs = [item.inputs for item in batch]
+        images = model.preprocess(inputs)
+        targets = model.targets(inputs, images)
+        pixels = model.pixel_features(images.tensor)
+        watched = _Watched(model.sem_seg_head.predictor)
+        output = watched(pixels)
+        sizes = [(int(height), int(width)) for height, width in images.image_sizes]
+        pairs = [self._final_pairs(output, b, batch[b], sizes[b]) for b in range(len(batch))]
+        guidance = _guidance(targets, [(q, o) for q, o, _ in pairs], output.logits.shape[2])
+        guided = _Watched(model.sem_seg_head.predictor, guidance)(pixels)
+        for b, (queries, objects, cells) in enumerate(pairs):
+            if len(queries):
+                self.predicted.append(self._gradients(output, b, queries, cells[objects]))
+                self.truth.append(self._gradients(guided, b, queries, cells[objects]))
+                self.missed.append(_missed(watched.seen, targets.masks[b], b, queries, objects))
+
+    def _final_pairs(
+        self, output: DecoderOutput, b: int, item: ValidationItem, size: Size
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(queries (k,), their objects (k,), objects' cells (n, h, w) at mask resolution) matched at the last layer."""
+        last = (output.mask_embed[-1:, b], output.mask_features[b], output.logits[-1:, b])
+        prediction = ImagePrediction.from_embeddings(*last, size)
+        labels = item.inputs["instances"].gt_classes
+        cells = ground_truth_cells(item.inputs["instances"].gt_masks.to(output.logits.device).bool(), prediction.grid)
+        final = np.full(output.logits.shape[2], -1)
+        if len(labels):
+            final = match_layers(prediction, cells, labels, self.weights)[-1]
+        queries = torch.from_numpy(np.flatnonzero(final >= 0)).to(cells.device)
+        return queries, torch.from_numpy(final).to(cells.device)[queries], cells
+
+    def _gradients(self, output: DecoderOutput, b: int, queries: Tensor, cells: Tensor) -> Tensor:
+        """Gradients (L+1, k, D) of the queries' mask losses against cells (k, h, w), padding left out."""
+        height, width = cells.shape[-2:]
+        features = output.mask_features[b, :, :height, :width].flatten(1).float()
+        truth = cells.flatten(1).float()
+        embeds = output.mask_embed[:, b][:, queries].float()
+        # layer by layer: all layers' logits of a large image would not fit
+        return torch.cat([mask_embedding_gradients(self._loss(e, features, truth)) for e in embeds]).cpu()
+
+    def _loss(self, embed: Tensor, features: Tensor, truth: Tensor) -> Forward:
+        """The mask loss of embeddings (k, D) x features (D, cells) against truth (k, cells), one row each."""
+        embed = embed.clone().requires_grad_()
+
+        def forward() -> tuple[Tensor, Sequence[Tensor]]:
+            mask, dice = point_losses(embed @ features, truth)
+            return (self.weights.mask * mask + self.weights.dice * dice).sum(), [embed]
+
+        return forward
+
+    def numbers(self, layers: int) -> dict[str, list[Any]]:
+        """Pool over all (image, query) pairs."""
+        if not self.missed:
+            nothing: list[Any] = [None] * (layers + 1)
+            return {"gradient_cosine": nothing, "gradient_relative_error": nothing, "attention_miss_share": nothing[1:]}
+        found = compare_gradients(torch.cat(self.predicted, 1), torch.cat(self.truth, 1))
+        share = 100 * torch.stack(self.missed).sum(0) / sum(part.shape[1] for part in self.truth)
+        return {
+            "gradient_cosine": _plain(found.cosine),
+            "gradient_relative_error": _plain(found.relative_error),
+            "attention_miss_share": _plain(share),
+        }
+
+
+class _Watched(MaskedAttentionDecoder):
+    """A decoder, with its own parameters, that keeps its predicted attention masks and may attend through others."""
+
+    def __init__(self, decoder: MaskedAttentionDecoder, guidance: Guidance | None = None) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(decoder.__dict__)
+        self.guidance = guidance
+        self.seen: list[tuple[Tensor, Size]] = []
+        """Per layer the predicted (B, Q, h*w) mask, True = blocked, before blocked rows are opened."""
+
+    def _blocked(self, layer: int, embed: Tensor, level: Level, pilot: PilotBatch | None) -> Tensor:
+        predicted = super()._blocked(layer, embed, level, pilot)
+        self.seen.append((predicted, level.size))
+        if self.guidance is None:
+            return predicted
+        matched, blocked = self.guidance(level.size)
+        return torch.where(matched[..., None], blocked, predicted)
+
+
+def _guidance(targets: Targets, pairs: Sequence[tuple[Tensor, Tensor]], queries: int) -> Guidance:
+    """``pairs`` are each image's guided queries and their objects.
+
+    The result gives, at a size, which queries (B, Q) are guided and their masks (B, Q, h*w), blocked off the object.
+    """
+    matched = torch.zeros(len(pairs), queries, dtype=torch.bool, device=targets.masks[0].device)
+    for b, (guided, _) in enumerate(pairs):
+        matched[b, guided] = True
+
+    def at(size: Size) -> tuple[Tensor, Tensor]:
+        blocked = matched.new_ones(len(pairs), queries, size[0] * size[1])
+        for b, (guided, objects) in enumerate(pairs):
+            blocked[b, guided] = blocked_cells(targets.masks[b], size).flatten(1)[objects]
+        return matched, blocked
+
+    return at
+
+
+def _missed(seen: Sequence[tuple[Tensor, Size]], masks: Tensor, b: int, queries: Tensor, objects: Tensor) -> Tensor:
+    """How many of an image's matched queries look at no cell of their object, per layer (L,)."""
+    counts = []
+    for blocked, size in seen:
+        cells = ~blocked_cells(masks, size)
+        _, missed = attention_misses(blocked[b, queries].unflatten(-1, size)[None], cells, objects[None])
+        counts.append(missed[0] * len(queries))
+    return torch.stack(counts).cpu()
+
+
+def _plain(values: Tensor) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values.tolist()]

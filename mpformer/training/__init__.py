@@ -1,0 +1,1 @@
+"""The trainer: optimisation, accumulation, checkpoints and probes."""

@@ -1,0 +1,424 @@
+"""The trainer: detectron2's loop and hooks, with named random streams, exact resume and clear failures.
+
+One iteration is one optimiser step on ``schedule.batch_size`` images, however many processes and
+micro-batches share them. Everything that iteration i draws comes from streams named by i, so that a
+run killed at any moment continues from its last checkpoint to bit-identical weights (same threads, world
+size and kernels).
+"""
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine.train_loop import HookBase, TrainerBase
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mpformer.config.schema import Config
+from mpformer.data.loader import TrainBatches, train_batches
+from mpformer.modeling.meta_arch import MPFormer, build_model
+from mpformer.modeling.weights import load_weights, local_path
+from mpformer.runtime import distributed, random_streams
+from mpformer.runtime.callbacks import Interrupted, TrainHooks
+from mpformer.runtime.errors import RunFailure, UserError
+from mpformer.runtime.process import peak_memory, prepare_process
+from mpformer.training import accumulation, checkpoints, optimisation
+from mpformer.training.probes import Prober
+
+__all__ = ["Interrupted", "TrainHooks", "train"]
+
+_log = logging.getLogger(__name__)
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SCHEMA = 1
+#: iterations between two agreements of several processes on whether to stop
+_AGREE_EVERY = 10
+
+
+def train(config: Config, directory: Path, data_root: Path, hooks: TrainHooks | None = None) -> dict[str, Any]:
+    """Train one run in `directory`, resuming from its ``checkpoints/``; returns the content of ``trained.json``.
+
+    Raises:
+        Interrupted: ``hooks.stop`` gave a reason, or Ctrl-C; a checkpoint was written first.
+        RunFailure: ``nan``, ``disk``, ``oom`` or ``data``; the last sound checkpoint is kept.
+    """
+    hooks = hooks or TrainHooks()
+    _check_extra(config)
+    if config.schedule.evaluation_only:
+        return _untrained(config, directory, hooks)
+    device = prepare_process(config)
+    with distributed.process_group(device) as place, _failures():
+        trainer = Trainer(config, directory, data_root, _main_only(hooks, place), device, place)
+        _check_normalisation(config, place.size)
+        start = trainer.resume()
+        with _deferred_interrupt(trainer):
+            trainer.train(start, config.schedule.max_iter)
+        return trainer.finish()
+
+
+def _untrained(config: Config, directory: Path, hooks: TrainHooks) -> dict[str, Any]:
+    """Keep the initial weights as the final ones: a released model that is only scored."""
+    if not config.model.init_weights:
+        raise UserError("schedule.evaluation_only scores model.init_weights: give the file of a whole model there")
+    with _failures():
+        state = initial_model(config).state_dict()
+        path, checksum = checkpoints.Checkpoints(directory / "checkpoints", hooks.confirm).finish(state)
+    return {
+        "schema": 1,
+        "iterations": 0,
+        "seconds": 0.0,
+        "weights": str(path.relative_to(directory)),
+        "weights_sha256": checksum,
+    }
+
+
+class Trainer(TrainerBase):
+    """detectron2's loop over our step; the hooks do schedule, log, probe, checkpoint and stop, in that order."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        data_root: Path,
+        hooks: TrainHooks,
+        device: torch.device,
+        place: distributed.Place,
+    ) -> None:
+        super().__init__()
+        self.config, self.directory, self.data_root = config, directory, data_root
+        self.device, self.place = device, place
+        self.core = initial_model(config).to(device).train()
+        self.optimizer = optimisation.optimizer(self.core, config.schedule)
+        self.scheduler = optimisation.scheduler(self.optimizer, config.schedule)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.schedule.amp == "fp16")
+        self.model = self._parallel(self.core)
+        self.checkpoints = checkpoints.Checkpoints(directory / "checkpoints", hooks.confirm)
+        self.prober = Prober(config, directory, data_root)
+        self.meter = Meter()
+        self.batches: TrainBatches  # from `resume` on
+        self.interrupted: str | None = None
+        self.seconds = 0.0
+        self.register_hooks([_Schedule(), _Log(hooks), _Probe(hooks), _Save(), _Stop(hooks)])
+
+    def _parallel(self, model: nn.Module) -> nn.Module:
+        model = torch.compile(model) if self.config.runtime.compile else model  # type: ignore[assignment]
+        if self.place.size == 1:
+            return model
+        return DistributedDataParallel(model, find_unused_parameters=True)
+
+    def resume(self) -> int:
+        """Load the newest sound checkpoint, cut the metrics back to it, and return its iteration (0: none)."""
+        found = self.checkpoints.load()
+        start = found[0] if found else 0
+        if found:
+            self.restore(found[1])
+        if self.place.main:
+            checkpoints.cut_back(self.directory / "metrics.jsonl", start)
+            self.prober.cut_back(start)
+        self.batches = train_batches(self.config, self.data_root, start, self.place.rank, self.place.size)
+        return start
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that the next iteration depends on."""
+        return {
+            "schema": _SCHEMA,
+            "model": self.core.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "meter": self.meter.state_dict(),
+            "prober": self.prober.state_dict(),
+            "seconds": self.seconds,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Set everything from a snapshot."""
+        if state.get("schema") != _SCHEMA:
+            raise UserError(
+                f"checkpoint schema {state.get('schema')} is not {_SCHEMA}: void the run and train it again"
+            )
+        for name in ("optimizer", "scheduler", "scaler", "meter", "prober"):
+            getattr(self, name).load_state_dict(state[name])
+        self.core.load_state_dict(state["model"])
+        self.seconds = state["seconds"]
+
+    def run_step(self) -> None:
+        """One optimiser step: micro-batches weighted to equal the whole batch, clipped, stepped."""
+        began = time.perf_counter()
+        micro = accumulation.split(next(self.batches), self.config.runtime.accumulation)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: dict[str, torch.Tensor] = {}
+        for slot, (batch, share) in enumerate(zip(micro, accumulation.shares(micro, self.config), strict=True)):
+            for name, value in self._backward(batch, share, slot, last=slot == len(micro) - 1).items():
+                losses[name] = losses[name] + value if name in losses else value
+        # one wait for the device, not one a loss; those of the whole batch, so that all processes see the same NaN
+        values = distributed.mean(torch.stack(list(losses.values()))).tolist()
+        numbers = self._finite(dict(zip(losses, values, strict=True)))
+        self.scaler.unscale_(self.optimizer)
+        optimisation.clip(self.core, self.config.schedule.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        elapsed = time.perf_counter() - began
+        self.seconds += elapsed
+        self.meter.add(numbers, elapsed)
+
+    def _backward(
+        self, batch: list[dict[str, Any]], share: accumulation.Shares, slot: int, last: bool
+    ) -> dict[str, torch.Tensor]:
+        """Forward and backward of one micro-batch; returns its share of the losses, summed over layers."""
+        waits = isinstance(self.model, DistributedDataParallel) and not last
+        with self.model.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            with self._autocast():
+                losses = self.model(batch, noise=self._stream("noise", slot), points=self._stream("points", slot))
+            weighted = {name: value * share.of(name) for name, value in losses.items()}
+            self.scaler.scale(torch.stack(list(weighted.values())).sum()).backward()
+        return accumulation.summed(weighted)
+
+    def _autocast(self) -> Any:
+        dtype = _AUTOCAST.get(self.config.schedule.amp)
+        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+
+    def _stream(self, purpose: random_streams.Purpose, slot: int) -> torch.Generator:
+        """The named stream of this iteration and micro-batch; stochastic depth follows the noise stream too."""
+        slot += self.place.rank * self.config.runtime.accumulation
+        if purpose == "noise":
+            torch.manual_seed(
+                random_streams.generator(self.config.seed, "noise", self.iter, slot=slot + 2**20).initial_seed()
+            )
+        return random_streams.generator(self.config.seed, purpose, self.iter, self.device, slot)
+
+    def _finite(self, losses: dict[str, float]) -> dict[str, float]:
+        bad = [f"{name} = {value}" for name, value in losses.items() if not math.isfinite(value)]
+        if bad:
+            advice = "lower schedule.base_lr, or turn schedule.amp off"
+            raise RunFailure("nan", f"non-finite loss at iteration {self.iter + 1}: {', '.join(bad)}; {advice}")
+        return losses
+
+    @property
+    def done(self) -> int:
+        """Optimiser steps completed, counting the present one in ``after_step``."""
+        return self.iter + 1
+
+    @property
+    def ends(self) -> bool:
+        """True in the last iteration."""
+        return self.done >= self.config.schedule.max_iter
+
+    def save(self) -> None:
+        """Write a checkpoint of the state after the present iteration (main process only)."""
+        if self.place.main:
+            self.checkpoints.save(self.done, self.snapshot())
+        distributed.barrier()
+
+    def finish(self) -> dict[str, Any]:
+        """Write the final weights and return the content of ``trained.json``."""
+        path, checksum = self.directory / "checkpoints" / checkpoints.FINAL, ""
+        if self.place.main:
+            path, checksum = self.checkpoints.finish(self.core.state_dict())
+        distributed.barrier()
+        return {
+            "schema": 1,
+            "iterations": self.config.schedule.max_iter,
+            "seconds": round(self.seconds, 3),
+            "peak_memory_bytes": peak_memory(self.device),
+            "weights": str(path.relative_to(self.directory)),
+            "weights_sha256": checksum,
+            "world_size": self.place.size,
+            "accumulation": self.config.runtime.accumulation,
+            "threads": self.config.runtime.threads,
+            "device": str(self.device),
+            # with dataset.on_corrupt: skip, since the last start
+            "skipped_images": len(self.batches.skipped),
+        }
+
+
+class Meter:
+    """Means of the losses since the last logged line; part of the checkpoint, so that resuming logs the same lines."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._seconds = 0.0
+
+    def add(self, losses: dict[str, float], seconds: float) -> None:
+        """Take one iteration's losses (summed over layers) and its wall time."""
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        self._seconds += seconds
+
+    def line(self) -> dict[str, float]:
+        """Return the means as ``loss`` (their total), ``loss_ce``, … and ``seconds`` an iteration."""
+        means = {name: value / max(self._count, 1) for name, value in self._sums.items()}
+        return {"loss": sum(means.values()), **means, "seconds": self._seconds / max(self._count, 1)}
+
+    def clear(self) -> None:
+        """Start the next line."""
+        self.__init__()  # type: ignore[misc]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, for the checkpoint."""
+        return {"sums": dict(self._sums), "count": self._count, "seconds": self._seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self._sums, self._count, self._seconds = dict(state["sums"]), state["count"], state["seconds"]
+
+
+class _Hook(HookBase):
+    trainer: Trainer
+
+
+class _Schedule(_Hook):
+    """Steps the learning rate after each iteration, keeping the rate that was used for the log."""
+
+    def after_step(self) -> None:
+        self.trainer.used_rate = optimisation.rates(self.trainer.optimizer)
+        self.trainer.scheduler.step()
+
+
+class _Log(_Hook):
+    """A metrics line every ``log_period`` iterations and at the end; a heartbeat every iteration."""
+
+    def __init__(self, hooks: TrainHooks) -> None:
+        self._hooks = hooks
+
+    def after_step(self) -> None:
+        t = self.trainer
+        line = t.meter.line()
+        left = (t.max_iter - t.done) * line["seconds"]
+        beat = {"iteration": t.done, "max_iter": t.max_iter, "loss": line["loss"], "eta_seconds": left}
+        if t.done % t.config.runtime.log_period == 0 or t.ends:
+            rate = t.used_rate
+            self._hooks.log({"kind": "train", "iteration": t.done, **line, **rate, "time": time.time()})
+            t.meter.clear()
+        self._hooks.progress(beat)
+
+
+class _Probe(_Hook):
+    """A quick evaluation every ``eval_period`` iterations and at the end (never with period 0)."""
+
+    def __init__(self, hooks: TrainHooks) -> None:
+        self._hooks = hooks
+
+    def after_step(self) -> None:
+        t, period = self.trainer, self.trainer.config.runtime.eval_period
+        if not period or not (t.done % period == 0 or t.ends) or not t.place.main:
+            return
+        metrics = t.prober.probe(t.core, t.done)
+        t.core.train()
+        self._hooks.log({"kind": "evaluation", "iteration": t.done, "metrics": metrics, "time": time.time()})
+
+
+class _Save(_Hook):
+    """A checkpoint every ``checkpoint_period`` iterations and at the end."""
+
+    def after_step(self) -> None:
+        if self.trainer.done % self.trainer.config.runtime.checkpoint_period == 0 or self.trainer.ends:
+            self.trainer.save()
+
+
+class _Stop(_Hook):
+    """Polls for a reason to stop; checkpoints and raises."""
+
+    def __init__(self, hooks: TrainHooks) -> None:
+        self._hooks = hooks
+
+    def after_step(self) -> None:
+        t = self.trainer
+        if t.place.size > 1 and t.done % _AGREE_EVERY:
+            return
+        reason = distributed.agree(t.interrupted or self._hooks.stop())
+        if reason and not t.ends:
+            t.save()
+            raise Interrupted(reason, t.done)
+
+
+def initial_model(config: Config) -> MPFormer:
+    """Build the model with its initial weights: random by seed, then ``model.init_weights`` where given."""
+    model = build_model(config)
+    if config.model.init_weights:
+        path = local_path(config.model.init_weights)
+        if config.model.init_checksum and checkpoints.sha256(path) != config.model.init_checksum:
+            raise UserError(f"initial weights {path.name} differ from model.init_checksum: another file was planned")
+        load_weights(model, path, allow_backbone=not config.schedule.evaluation_only)
+    return model
+
+
+def _check_extra(config: Config) -> None:
+    """Say that keys of detectron2 which nothing here reads are recorded, not obeyed; UserError for unknown ones."""
+    if config.extra_cfg:
+        from mpformer.config.mask2former_yaml import validate_extra
+
+        names = ", ".join(validate_extra(config))
+        _log.warning("extra_cfg keys are part of the run's identity, but no component here reads them: %s", names)
+
+
+def _check_normalisation(config: Config, processes: int) -> None:
+    """Say where a live batch normalisation sees fewer images at a time than the effective batch."""
+    norm = getattr(config.model.backbone, "norm", "")
+    parts = config.runtime.accumulation * (processes if norm == "BN" else 1)
+    if norm in ("BN", "SyncBN") and parts > 1:
+        _log.warning(
+            "the backbone's %s sees a batch of %d in %d parts: the same run id, not the same numbers as undivided",
+            norm,
+            config.schedule.batch_size,
+            parts,
+        )
+
+
+def _main_only(hooks: TrainHooks, place: distributed.Place) -> TrainHooks:
+    return hooks if place.main else replace(TrainHooks(), stop=hooks.stop)
+
+
+@contextmanager
+def _deferred_interrupt(trainer: Trainer) -> Iterator[None]:
+    """Let Ctrl-C finish the iteration and checkpoint; a second one kills at once (only in the main thread)."""
+
+    def note(*_: Any) -> None:
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        trainer.interrupted = "Ctrl-C"
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Name what ends a training: out of memory and a failing disk become RunFailure; the loop's traceback is kept out
+    of the log where one line says it all."""
+    loop = logging.getLogger("detectron2.engine.train_loop")
+    loop.addFilter(_unexpected)
+    try:
+        with checkpoints.disk_failures(Path("the run directory")):
+            yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise RunFailure("oom", _oom(error)) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise RunFailure("oom", _oom(error)) from error
+    finally:
+        loop.removeFilter(_unexpected)
+
+
+def _oom(error: BaseException) -> str:
+    return f"out of memory ({str(error).splitlines()[0][:120]}); raise runtime.accumulation: same run id, less memory"
+
+
+def _unexpected(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], (Interrupted, RunFailure)))

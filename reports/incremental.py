@@ -1,0 +1,75 @@
+"""Whether a suite's report would come out as it is: from the size and time of every file that it is made of.
+
+Only a suite whose runs are all done is left alone: what is said of other runs also depends on the time of day (a
+heartbeat grows old without any file changing).
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+import analysis
+from experiments.store.run_dir import Store, read_json, write_json
+
+_LEFT_OUT = {"checkpoints", "claims", "__pycache__"}
+_RECORD = ".report.json"
+
+
+def fingerprint(record: Mapping[str, Any], store: Store, options: Sequence[object]) -> str:
+    """A digest of a suite's record, the files of its runs, the code of the reports, and how they are asked for."""
+    folders = sorted({run["run_id"] for row in record["rows"] for run in row.get("runs", ())})
+    parts: list[object] = [record, list(options)]
+    parts += [_files(store.run(name).path) for name in folders]
+    parts += [_files(Path(str(module)).parent) for module in (__file__, analysis.__file__)]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[tuple[str, int, int]]:
+    return sorted(_walk(str(folder)))
+
+
+def _walk(folder: str) -> Iterator[tuple[str, int, int]]:
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.is_dir():
+            if entry.name not in _LEFT_OUT:
+                yield from _walk(entry.path)
+        else:
+            status = entry.stat()
+            yield entry.path, status.st_mtime_ns, status.st_size
+
+
+@dataclass(frozen=True)
+class Made:
+    """A suite's report: its files, and its card on the overview."""
+
+    files: tuple[Path, ...]
+    card: Markup
+
+
+def kept(folder: Path, digest: str) -> Made | None:
+    """The report in ``folder`` if it is of this fingerprint and whole, else None."""
+    content = read_json(folder / _RECORD)
+    if not isinstance(content, dict) or content.get("fingerprint") != digest:
+        return None
+    files = tuple(folder / name for name in content["files"])
+    return Made(files, Markup(content["card"])) if all(path.exists() for path in files) else None
+
+
+def remember(folder: Path, digest: str, made: Made) -> None:
+    """Note what a finished suite's report was made of."""
+    names = [str(path.relative_to(folder)) for path in made.files]
+    write_json(folder / _RECORD, {"fingerprint": digest, "files": names, "card": str(made.card)})
+
+
+def forget(folder: Path) -> None:
+    """Say nothing of the report in ``folder``: it is about to be rewritten."""
+    (folder / _RECORD).unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""The failure gallery on a page: ``layer_masks/`` read from the store, each layer as a picture of its own.
+
+The rule by which cases are chosen is :mod:`analysis.failure_cases`'s.
+"""
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from analysis.failure_cases import Case, Mask, Step, gallery_cases
+from experiments.store.run_dir import read_json
+
+__all__ = ["RULE", "Case", "LayerMasks", "Step", "cases", "picture_definition", "picture_uri", "tile"]
+
+RULE = (
+    "Chosen by rule: among queries matched at the last layer with a high final score (at least 0.5, or the highest "
+    "tenth of a run in which fewer reach that), the largest drop of IoU between adjacent layers, one case an image; "
+    "the worst of each run, then the same ground-truth object in the other run. "
+    "Outline: ground truth; filled: the mask of the query that ends on this object. Below each picture: IoU of "
+    "the mask to the layer before and to the outlined object."
+)
+
+
+@dataclass(frozen=True)
+class LayerMasks:
+    """The ``layer_masks/`` directory of one evaluation."""
+
+    folder: Path
+
+    @property
+    def images(self) -> dict[int, str]:
+        """Ids of the images that have masks, with the names of their files."""
+        index = read_json(self.folder / "index.json")
+        listed = index.get("images", []) if isinstance(index, dict) else []
+        return {int(entry["image_id"]): str(entry["record"]) for entry in listed}
+
+    def read(self, image_id: int) -> Mapping[str, Any] | None:
+        """One image's masks, or None if the file is absent or damaged."""
+        content = read_json(self.folder / self.images[image_id])
+        return content if isinstance(content, dict) and content.get("layers") else None
+
+
+def cases(runs: Sequence[LayerMasks], each: int = 3) -> list[Case]:
+    """The ``each`` worst cases of every run by ``gallery_cases``; damaged images are left out."""
+    read = [{i: run.read(i) for i in run.images} for run in runs]
+    records = [{i: record for i, record in by_image.items() if record} for by_image in read]
+    pictures = {
+        i: run.folder / str(record["image"])
+        for run, by_image in zip(reversed(runs), reversed(records), strict=True)
+        for i, record in by_image.items()
+        if record.get("image")
+    }
+    return gallery_cases(records, each, pictures)
+
+
+def picture_uri(path: Path | None, longest: int = 384) -> str:
+    """The image as a data URI, at most ``longest`` pixels a side; a grey pixel if it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path or "") as image:
+            rgb = image.convert("RGB")
+    except (OSError, ValueError):
+        rgb = Image.new("RGB", (1, 1), (128, 128, 128))
+    small = max(rgb.size) <= 160
+    rgb.thumbnail((longest, longest))
+    buffer = io.BytesIO()
+    rgb.save(buffer, "PNG" if small else "JPEG", **({"optimize": True} if small else {"quality": 85}))
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def fill_path(mask: Mask) -> str:
+    """SVG path of the mask's cells, one rectangle a horizontal run, in cell units."""
+    return "".join(f"M{x} {y}h{n}v1h-{n}z" for y, x, n in _runs(mask))
+
+
+def _runs(mask: Mask) -> Iterator[tuple[int, int, int]]:
+    padded = np.pad(mask.astype(np.int8), ((0, 0), (1, 1)))
+    edges = np.diff(padded, axis=1)
+    for (y, start), (_, end) in zip(np.argwhere(edges == 1), np.argwhere(edges == -1), strict=True):
+        yield int(y), int(start), int(end - start)
+
+
+def outline_path(mask: Mask) -> str:
+    """SVG path of the mask's boundary: the cell edges between inside and outside."""
+    padded = np.pad(mask, 1)
+    across = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])  # horizontal edges: (y, x) is their left end
+    down = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])
+    return "".join(f"M{x} {y}h1" for y, x in across) + "".join(f"M{x} {y}v1" for y, x in down)
+
+
+def tile(step: Step, truth: Mask, picture: str, which: int) -> Markup:
+    """One layer's picture: the image, the query's mask filled, the ground truth outlined. ``picture`` is an SVG id."""
+    height, width = truth.shape
+    return Markup(
+        '<svg class="tile q{which}" viewBox="0 0 {w} {h}" role="img" aria-label="layer {layer}">'
+        '<use href="#{picture}"/><path class="mask" d="{mask}"/>'
+        '<path class="truth under" d="{truth}"/><path class="truth" d="{truth}"/></svg>'
+    ).format(
+        which=which,
+        w=width,
+        h=height,
+        layer=step.layer,
+        picture=picture,
+        mask=fill_path(step.mask),
+        truth=outline_path(truth),
+    )
+
+
+def picture_definition(case: Case, identifier: str) -> Markup:
+    """The case's image as an SVG definition, embedded once and used by each tile."""
+    height, width = case.truth.shape
+    return Markup('<image id="{id}" href="{uri}" width="{w}" height="{h}" preserveAspectRatio="none"/>').format(
+        id=identifier, uri=picture_uri(case.picture), w=width, h=height
+    )

@@ -1,0 +1,203 @@
+"""The HTML pages: one self-contained file a suite, and an overview. No network, no server.
+
+Everything is escaped by default (jinja2's autoescape, after control characters are made visible); a content security
+policy allows the page's own script alone, by its hash, so that even an escaping mistake could run nothing.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from reports import caption, mask_pictures, text
+from reports import run_page as provenance
+from reports.collect import RowRuns, SuiteReport
+from reports.escape import clean, slug
+from reports.figures import Figure
+from reports.mask_pictures import Case, LayerMasks, Step
+from reports.model import Cell, Column, Kind, Table, TableRow
+from reports.render import TEMPLATES, marks
+from reports.runs import RunView
+
+Runs = Sequence[tuple[RowRuns, Sequence[provenance.RunSection]]]
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """A gallery case with its pictures."""
+
+    case: Case
+    definition: Markup
+    steps: tuple[tuple[Step | None, ...], ...]
+    tiles: tuple[tuple[Markup | str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What the page shows of two runs' layer masks."""
+
+    names: tuple[str, ...]
+    seed: int | None
+    cases: tuple[Case, ...]
+    folders: tuple[LayerMasks, ...]
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (TEMPLATES / "page.js").read_text()
+    env.globals.update(
+        css=Markup((TEMPLATES / "style.css").read_text()), script=Markup(script), script_hash=script_hash(script)
+    )
+    env.globals.update(text=text, slug=slug, tooltip=tooltip, when=when, took=took, primary=primary, json=json.dumps)
+    return env
+
+
+def _visible(value: Any) -> Any:
+    """Control characters as pictures; markup made here is left alone."""
+    return value if isinstance(value, Markup | jinja2.Undefined) or not isinstance(value, str) else clean(value)
+
+
+def script_hash(script: str) -> str:
+    """The hash by which a content security policy allows an inline script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def tooltip(cell: Cell, column: Column) -> str:
+    """What a cell says when pointed at: its kind and reason, its seeds, its difference."""
+    parts = [
+        f"{column.label}: {text.mean(cell, column)} {text.spread(cell, column)}".strip(),
+        f"n = {cell.n} of {cell.planned}",
+    ]
+    if cell.kind is not Kind.VALUE:
+        parts.append(f"{cell.kind}: {cell.reason}")
+    parts += [f"seed {value.seed}: {text.number(value.value, column.decimals + 1)}" for value in cell.values]
+    if cell.delta is not None:
+        parts.append(f"difference {text.delta(cell, column)}, {text.interval(cell.delta, column.decimals)}")
+    return "\n".join(parts)
+
+
+def when(moment: Any) -> str:
+    """A unix time as UTC minutes; any other text as it is."""
+    if isinstance(moment, int | float):
+        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
+    return str(moment or "")
+
+
+def took(stage: Mapping[str, Any]) -> str:
+    """How long an attempt lasted, empty while it has not ended."""
+    started, ended = stage.get("started"), stage.get("ended")
+    if not isinstance(started, int | float) or not isinstance(ended, int | float):
+        return ""
+    return f"{(ended - started) / 60:.1f} min"
+
+
+def primary(table: Table, row: TableRow) -> tuple[Cell, Column] | None:
+    """The row's cell of the table's primary metric."""
+    pairs = zip(row.cells, table.columns, strict=True)
+    return next(((cell, column) for cell, column in pairs if column.key == table.primary), None)
+
+
+def stamp() -> str:
+    """When the page was made."""
+    return "made " + datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def suite_page(
+    report: SuiteReport,
+    figures: Sequence[Figure],
+    found: Gallery | None,
+    *,
+    downloads: Sequence[tuple[str, str]] = (),
+    index_link: str = "",
+    explorer_link: str = "",
+    runs: Runs | None = None,
+) -> str:
+    """The page of one suite; ``runs`` are its :func:`reports.run_page.sections`, if they are known already."""
+    cases = [case_view(case, number) for number, case in enumerate(found.cases)] if found else []
+    layers = max((len(steps) for item in cases for steps in item.steps), default=0)
+    return _environment().get_template("suite.html.j2").render(
+        table=report.table,
+        letters=marks(report.table),
+        figures=figures,
+        cases=cases,
+        gallery_found=found is not None,
+        layers=layers,
+        gallery_rule=mask_pictures.RULE,
+        gallery_names=found.names if found else (),
+        gallery_seed=found.seed if found else None,
+        rows=provenance.sections(report) if runs is None else runs,
+        downloads=downloads,
+        index_link=index_link,
+        explorer_link=explorer_link,
+        stamp=stamp(),
+    )  # fmt: skip
+
+
+def run_page(report: SuiteReport, run: provenance.RunSection, *, index_link: str = "") -> str:
+    """The page of one run, which lies in a folder below that of its suite. Without the time: it changes with the run
+    alone.
+    """
+    baseline = report.baseline_of(run.row) is None
+    preset = caption.preset(run.row.toggles)
+    template = _environment().get_template("run.html.j2")
+    return template.render(table=report.table, run=run, preset=preset, baseline=baseline, index_link=index_link)
+
+
+def card(table: Table) -> Markup:
+    """A suite on the overview: completion and the primary numbers, linked to its page."""
+    template = _environment().get_template("card.html.j2")
+    return Markup(template.render(table=table, link=f"{table.name}/index.html").strip())
+
+
+def index_page(cards: Sequence[Markup]) -> str:
+    """The overview of all suites, of their :func:`card`s."""
+    return _environment().get_template("index.html.j2").render(cards=cards, stamp=stamp())
+
+
+def case_view(case: Case, number: int) -> CaseView:
+    """A case with its image embedded once and a picture per run and layer."""
+    identifier = f"picture-{number}"
+    layers = max((step.layer + 1 for track in case.tracks if track for step in track.steps), default=0)
+    steps = tuple(_by_layer(track.steps if track else (), layers) for track in case.tracks)
+    tiles = tuple(
+        tuple(mask_pictures.tile(step, case.truth, identifier, which) if step else "" for step in row)
+        for which, row in enumerate(steps)
+    )
+    return CaseView(case, mask_pictures.picture_definition(case, identifier), steps, tiles)
+
+
+def _by_layer(steps: Sequence[Step], layers: int) -> tuple[Step | None, ...]:
+    known = {step.layer: step for step in steps}
+    return tuple(known.get(layer) for layer in range(layers))
+
+
+def find_gallery(report: SuiteReport, each: int = 3) -> Gallery | None:
+    """The gallery of the baseline and the last row that has masks at the same seed; None if there is no such pair."""
+    base = report.baseline
+    for row in reversed(report.rows):
+        for mine in row.done if base is not None and row is not base else ():
+            theirs = next((view for view in base.done if view.seed == mine.seed), None) if base else None
+            folders = (masks_of(theirs), masks_of(mine)) if theirs else ()
+            if base is not None and folders and all(folder.images for folder in folders):
+                return Gallery((base.label, row.label), mine.seed, tuple(mask_pictures.cases(folders, each)), folders)
+    return None
+
+
+def masks_of(view: RunView) -> LayerMasks:
+    """Where a run's layer masks are, if it has any."""
+    return LayerMasks(view.directory.evaluation(view.eval_id) / "layer_masks")

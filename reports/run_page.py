@@ -1,0 +1,246 @@
+"""What a run's page says: what it changed, which code and machine made it, and how to repeat it."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from urllib.parse import quote
+
+from experiments.status import usage
+from experiments.store.run_dir import read_json
+from reports import caption, chart
+from reports.collect import RowRuns, SuiteReport
+from reports.escape import slug
+from reports.runs import Attempt, Commit, RunView
+
+
+@dataclass(frozen=True)
+class Change:
+    """A configuration key whose value differs from the baseline row's."""
+
+    key: str
+    baseline: str
+    here: str
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def changes(here: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[Change]:
+    """The keys that differ between two flat configurations, seed apart."""
+    keys = [key for key in dict.fromkeys([*here, *baseline]) if key != "seed"]
+    differ = [key for key in keys if here.get(key, _ABSENT) != baseline.get(key, _ABSENT)]
+    return [Change(key, *(_shown(tree.get(key, _ABSENT)) for tree in (baseline, here))) for key in differ]
+
+
+_ABSENT = object()
+
+
+def _shown(value: Any) -> str:
+    return "—" if value is _ABSENT else _json(value)
+
+
+def _json(value: Any) -> str:
+    """A value as JSON; plain ones are asked for again and again."""
+    if isinstance(value, list | dict):
+        return json.dumps(value)
+    return _plain_json(type(value).__name__, value)
+
+
+@cache
+def _plain_json(_: str, value: Any) -> str:
+    return json.dumps(value)  # by type too: 1, 1.0 and True are equal, and written differently
+
+
+def repeat_command(record: Mapping[str, Any], row: RowRuns, view: RunView) -> str:
+    """Shell lines that check out the code and repeat one run in the foreground; every word quoted."""
+    command = shlex.join([*_launch(record, row), "--seed", str(view.seed), "--inline"])
+    return "\n".join([*_checkout(view.commits[-1:]), command])
+
+
+def repeat_row(record: Mapping[str, Any], row: RowRuns) -> str:
+    """Shell lines that repeat every number of a row: all its seeds, trained by the commits that trained them."""
+    seeds = ",".join(str(view.seed) for view in row.views)
+    commits = list(dict.fromkeys(view.commits[-1] for view in row.views if view.commits))
+    return "\n".join([*_checkout(commits), shlex.join([*_launch(record, row), "--seeds", seeds])])
+
+
+def _launch(record: Mapping[str, Any], row: RowRuns) -> list[str]:
+    words = ["mpformer", "launch", str(record["suite"]), "--scale", str(record["scale"])]
+    if record.get("dataset"):
+        words += ["--dataset", str(record["dataset"])]
+    words += ["--row", row.name]
+    for key, value in (record.get("overrides") or {}).items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return words
+
+
+def _checkout(commits: Sequence[Commit]) -> list[str]:
+    """One line a commit; all but the first are comments, for one checkout cannot be two."""
+    lines = []
+    for number, commit in enumerate(commits):
+        dirty = "  # and apply the uncommitted changes of the run's page" if commit.dirty else ""
+        lines.append(("# some seeds: " if number else "") + f"git checkout {shlex.quote(commit.sha)}{dirty}")
+    return lines
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """Where a run is on an MLflow server: an address for a browser, or how to open the database that it is in."""
+
+    server: str
+    run: str
+    address: str = ""
+    command: str = ""
+
+
+def mlflow_runs(view: RunView) -> tuple[Mirrored, ...]:
+    """The run on every MLflow server that it was copied to, from the mirror's own ledger (``mlflow.json``)."""
+    content = read_json(view.directory.path / "mlflow.json")
+    servers = content.get("servers") if isinstance(content, dict) else None
+    found = servers.items() if isinstance(servers, dict) else ()
+    return tuple(_mirrored(str(uri), ledger) for uri, ledger in found if isinstance(ledger, dict))
+
+
+def _mirrored(uri: str, ledger: Mapping[str, Any]) -> Mirrored:
+    run, experiment = str(ledger.get("mlflow_run") or ""), str(ledger.get("experiment") or "")
+    if not uri.startswith(("http://", "https://")):
+        return Mirrored(uri, run, command=f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
+    place = f"experiments/{quote(experiment, '')}/runs/{quote(run, '')}" if experiment else ""
+    return Mirrored(uri, run, address=f"{uri.rstrip('/')}/#/{place}")
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """One run, ready for its page."""
+
+    file: str
+    view: RunView
+    row: RowRuns
+    repeat: str
+    repeat_row: str
+    toggles: tuple[tuple[str, str], ...]
+    changes: tuple[Change, ...]
+    curves: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    mlflow: tuple[Mirrored, ...]
+    diff: str
+    config: str
+    metrics: tuple[tuple[str, str], ...]
+
+    @property
+    def anchor(self) -> str:
+        """The run's line on the page of its suite."""
+        return f"run-{slug(self.view.run_id)}-{slug(self.view.eval_id)}"
+
+    @property
+    def last_attempt(self) -> Attempt | None:
+        """The attempt whose log is shown."""
+        return self.view.attempts[-1] if self.view.attempts else None
+
+
+def run_file(view: RunView) -> str:
+    """The run's page, from the page of its suite; stable, so that it can be linked to."""
+    return f"runs/{slug(view.run_id)}-{slug(view.eval_id)}.html"
+
+
+def section(report: SuiteReport, row: RowRuns, view: RunView) -> RunSection:
+    """Everything that is said about a run."""
+    base, here = _baseline_config(report, row, view.seed), flat(view.config)
+    return RunSection(
+        file=run_file(view),
+        view=view,
+        row=row,
+        repeat=repeat_command(report.record, row, view),
+        repeat_row=repeat_row(report.record, row),
+        toggles=tuple((key, _json(value)) for key, value in row.toggles.items()),
+        changes=tuple(changes(here, base)) if base and here else (),
+        curves=chart.curves(view.lines, view.max_iter),
+        facts=tuple(_facts(view)),
+        mlflow=mlflow_runs(view),
+        diff=_diff(view),
+        config="\n".join(f"{key} = {_json(value)}" for key, value in here.items()),
+        metrics=tuple(
+            (key, f"{value:.2f}") for key, value in (view.result or {}).get("metrics", {}).items() if value is not None
+        ),
+    )
+
+
+def sections(report: SuiteReport) -> list[tuple[RowRuns, list[RunSection]]]:
+    """The runs of every row, in table order."""
+    return [(row, [section(report, row, view) for view in row.views]) for row in report.rows]
+
+
+def _baseline_config(report: SuiteReport, row: RowRuns, seed: int) -> Mapping[str, Any]:
+    """The flat configuration of the row's baseline, of this seed if there is one; empty for a baseline itself."""
+    baseline = report.baseline_of(row)
+    views = baseline.views if baseline else ()
+    found = next((view for view in sorted(views, key=lambda view: view.seed != seed) if view.config), None)
+    return flat(found.config) if found else {}
+
+
+def _diff(view: RunView) -> str:
+    git = view.provenance.get("git") or {}
+    text = str(git.get("diff") or "")
+    if git.get("diff_truncated"):
+        text += "\n… (the rest was not kept)"
+    if git.get("untracked"):
+        text += "\nuntracked: " + ", ".join(git["untracked"])
+    return text.strip("\n")
+
+
+def _facts(view: RunView) -> list[tuple[str, str]]:
+    found = view.provenance
+    packages = ", ".join(f"{name} {version}" for name, version in (found.get("packages") or {}).items())
+    facts = {
+        "state": view.standing.state + (f" ({view.standing.reason})" if view.standing.reason else ""),
+        "evaluation setting": view.eval_id,
+        "commit": ", ".join(commit.label for commit in view.commits),
+        "command": _command(found.get("command")),
+        "host": str(found.get("host") or ""),
+        "hardware": caption.hardware(found),
+        "platform": str(found.get("platform") or ""),
+        "Python": str(found.get("python") or ""),
+        "packages": packages,
+        "world size": str(found.get("world_size") or ""),
+        "threads": str(found.get("threads") or ""),
+        "jobs": ", ".join(dict.fromkeys(filter(None, (attempt.job for attempt in view.attempts)))),
+        "used": used.text() if (used := usage.of(view.directory)) else "",
+        "trained in": _duration(view.trained.get("seconds")),
+        "peak memory of training": _gib(view.trained.get("peak_memory_bytes")),
+        "evaluated in": _duration((view.result or {}).get("seconds")),
+        "peak memory of evaluation": _gib((view.result or {}).get("peak_memory_bytes")),
+        "weights": str(view.trained.get("weights_sha256") or "")[:16],
+        "scored with": _scorers(view),
+    }
+    return [(name, value) for name, value in facts.items() if value]
+
+
+def _scorers(view: RunView) -> str:
+    scorers = (view.result or {}).get("scorers") or {}
+    return ", ".join(f"{name} {version}" for name, version in scorers.items())
+
+
+def _command(words: Any) -> str:
+    return shlex.join(map(str, words)) if isinstance(words, list) else str(words or "")
+
+
+def _duration(seconds: float | None) -> str:
+    if not seconds:
+        return ""
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def _gib(size: float | None) -> str:
+    return f"{size / 2**30:.2f} GiB" if size else ""

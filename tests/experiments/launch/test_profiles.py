@@ -1,0 +1,175 @@
+"""Profiles: typed, checked before submission, one clear line for a mistake, and never a word to a shell unquoted."""
+
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.launch import profiles
+from experiments.launch.profiles import LocalProfile, SlurmProfile, minutes, parse
+from mpformer.runtime.errors import UserError
+
+SMALL = {"executor": "slurm", "time": 60}
+
+
+def test_the_projects_own_profiles() -> None:
+    assert profiles.names() == ("a100", "devcluster", "local")
+    assert profiles.load("local") == LocalProfile(executor="local", threads=1)
+    big = profiles.load("a100")
+    assert isinstance(big, SlurmProfile)
+    assert (big.minutes, big.gpus, big.tasks_per_node) == (2880, 8, 8)
+    assert isinstance(profiles.load("devcluster"), SlurmProfile)
+    assert profiles.load(str(profiles.FOLDER / "a100.yaml")) == big
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (90, 90), ("90", 90), ("90:30", 91), ("1:30:00", 90), ("0:00:01", 1), ("2-0", 2880), ("2-12", 3600),
+        ("2-12:30", 3630), ("2-12:30:00", 3630), ("soon", 0), ("", 0), ("1:2:3:4", 0), ("-5", 0), (True, 0),
+    ],
+)  # fmt: skip
+def test_limits_are_read_as_sbatch_does(limit: Any, expected: int) -> None:
+    assert minutes(limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"executor": "pbs"}, "unknown executor 'pbs'; valid: local, slurm"),
+        ({"executor": None}, "unknown executor None; valid: local, slurm"),
+        ({"partitoin": "gpu"}, r"unknown key 'partitoin'; valid: environment, notify, executor, partition, account"),
+        ({"partition": "gpu; rm -rf ~"}, "partition: must be one word"),
+        ({"constraint": "$(id)"}, "constraint: must be one word"),
+        ({"time": "tomorrow"}, "time: must be minutes"),
+        ({"time": 0}, "time: must be minutes"),
+        ({"gpus": -1}, "gpus: Input should be greater than or equal to 0"),
+        ({"gpus": "many"}, r"gpus: .* \(got 'many'\)"),
+        ({"memory": "32"}, "memory: must be a number and a unit, such as 32GB"),
+        ({"setup": ["one\ntwo"]}, "setup.0: must be one line"),
+        ({"environment": {"A B": "1"}}, "environment: 'A B' is not a variable's name"),
+        ({"parallelism": 0}, "parallelism: "),
+    ],
+)
+def test_mistakes_are_one_line(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=f"^here: {line}") as caught:
+        parse({**SMALL, **change}, "here")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_limit_in_a_file_is_not_a_number_to_the_base_of_sixty(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text(
+        "executor: slurm\ntime: 1:30:00\ncpus: 4\nsbatch: {priority: 10, hold: true}\nsmoke: {time: 0:10:00}\n"
+    )
+    profile = profiles.load(str(path))
+    assert isinstance(profile, SlurmProfile)
+    assert (profile.minutes, profile.part("smoke").minutes, profile.cpus) == (90, 10, 4)
+    assert profile.sbatch == {"priority": 10, "hold": True}
+
+
+def test_missing_keys_and_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="here: time: Field required"):
+        parse({"executor": "slurm"}, "here")
+    with pytest.raises(UserError, match="unknown profile 'a1000'; valid: a100, devcluster, local, or the path"):
+        profiles.load("a1000")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("executor: [")
+    with pytest.raises(UserError, match="is not YAML"):
+        profiles.load(str(broken))
+    broken.write_text("just text")
+    with pytest.raises(UserError, match="must hold keys and values"):
+        profiles.load(str(broken))
+
+
+def script(profile: LocalProfile | SlurmProfile, folder: Path) -> str:
+    """The batch script that submitit writes for a profile."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    assert isinstance(profile, SlurmProfile)
+    return str(_make_sbatch_string("python -V", folder, **profile.submitit()))
+
+
+def test_the_script_that_submitit_makes(tmp_path: Path) -> None:
+    asked = {
+        "partition": "gpu", "account": "lab", "qos": "high", "constraint": "a100&ib", "time": "1-00:00:00", "nodes": 2,
+        "gpus": 4, "tasks_per_node": 4, "cpus": 6, "memory": "100GB", "modules": ["cuda/13.0"],
+        "setup": ["ulimit -n 4096"], "container": "/images/a.sqsh", "environment": {"WHERE": "here"},
+        "sbatch": {"no-requeue": True, "licenses": "x:1"},
+    }  # fmt: skip
+    lines = script(parse({**SMALL, **asked}, "here"), tmp_path).splitlines()
+    for option in (
+        "partition=gpu", "account=lab", "qos=high", "constraint='a100&ib'", "time=1440", "nodes=2", "gpus-per-node=4",
+        "ntasks-per-node=4", "cpus-per-task=6", "mem=100GB", "signal=USR2@120", "licenses=x:1", "no-requeue",
+    ):  # fmt: skip
+        assert f"#SBATCH --{option}" in lines
+    assert lines.index("export WHERE=here") < lines.index("module load cuda/13.0") < lines.index("ulimit -n 4096")
+    assert "export OMP_NUM_THREADS=6" in lines
+    assert "--cpus-per-task=6" in lines[lines.index("export SUBMITIT_EXECUTOR=slurm") + 1]
+    assert "--container-image=/images/a.sqsh" in lines[lines.index("export SUBMITIT_EXECUTOR=slurm") + 1]
+    assert not any(line.startswith("#SBATCH --error") for line in lines)
+    assert not any("wckey" in line for line in lines), "submitit's own key is refused where keys are enforced"
+
+
+def test_preempted_jobs_come_back_unless_the_profile_says_no(tmp_path: Path) -> None:
+    assert "#SBATCH --requeue" in script(parse(SMALL, "here"), tmp_path).splitlines()
+    lines = script(parse({**SMALL, "sbatch": {"no-requeue": True}}, "here"), tmp_path).splitlines()
+    assert "#SBATCH --requeue" not in lines
+
+
+def test_other_kinds_of_jobs_have_the_profiles_resources_but_for_their_section() -> None:
+    asked = {
+        "partition": "gpu",
+        "gpus": 8,
+        "tasks_per_node": 8,
+        "nodes": 2,
+        "cpus": 6,
+        "memory": "100GB",
+        "time": "2-0",
+    }
+    sections = {"evaluate": {"gpus": 1, "tasks_per_node": 1, "nodes": 1}, "report": {"partition": "cpu", "cpus": 4}}
+    profile = parse({**SMALL, **asked, **sections}, "here")
+    assert isinstance(profile, SlurmProfile)
+    evaluate, report, smoke = (profile.part(name) for name in profiles.PARTS)
+    assert (evaluate.gpus, evaluate.cpus, evaluate.minutes, evaluate.memory) == (1, 6, 2880, "100GB")
+    assert (report.partition, report.gpus, report.cpus, report.minutes, report.memory) == ("cpu", 0, 4, 30, "4GB")
+    assert (smoke.partition, smoke.gpus, smoke.nodes, smoke.minutes) == ("gpu", 8, 2, 30)
+    assert smoke.evaluate is None
+
+
+@pytest.mark.parametrize(
+    ("section", "line"),
+    [
+        ({"evaluate": {"gpu": 1}}, "here: evaluate: unknown key 'gpu'; valid: "),
+        ({"smoke": {"time": 0}}, "here: smoke: time: must be minutes"),
+        ({"report": {"smoke": {}}}, "here: report: unknown key 'smoke'; valid: "),
+        ({"evaluate": 3}, "here: evaluate: "),
+    ],
+)
+def test_mistakes_in_sections_are_one_line(section: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=f"^{line}") as caught:
+        parse({**SMALL, **section}, "here")
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40))
+def test_no_value_of_the_environment_reaches_the_shell(value: str) -> None:
+    """Spaces, quotes, newlines, `;`, `$()` and unicode arrive as they are."""
+    profile = parse({**SMALL, "environment": {"VALUE": value}}, "here")
+    assert isinstance(profile, SlurmProfile)
+    line = profile.setup_lines[-1]
+    assert shlex.split(line) == ["export", f"VALUE={value}"]
+
+
+def test_a_nasty_value_in_a_real_shell() -> None:
+    value = "a 'b' \"c\"; touch /nonexistent/x $(id) `id` \\ é\nnext"
+    profile = parse({**SMALL, "environment": {"VALUE": value}}, "here")
+    assert isinstance(profile, SlurmProfile)
+    done = subprocess.run(
+        ["bash", "-c", profile.setup_lines[-1] + '\nprintf %s "$VALUE"'], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == (value, "")

@@ -1,0 +1,122 @@
+"""What a run's page says of where the run comes from, and that its commands repeat it."""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments.store.run_dir import Store, write_json
+from experiments.suites import planning
+from experiments.suites.planning import Request
+from reports import pages, run_page
+from reports.collect import SuiteReport, collect
+from reports.run_page import RunSection
+from reports.runs import Reader
+
+Gather = Callable[..., SuiteReport]
+SERVER = "http://127.0.0.1:5000"
+
+
+def section(report: SuiteReport, row: str, seed: int) -> RunSection:
+    (found,) = [s for r, runs in run_page.sections(report) if r.name == row for s in runs if s.view.seed == seed]
+    return found
+
+
+def launched(tmp_path: Path, **asked: object) -> tuple[planning.Plan, SuiteReport]:
+    """The report of a suite that was planned into an empty store."""
+    plan = planning.make(Request("components", **asked), tmp_path / "datasets")  # type: ignore[arg-type]
+    store = Store(tmp_path / "store")
+    record = json.loads(planning.write_record(plan, store, "").read_text())
+    return plan, collect(record, Reader(store))
+
+
+@pytest.mark.parametrize("overrides", [(), (("schedule.max_iter", 40), ("dataset.shapes.side", 64))])
+def test_the_commands_lead_to_the_very_runs(tmp_path: Path, overrides: tuple[tuple[str, object], ...]) -> None:
+    plan, report = launched(tmp_path, overrides=overrides)
+    known = {(run.row.name, run.seed): run.run_id for run in plan.runs}
+    runs = [section for _, sections in run_page.sections(report) for section in sections][-3:]
+    asked = shlex.split(runs[0].repeat_row)
+    assert asked[:2] == ["mpformer", "launch"]
+    planned = mpformer("plan", *asked[2:], "--json", cwd=tmp_path)
+    assert {(run["row"], run["seed"]): run["run_id"] for run in planned} == {
+        key: value for key, value in known.items() if key[0] == runs[0].row.name
+    }
+    one = [word for word in shlex.split(runs[0].repeat)[2:] if word != "--inline"]
+    (planned_one,) = mpformer("plan", *one, "--json", cwd=tmp_path)
+    assert planned_one["run_id"] == runs[0].view.run_id
+
+
+def mpformer(*words: str, cwd: Path) -> list[dict[str, str]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cli.main", *words], cwd=cwd, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    runs: list[dict[str, str]] = json.loads(done.stdout)["runs"]
+    return runs
+
+
+def test_a_dirty_run_says_to_apply_its_changes_and_seeds_of_other_commits_are_named(gather: Gather) -> None:
+    found = section(gather("headline"), "mp-former", 2)
+    first, second = found.repeat.splitlines()
+    assert first == f"git checkout {'b' * 40}  # and apply the uncommitted changes of the run's page"
+    assert second == "mpformer launch headline --scale mini --dataset shapes --row mp-former --seed 2 --inline"
+    assert found.repeat_row.splitlines()[:2] == [f"git checkout {'a' * 40}", f"# some seeds: {first}"]
+
+
+def test_everything_that_the_run_left_behind_is_on_its_page(gather: Gather) -> None:
+    report = gather("components")
+    page = pages.run_page(report, section(report, "mp-queries", 2))
+    for part in (
+        "failed: failed (out of memory) at iteration 320 of 1200",
+        "laptop-7",
+        "torch 2.4.1, detectron2 0.6",
+        "4711",
+        "guided_layers",
+        "out of memory at iteration 321",
+        "training loss over iterations",
+        "schedule.max_iter = 1200",
+        "iteration 40 loss 49.1",
+        "not mirrored yet",
+        "4 min in 1 attempt",
+    ):
+        assert part in page
+    done = pages.run_page(report, section(report, "mp-former", 0))
+    for part in ("3 min 51 s", "1.77 GiB", "AP of the probes over iterations", "0 min 31 s", "mp-former/paper"):
+        assert part in done
+
+
+def test_a_run_that_was_never_launched_has_a_page_that_says_so(gather: Gather) -> None:
+    report = gather("components")
+    page = pages.run_page(report, section(report, "guided", 2))
+    assert "planned: never launched" in page
+    assert "None yet." in page
+
+
+def test_mlflow_is_linked_where_the_mirror_has_been(gather: Gather) -> None:
+    report = gather("headline")
+    view = section(report, "mp-former", 0).view
+    ledger = {"mlflow_run": "abc", "experiment": "7"}
+    servers = {SERVER: ledger, "sqlite:////a b/mlflow.db": ledger, "javascript:alert(1)": ledger}
+    write_json(view.directory.path / "mlflow.json", {"schema": 1, "servers": servers})
+    page = pages.run_page(report, section(report, "mp-former", 0))
+    assert f'href="{SERVER}/#/experiments/7/runs/abc"' in page
+    assert "mlflow ui --backend-store-uri &#39;sqlite:////a b/mlflow.db&#39;" in page
+    assert 'href="javascript' not in page
+    (view.directory.path / "mlflow.json").write_text("[]")
+    assert run_page.mlflow_runs(view) == ()
+
+
+def test_curves_leave_out_what_cannot_be_drawn(gather: Gather) -> None:
+    from reports.chart import curves
+
+    lines = [{"kind": "train", "iteration": i, "loss": loss} for i, loss in enumerate([3.0, float("nan"), None, 2.0])]
+    probes = [{"kind": "evaluation", "iteration": i, "metrics": {"AP": i}} for i in (1, 2)]
+    final = {"kind": "evaluation", "iteration": 3, "metrics": {"AP": 9, "PQ": 1}, "final": True}
+    loss, score = curves([*lines, *probes, final], 3)
+    assert "training loss over iterations, 2 to 3" in loss
+    assert "AP of the probes over iterations, 1 to 2" in score
+    assert curves([], 0) == ()

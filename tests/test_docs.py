@@ -1,0 +1,84 @@
+"""The tutorials' code runs, their commands are real ones, and what they say of the suites is so."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from experiments.cli.main import cli
+from experiments.suites import planning, scales
+from experiments.suites import rows as registry
+from experiments.suites.planning import Request
+from mpformer.runtime.errors import UserError
+
+DOCS = Path(__file__).parents[1] / "docs"
+TAUGHT = ("mask-weight", "two-noises", "mask-weight-elsewhere")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / page).read_text(), flags=re.M | re.S)
+
+
+@pytest.fixture
+def taught() -> Iterator[dict[str, Any]]:
+    """The page's Python, run from top to bottom; its suites are forgotten afterwards."""
+    namespace: dict[str, Any] = {"__name__": "docs.suites"}
+    try:
+        for code in blocks("suites.md", "python"):
+            exec(compile(code, "docs/suites.md", "exec"), namespace)
+        yield namespace
+    finally:
+        for name in TAUGHT:
+            registry._SUITES.pop(name, None)
+
+
+def test_the_suites_of_the_tutorial_are_suites(taught: dict[str, Any], tmp_path: Path) -> None:
+    registry.all_suites()
+    plan = planning.make(Request("mask-weight"), tmp_path)
+    assert len(plan.unique) == 18
+    assert [row.name for row in plan.rows][:2] == ["mask2former,weight=2", "mp-former,weight=2"]
+    assert plan.suite.description == taught["mask_weight"].__doc__
+    same = {run.run_id for run in planning.make(Request("headline"), tmp_path).runs}
+    assert same <= {run.run_id for run in plan.runs}, "weight 5 is the headline's"
+    assert len(planning.make(Request("two-noises"), tmp_path).unique) == 4 * 5
+    for dataset in ("cityscapes", "ade20k"):
+        assert len(planning.make(Request("mask-weight-elsewhere", "paper", dataset), tmp_path).unique) == 9
+    with pytest.raises(UserError, match="nuclei stands for neither"):
+        planning.make(Request("mask-weight-elsewhere", dataset="nuclei"), tmp_path)
+
+
+def test_the_tutorials_typo_is_refused_as_it_says() -> None:
+    (shown,) = re.findall(
+        r"^mpformer: (unknown configuration key .*), …$", (DOCS / "suites.md").read_text(), flags=re.M
+    )
+    with pytest.raises(UserError) as error:
+        scales.base("mini").replace({"model.mask_wieght": 2.0})
+    assert str(error.value).startswith(shown)
+
+
+def test_the_tutorial_lists_the_arguments_of_a_suite() -> None:
+    text = (DOCS / "suites.md").read_text()
+    given = set(registry.Suite.__dataclass_fields__) - {"name", "make", "description"}
+    rows = re.findall(r"^\| (`.*?`) \|", text, flags=re.M)
+    assert given == {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    listed = set(re.findall(r"`([a-z]+-?[a-z]*)`", text.split("with `--dataset nuclei`")[1].split("The others")[0]))
+    runs = {n for n, s in registry.all_suites().items() if "nuclei" not in s.not_applicable}
+    assert listed == runs
+
+
+@pytest.mark.parametrize("page", ["suites.md", "datasets.md"])
+def test_commands_of_the_pages_are_ones(page: str) -> None:
+    lines = [line.split("  #")[0] for block in blocks(page, "sh") for line in block.splitlines()]
+    commands = [line.split()[1:] for line in lines if line.startswith("mpformer ")]
+    assert len(commands) > 3
+    for words in commands:
+        command: click.Command = cli
+        context = click.Context(command)
+        while isinstance(command, click.Group):
+            name, found, words = command.resolve_command(context, words)
+            assert found is not None
+            command, context = found, click.Context(found, info_name=name, parent=context)
+        command.make_context(command.name, list(words))
