@@ -110,7 +110,9 @@ def write_slowly(run: RunDir, ended: threading.Event) -> None:
 
 
 def sync_process(store: Store, url: str) -> subprocess.Popen[bytes]:
-    code = "from experiments.tracking import sync; from experiments.store.run_dir import Store; from pathlib import Path\n"
+    code = (
+        "from experiments.tracking import sync; from experiments.store.run_dir import Store; from pathlib import Path\n"
+    )
     code += f"s = Store(Path({str(store.root)!r})); m = sync.connect(s, {url!r})\n"
     code += f"while True: sync.one_pass(m, s, {url!r}); print('pass', flush=True)"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
