@@ -1,0 +1,51 @@
+"""What commands print: JSON, warnings, progress."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def new_console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def print_json(content: Any) -> None:
+    click.echo(json.dumps(content, indent=1))
+
+
+@contextlib.contextmanager
+def progress_bar(console: "Console", title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, a few lines elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not console.is_terminal:
+        yield _printed_progress(title)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _printed_progress(title: str) -> Callable[[int, int], None]:
+    shown = [-1]
+
+    def show(done: int, total: int) -> None:
+        quarter = 4 * done // max(total, 1)
+        if quarter != shown[0]:
+            shown[0] = quarter
+            click.echo(f"{title}: {done}/{total}")
+
+    return show
+
+
+def warn(line: str) -> None:
+    click.echo(f"mpformer: {line}", err=True)

@@ -1,0 +1,80 @@
+"""``mpformer data prepare``, ``data check`` and ``mlflow sync``."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from experiments.cli.console import new_console, print_json, progress_bar
+from experiments.cli.group import cli
+from experiments.cli.options import json_option, root_options
+from mpformer.runtime.errors import UserError
+
+
+@cli.group()
+def data() -> None:
+    """Prepare and check datasets."""
+
+
+@data.command("prepare")
+@click.argument("name")
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.option("--crop", type=click.IntRange(32), default=128, show_default=True, help="Side of the crops of nuclei.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="dataset.shapes.… for shapes.")
+@root_options
+def data_prepare(
+    name: str, source: Path | None, crop: int, overrides: Sequence[str], root: Path, data_root: Path
+) -> None:
+    """Write dataset NAME (shapes; nuclei from SOURCE) under the data root, or convert a release that lies there
+    (coco, ade20k, cityscapes); what is done is left alone, what was interrupted goes on."""
+    from experiments.suites import planning, scales
+    from mpformer.data import convert, prepare
+
+    with progress_bar(new_console(), f"preparing {name}") as progress:
+        if name == "shapes":
+            config = scales.base("mini", "shapes").replace(dict(planning.parse_override(text) for text in overrides))
+            assert config.dataset.shapes is not None
+            path = prepare.prepare_shapes(config.dataset.shapes, data_root, progress)
+        elif name == "nuclei":
+            if source is None:
+                raise UserError("nuclei needs its source: mpformer data prepare nuclei SRC (directory or archive)")
+            path = prepare.prepare_nuclei(source, data_root, crop, progress)
+        else:
+            prepare.check_name(name)
+            path = convert.convert(name, data_root, progress)
+    click.echo(path)
+
+
+@data.command("check")
+@click.argument("name")
+@root_options
+@click.option("--full", is_flag=True, help="Compare every file with its checksum, not the annotation files alone.")
+@json_option
+def data_check(name: str, root: Path, data_root: Path, full: bool, as_json: bool) -> int:
+    """Say what of dataset NAME is under the data root, what is missing and where to get it; open a sample."""
+    from mpformer.data import prepare
+
+    found = prepare.check(name, data_root, full)
+    if as_json:
+        print_json([{**asdict(report), "ok": report.ok} for report in found])
+    else:
+        for line in (line for report in found for line in report.lines()):
+            click.echo(line)
+    return 0 if all(report.ok for report in found) else 2
+
+
+@cli.group()
+def mlflow() -> None:
+    """Mirror runs to MLflow."""
+
+
+@mlflow.command("sync")
+@root_options
+@click.option("--uri", default=None, help="Tracking server; default: a SQLite file in the run store.")
+def mlflow_sync(root: Path, data_root: Path, uri: str | None) -> None:
+    """Bring MLflow up to the run store; can be repeated, and never disturbs training."""
+    from experiments.store.run_dir import Store
+    from experiments.tracking import sync
+
+    click.echo(sync.sync(Store(root), uri))

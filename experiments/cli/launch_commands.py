@@ -1,0 +1,277 @@
+"""``mpformer launch``, ``retry`` and ``cancel``."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from experiments.cli.console import new_console, progress_bar, warn
+from experiments.cli.group import cli
+from experiments.cli.options import place_options, plan_options, plan_request, root_options
+from mpformer.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.launch.profiles import LocalProfile, SlurmProfile
+    from experiments.status.states import RunState
+    from experiments.store.run_dir import Store
+    from experiments.suites.planning import Plan, Request
+
+
+@cli.command()
+@click.argument("suite")
+@plan_options
+@root_options
+@place_options
+@click.option("--smoke", is_flag=True, help="First one short run a row; the arrays of jobs wait until all went well.")
+@click.option("--dry-run", is_flag=True, help="Print the batch scripts; submit and write nothing.")
+@click.option("--new", is_flag=True, help="Only runs that were never begun: what failed or was stopped is left alone.")
+@click.option("--mlflow/--no-mlflow", "mirror", default=True, help="Mirror the runs to MLflow in the background.")
+@click.option(
+    "--inline", "inline_", is_flag=True, help="Execute one run (--row, --seed) in this process, for a debugger."
+)
+def launch(
+    suite: str,
+    root: Path,
+    data_root: Path,
+    on: str,
+    smoke: bool,
+    dry_run: bool,
+    new: bool,
+    mirror: bool,
+    inline_: bool,
+    **asked: Any,
+) -> int:
+    """Train, evaluate and analyse what is missing of SUITE; what is done or running is left alone."""
+    from experiments.launch import local as launching
+    from experiments.launch.profiles import SlurmProfile
+    from experiments.store.run_dir import Store
+    from experiments.suites import planning
+
+    console = new_console()
+    store = Store(root)
+    where, rest = _place(on, asked)
+    resolved = planning.make(plan_request(suite, **rest), data_root)
+    resolved = launching.only_new(resolved, store) if new else resolved
+    if dry_run:
+        return _print_scripts(resolved, store, data_root, on, where, smoke)
+    resolved = launching.fetch_weights(_with_data(resolved, data_root, console), data_root)
+    if inline_:
+        return _inline(resolved, store, data_root)
+    if isinstance(where, SlurmProfile):
+        return _submit(resolved, store, data_root, on, where, smoke)
+    if smoke:
+        raise UserError("--smoke is for jobs in a queue; give a Slurm profile: --on PROFILE")
+    width = launching.Width(where.workers or launching.fit(None, len(resolved.unique)).workers, where.threads)
+    about: dict[str, Any] = {"command": command_line(), "width": width, "notify": where.notify}
+    started = launching.launch(resolved, store, data_root, **about)
+    if mirror and started.started:
+        _mirror(root)
+    return _watch_launch(resolved, store, started, width, bool(asked["detach"]), console)
+
+
+def _place(on: str, asked: dict[str, Any]) -> tuple["LocalProfile | SlurmProfile", dict[str, Any]]:
+    """The profile with what the command line changes of it, and the options that are not about it."""
+    from experiments.launch import profiles
+
+    profile = profiles.load(on)
+    local = isinstance(profile, profiles.LocalProfile)
+    ours, others = (_LOCAL, _SLURM) if local else (_SLURM, _LOCAL)
+    wrong = next((name for name in others if name != "detach" and asked.get(name)), None)
+    if wrong is not None:
+        raise UserError(f"--{wrong.replace('_', '-')} does not apply to profile {on!r}; use {_flags(ours)}")
+    changes = {name: asked[name] for name in ours if name != "detach" and asked.get(name) is not None}
+    rest = {name: value for name, value in asked.items() if name not in (*_LOCAL, *_SLURM)}
+    return profile.model_copy(update=changes), rest
+
+
+_LOCAL = ("workers", "threads", "detach")
+
+
+_SLURM = ("parallelism", "max_array", "max_submit")
+
+
+def _flags(names: Sequence[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _print_scripts(
+    resolved: "Plan", store: "Store", data_root: Path, on: str, where: Any, smoke: bool, retry: tuple[str, ...] = ()
+) -> int:
+    from experiments.launch.profiles import SlurmProfile
+    from experiments.slurm import submission
+
+    if not isinstance(where, SlurmProfile):
+        raise UserError(f"--dry-run prints batch scripts, and profile {on!r} has none; look with: mpformer plan")
+    target = submission.Target(on, where, smoke)
+    for text in submission.scripts(resolved, store, data_root, target, retry):
+        click.echo(text)
+    return 0
+
+
+def _submit(
+    resolved: "Plan",
+    store: "Store",
+    data_root: Path,
+    on: str,
+    profile: "SlurmProfile",
+    smoke: bool,
+    retry: tuple[str, ...] = (),
+) -> int:
+    """Hand the missing runs to Slurm and say what was handed over; 1 if not everything was that could be."""
+    from experiments.slurm import submission
+
+    target = submission.Target(on, profile, smoke)
+    done = submission.launch(resolved, store, data_root, target, command=command_line(), retry=retry)
+    for run_id, reason in done.left_alone.items():
+        click.echo(f"{run_id} failed ({reason}) and would again: `mpformer retry` starts it anyway")
+    queued = [one for one in done.submissions if one.job_id]
+    for one in queued:
+        click.echo(f"  {one.job_id}  {one.stage:<8}  {len(one.runs) or 1} jobs  {one.name}")
+    if queued:
+        click.echo(f"queued {len(done.started)} runs: {done.directory}")
+        click.echo(f"nothing has to stay open; look with: mpformer status {resolved.suite.name} --watch")
+    elif not done.problem:
+        click.echo("nothing to start: every run is done, running, queued, or failed")
+    if done.left_over:
+        then = "the last job launches them" if profile.report is not False else "launch again when there is room"
+        click.echo(f"{done.left_over} runs do not fit in the queue now ({done.limit}): {then}")
+    if done.problem:
+        click.echo(f"mpformer: {done.problem}; what was not queued starts with the next launch", err=True)
+    return 1 if done.problem else 0
+
+
+def _mirror(root: Path) -> None:
+    """Start mirroring to MLflow; whatever comes of it, the launch goes on."""
+    from experiments.tracking import sync
+
+    sync.start_background_sync(root)
+
+
+def _inline(resolved: "Plan", store: "Store", data_root: Path) -> int:
+    import logging
+
+    from experiments.launch import local as launching
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    outcome = launching.inline(resolved, store, data_root, command_line())
+    click.echo(f"{resolved.unique[0].run_id}: {outcome.name} {outcome.failure_class} {outcome.detail}".rstrip())
+    return {"failed": 1, "interrupted": 130}.get(outcome.name, 0)
+
+
+def _with_data(resolved: "Plan", data_root: Path, console: "Console") -> "Plan":
+    """Prepare drawn images that are not there yet."""
+    from experiments.launch import local as launching
+
+    if not resolved.data.preparable:
+        return resolved
+    with progress_bar(console, f"preparing {resolved.dataset}") as progress:
+        return launching.prepare_data(resolved, data_root, progress)
+
+
+def _watch_launch(resolved: "Plan", store: "Store", started: Any, width: Any, detach: bool, console: "Console") -> int:
+    from experiments.launch import watching
+    from experiments.status import suite_view
+    from experiments.status.states import State
+
+    for run_id, reason in started.left_alone.items():
+        console.print(f"{run_id} failed ({reason}) and would again: `mpformer retry` starts it anyway", soft_wrap=True)
+    count = len(started.started)
+    if count:
+        workers = min(width.workers, count)
+        console.print(
+            f"launched {count} runs on {workers} workers of {width.threads} threads: {started.directory}",
+            soft_wrap=True,
+        )
+    else:
+        console.print("nothing to start: every run is done, running, or failed")
+    if detach:
+        console.print(f"they go on by themselves; look with: mpformer status {resolved.suite.name} --watch")
+        return 0
+    states = watching.follow(resolved, store, started, console)
+    for line in started.problems():
+        console.print(line, soft_wrap=True, markup=False)
+    suite_view.refresh(store.root, warn)
+    return _summary(states, State.DONE, console)
+
+
+def _summary(states: "Sequence[RunState]", done: Any, console: "Console") -> int:
+    rest = [state for state in states if state.state is not done]
+    console.print(f"{len(states) - len(rest)} of {len(states)} runs done")
+    for state in rest:
+        console.print(f"{state.run_id}: {state.label} {state.detail}", soft_wrap=True, highlight=False, markup=False)
+    return 1 if rest else 0
+
+
+@cli.command()
+@click.argument("suite")
+@plan_options
+@root_options
+@click.option("--failed", is_flag=True, required=True, help="Retry the failed runs (the only kind there is to retry).")
+@click.option("--class", "classes", multiple=True, help="Only this failure class, such as oom; may be repeated.")
+@place_options
+def retry(
+    suite: str, root: Path, data_root: Path, failed: bool, classes: tuple[str, ...], on: str, **asked: Any
+) -> int:
+    """Start the failed runs of SUITE again, those too that would fail again; earlier attempts are kept."""
+    from experiments.launch import local as launching
+    from experiments.launch.profiles import SlurmProfile
+    from experiments.store.run_dir import Store
+    from experiments.suites import planning
+
+    store = Store(root)
+    where, rest = _place(on, asked)
+    request = _as_launched(plan_request(suite, **rest), store)
+    resolved = launching.only_failed(planning.make(request, data_root), store, classes)
+    kinds = launching.failure_classes(resolved, store)
+    if isinstance(where, SlurmProfile):
+        return _submit(resolved, store, data_root, on, where, smoke=False, retry=kinds)
+    width = launching.Width(where.workers or launching.fit(None, len(resolved.unique)).workers, where.threads)
+    about: dict[str, Any] = {"command": command_line(), "width": width, "notify": where.notify}
+    started = launching.launch(resolved, store, data_root, retry=kinds, **about)
+    return _watch_launch(resolved, store, started, width, bool(asked["detach"]), new_console())
+
+
+@cli.command()
+@click.argument("suite")
+@plan_options
+@root_options
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--now", is_flag=True, help="Do not wait for checkpoints: Slurm ends running jobs too.")
+def cancel(suite: str, root: Path, data_root: Path, yes: bool, now: bool, **asked: Any) -> int:
+    """Have the running runs of SUITE checkpoint and end, and take waiting ones from the queue; launching continues."""
+    from experiments.launch import local as launching
+    from experiments.runs import cancelling
+    from experiments.store.run_dir import Store
+    from experiments.suites import planning
+
+    store = Store(root)
+    resolved = planning.make(_as_launched(plan_request(suite, **asked), store), data_root)
+    active = [state for state in launching.snapshot(resolved, store) if state.active]
+    if not active:
+        click.echo("nothing of it is running or waiting")
+        return 0
+    if not yes:
+        for state in active:
+            click.echo(f"{state.run_id}: {state.label} {state.detail}".rstrip())
+        click.confirm(f"cancel {len(active)} runs?", abort=True)
+    done = cancelling.cancel(store, active, now)
+    click.echo(f"asked {done.asked} runs to end" + (f", cancelled {len(done.jobs)} jobs in Slurm" if done.jobs else ""))
+    if done.trouble:
+        click.echo(f"mpformer: {done.trouble}: waiting jobs end when they begin; or cancel again later", err=True)
+    return 1 if done.trouble else 0
+
+
+def _as_launched(request: "Request", store: "Store") -> "Request":
+    """Fill in rows, seeds and overrides that were not given from the suite's last launch."""
+    from experiments.suites import planning
+
+    return planning.as_launched(request, store)
+
+
+def command_line() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
