@@ -2,8 +2,9 @@
 
 import contextlib
 import signal
-import threading
 from collections.abc import Iterator, Mapping
+
+from mpformer.runtime.signals import handled
 
 _SIGNALS: Mapping[int, str] = {signal.SIGTERM: "interrupted", signal.SIGUSR2: "requeued"}
 
@@ -21,16 +22,9 @@ class Noted:
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
         """Look out for them, in the main thread; Ctrl-C in the foreground is the trainer's to see to."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
         def note(number: int, _: object) -> None:
             self._seen.append(f"{_SIGNALS[number]}: {signal.Signals(number).name}")
 
-        before = {number: signal.signal(number, note) for number in _SIGNALS}
-        try:
+        with handled(dict.fromkeys(_SIGNALS, note)):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

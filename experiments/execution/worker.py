@@ -21,6 +21,7 @@ from experiments.store import claims
 from experiments.store.run_dir import RunDir, Store, read_json, write_json
 from mpformer.config.schema import Config
 from mpformer.runtime.errors import UserError
+from mpformer.runtime.signals import handled
 
 MAX_LOST = 3
 """Attempts of one launch that may die without progress before the launch leaves a run alone."""
@@ -191,11 +192,8 @@ def _passed_on(process: multiprocessing.process.BaseProcess) -> Iterator[None]:
         if process.pid is not None:
             os.kill(process.pid, number)
 
-    before = signal.signal(signal.SIGTERM, hand_on)
-    try:
+    with handled({signal.SIGTERM: hand_on}):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

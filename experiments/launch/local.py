@@ -8,10 +8,9 @@ import contextlib
 import os
 import re
 import signal
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from experiments.store.run_dir import Store, read_json, write_json
 from experiments.suites import datasets, planning, scales
 from experiments.suites.planning import Plan, PlannedRun
 from mpformer.runtime.errors import UserError
+from mpformer.runtime.signals import Handler, handled
 
 
 class Executor(Protocol):
@@ -57,7 +57,7 @@ class LocalExecutor:
         gpus = visible_gpus()
         for index, job in enumerate(jobs):
             executor.update_parameters(timeout_min=_FOREVER_MINUTES, stderr_to_stdout=True, **_gpu(gpus, index))
-            with _environment(self._threads), _signals_ignored(), _code_importable():
+            with _environment(self._threads), handled(_IGNORED), _code_importable():
                 self._jobs.append(executor.submit(work, job))
         return [str(job.job_id) for job in self._jobs]
 
@@ -83,6 +83,9 @@ def _telling(trace: str) -> str:
 
 
 _FOREVER_MINUTES = 60 * 24 * 365
+
+_IGNORED: Mapping[int, Handler] = {signal.SIGINT: signal.SIG_IGN, signal.SIGHUP: signal.SIG_IGN}
+"""Children inherit ignored signals: Ctrl-C and a closed terminal reach the launcher alone, which asks properly."""
 
 
 @dataclass(frozen=True)
@@ -292,20 +295,6 @@ def _environment(threads: int) -> Iterator[None]:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """Children inherit ignored signals: Ctrl-C and a closed terminal reach the launcher alone, which asks properly."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

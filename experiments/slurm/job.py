@@ -46,6 +46,7 @@ from experiments.store import claims
 from experiments.store.run_dir import RunDir, Store, append_json, read_json, write_json
 from mpformer.runtime.errors import RunFailure
 from mpformer.runtime.rank import place
+from mpformer.runtime.signals import handled
 
 MAX_TIMEOUTS = 1_000_000
 """For submitit's ``max_num_timeout``: how often a run may be requeued is judged here, by its progress."""
@@ -125,13 +126,8 @@ def check_code(code: Path | None) -> None:
 def _noted() -> Iterator[list[int]]:
     """Note SIGTERM and SIGUSR2 in the list instead of acting on them."""
     received: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGUSR2)
-    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
-    try:
+    with handled(dict.fromkeys((signal.SIGTERM, signal.SIGUSR2), lambda number, _: received.append(number))):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Main:

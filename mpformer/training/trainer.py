@@ -9,7 +9,6 @@ size and kernels).
 import logging
 import math
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -30,6 +29,7 @@ from mpformer.runtime import distributed, random_streams
 from mpformer.runtime.callbacks import Interrupted, TrainHooks
 from mpformer.runtime.errors import RunFailure, UserError
 from mpformer.runtime.process import peak_memory, prepare_process
+from mpformer.runtime.signals import handled
 from mpformer.training import accumulation, checkpoints, optimisation
 from mpformer.training.probes import Prober
 
@@ -387,14 +387,8 @@ def _deferred_interrupt(trainer: Trainer) -> Iterator[None]:
             raise KeyboardInterrupt
         trainer.interrupted = "Ctrl-C"
 
-    if threading.current_thread() is not threading.main_thread():
+    with handled({signal.SIGINT: note}):
         yield
-        return
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
