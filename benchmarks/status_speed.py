@@ -25,8 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from experiments.launch import local  # noqa: E402
+from experiments.store.files import write_json  # noqa: E402
 from experiments.store.journal import BatchRun, Submission, of_launch  # noqa: E402
-from experiments.store.run_dir import Store, write_json  # noqa: E402
+from experiments.store.run_dir import Store  # noqa: E402
 from experiments.suites import planning  # noqa: E402
 from experiments.suites.planning import Plan, PlannedRun  # noqa: E402
 

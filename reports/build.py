@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.status import scheduler
+from experiments.store.files import write_text
 from experiments.store.launches import queued_runs
-from experiments.store.run_dir import Store, write_text
+from experiments.store.run_dir import Store
 from experiments.suites.scales import suite_name
 from mpformer.runtime.errors import UserError, choices
 from reports import incremental, paper_numbers, run_page, why_figures

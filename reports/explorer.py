@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from experiments.store.run_dir import read_json, write_text
+from experiments.store.files import read_json, write_text
 from mpformer.runtime.errors import UserError, choices
 from reports.escape import clean
 from reports.mask_pictures import LayerMasks, picture_uri

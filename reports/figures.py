@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from experiments.store.run_dir import read_json, write_json, write_text
+from experiments.store.files import read_json, write_json, write_text
 from reports.collect import RowRuns, SuiteReport
 from reports.escape import clean, csv
 from reports.mask_pictures import Case

@@ -14,7 +14,8 @@ from typing import Any
 from markupsafe import Markup
 
 import analysis
-from experiments.store.run_dir import Store, read_json, write_json
+from experiments.store.files import read_json, write_json
+from experiments.store.run_dir import Store
 
 _LEFT_OUT = {"checkpoints", "claims", "__pycache__"}
 _RECORD = ".report.json"

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from analysis.failure_cases import Case, Mask, Step, gallery_cases
-from experiments.store.run_dir import read_json
+from experiments.store.files import read_json
 
 __all__ = ["RULE", "Case", "LayerMasks", "Step", "cases", "picture_definition", "picture_uri", "tile"]
 

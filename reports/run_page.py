@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from experiments.status import usage
-from experiments.store.run_dir import read_json
+from experiments.store.files import read_json
 from reports import caption, chart
 from reports.collect import RowRuns, SuiteReport
 from reports.escape import slug

@@ -10,8 +10,9 @@ from typing import Any
 
 from experiments.status.scheduler import NOWHERE, Placement
 from experiments.status.states import RunState, State, derive
+from experiments.store.files import read_json
 from experiments.store.identity import SCHEME
-from experiments.store.run_dir import RunDir, Store, read_json
+from experiments.store.run_dir import RunDir, Store
 
 FAILURES = {
     "oom": "out of memory",

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.launch import local
-from experiments.store.run_dir import read_json
+from experiments.store.files import read_json
 from experiments.tracking import sync
 
 OK: Literal["ok"] = "ok"

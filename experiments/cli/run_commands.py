@@ -56,7 +56,8 @@ def logs(run: str, follow: bool, attempt: int | None, job: bool, root: Path) -> 
 @_root
 def void(run: str, reason: str, root: Path) -> None:
     """Mark the results of RUN as void, visibly; the next launch does it again and keeps what was there aside."""
-    from experiments.store.run_dir import Store, write_json
+    from experiments.store.files import write_json
+    from experiments.store.run_dir import Store
 
     if not reason.strip():
         raise UserError("--reason is shown wherever the run's number was: give one")

@@ -5,7 +5,6 @@ the final weights, ``result.json`` after everything else of an evaluation.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -21,11 +20,12 @@ from typing import Any, Literal, Protocol
 from experiments.execution import provenance
 from experiments.execution.capture import captured
 from experiments.execution.signals import Noted
-from experiments.status.states import last_evaluation
 from experiments.store import claims
+from experiments.store.files import append_json, read_json, sha256, write_json
 from experiments.store.identity import eval_id as evaluation_id
 from experiments.store.identity import run_id as _run_id
-from experiments.store.run_dir import RunDir, Store, append_json, read_json, valid_result, write_json
+from experiments.store.metrics import last_evaluation
+from experiments.store.run_dir import RunDir, Store, valid_result
 from mpformer.config.schema import Config
 from mpformer.runtime.callbacks import Interrupted, TrainHooks
 from mpformer.runtime.errors import RunFailure, UserError
@@ -464,12 +464,6 @@ _CLASSES: tuple[tuple[type[BaseException], str], ...] = (
     (OSError, "disk"),
     (SystemExit, "killed"),
 )
-
-
-def sha256(path: Path) -> str:
-    """Return the checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _set_aside(run: RunDir) -> None:

@@ -18,7 +18,8 @@ from typing import Protocol
 from experiments.execution.attempt import Options, Outcome, Runner, Stage, run_attempt
 from experiments.status.states import derive, should_start
 from experiments.store import claims
-from experiments.store.run_dir import RunDir, Store, read_json, write_json
+from experiments.store.files import read_json, write_json
+from experiments.store.run_dir import RunDir, Store
 from mpformer.config.schema import Config
 from mpformer.runtime.errors import UserError
 from mpformer.runtime.signals import handled

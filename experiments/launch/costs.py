@@ -18,8 +18,9 @@ from typing import Any
 from experiments.launch import local, profiles, smoke
 from experiments.launch.profiles import LocalProfile, SlurmProfile
 from experiments.status.tables import duration
+from experiments.store.files import read_json
 from experiments.store.identity import canonical
-from experiments.store.run_dir import RunDir, Store, read_json
+from experiments.store.run_dir import RunDir, Store
 from experiments.suites import scales
 from experiments.suites.planning import Plan
 from mpformer.config.schema import Config, plain

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 from experiments.execution.attempt import Options, Outcome, Runner, run_attempt
 from experiments.execution.worker import Task, WorkerJob, work
 from experiments.status.states import RunState, State, should_start
+from experiments.store.files import read_json, write_json
 from experiments.store.launches import live_workers
-from experiments.store.run_dir import Store, read_json, write_json
+from experiments.store.run_dir import Store
 from experiments.suites import datasets, planning, scales
 from experiments.suites.planning import Plan, PlannedRun
 from mpformer.runtime.errors import UserError

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from experiments.status import scheduler
 from experiments.status.states import RunState
-from experiments.store.run_dir import Store, write_json
+from experiments.store.files import write_json
+from experiments.store.run_dir import Store
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.execution.attempt import sha256
 from experiments.store import claims
+from experiments.store.files import read_json, sha256
 from experiments.store.identity import SCHEME, run_id
-from experiments.store.run_dir import RunDir, Store, read_json, valid_result
+from experiments.store.run_dir import RunDir, Store, valid_result
 from mpformer.runtime.errors import UserError
 
 LAST = ("trained.json", "result.json")

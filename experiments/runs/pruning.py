@@ -14,8 +14,9 @@ from pathlib import Path
 
 from experiments.status import standing
 from experiments.store import claims, journal
+from experiments.store.files import read_json
 from experiments.store.launches import queued_runs
-from experiments.store.run_dir import RunDir, Store, read_json
+from experiments.store.run_dir import RunDir, Store
 
 OLD = 86400.0
 """Age in seconds from which on a file that was being written counts as left behind."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.execution.attempt import Options, Outcome, Runner, run_attempt
+from experiments.store.files import read_json, write_json
 from experiments.store.identity import eval_id, run_id
-from experiments.store.run_dir import RunDir, Store, read_json, write_json
+from experiments.store.run_dir import RunDir, Store
 from experiments.suites import datasets
 from mpformer.config.schema import Config, validate
 from mpformer.runtime.errors import UserError

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.execution.attempt import sha256
-from experiments.store.run_dir import RunDir, read_json
+from experiments.store.files import read_json, sha256
+from experiments.store.run_dir import RunDir
 from mpformer.config.schema import Config, validate
 from mpformer.runtime.errors import UserError
 

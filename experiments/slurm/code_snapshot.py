@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.execution import provenance
-from experiments.store.run_dir import Store, write_json
+from experiments.store.files import write_json
+from experiments.store.run_dir import Store
 from mpformer.runtime.errors import UserError
 
 PACKAGES = ("analysis", "mpformer", "experiments", "reports")

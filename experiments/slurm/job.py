@@ -43,7 +43,8 @@ from experiments.execution.worker import Child, Task
 from experiments.slurm.inside_job import last_words, oom_kills, requeue, said_by_slurm, seconds, time_left
 from experiments.status.states import NOT_RETRIED
 from experiments.store import claims
-from experiments.store.run_dir import RunDir, Store, append_json, read_json, write_json
+from experiments.store.files import append_json, read_json, write_json
+from experiments.store.run_dir import RunDir, Store
 from mpformer.runtime.errors import RunFailure
 from mpformer.runtime.rank import place
 from mpformer.runtime.signals import handled

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.store import claims
-from experiments.store.run_dir import RunDir, Store, read_json, write_json
+from experiments.store.files import read_json, write_json
+from experiments.store.run_dir import RunDir, Store
 
 HEARTBEAT_TIMEOUT = 180.0
 """Seconds after its last sign of life at which a launcher on another host is taken for dead."""

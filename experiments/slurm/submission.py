@@ -26,8 +26,9 @@ from experiments.slurm.limits import Limits
 from experiments.slurm.report_job import ReportJob
 from experiments.status import scheduler
 from experiments.store import journal
+from experiments.store.files import write_json
 from experiments.store.journal import BatchRun, BatchStage, Journal, Submission
-from experiments.store.run_dir import Store, write_json
+from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan, PlannedRun
 from mpformer.runtime.errors import UserError
 

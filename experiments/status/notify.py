@@ -19,7 +19,8 @@ from typing import Any
 from experiments.status import standing
 from experiments.status.states import RunState, State
 from experiments.store import claims
-from experiments.store.run_dir import Store, read_json
+from experiments.store.files import read_json
+from experiments.store.run_dir import Store
 
 STALLED = 1800.0
 """Seconds without an iteration or an evaluated image after which a running run counts as stuck."""

@@ -19,8 +19,9 @@ from types import MappingProxyType
 from typing import Any
 
 from experiments.store import journal
+from experiments.store.files import read_json, write_json
 from experiments.store.journal import Submission
-from experiments.store.run_dir import Store, read_json, write_json
+from experiments.store.run_dir import Store
 
 PATIENCE = 12.0
 """Seconds that one call may take; squeue itself gives up on a dead controller after 9."""

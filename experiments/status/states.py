@@ -5,17 +5,16 @@ a result is done whatever Slurm says. Slurm is the truth about what is to come, 
 not say so itself. Where neither knows, the state is UNKNOWN.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from experiments.status import failures, scheduler
 from experiments.status.scheduler import NEVER, NOWHERE, Job, Placement
 from experiments.store import claims
-from experiments.store.run_dir import RunDir, read_json
+from experiments.store.files import read_json
+from experiments.store.run_dir import RunDir
 
 
 class State(StrEnum):
@@ -336,47 +335,6 @@ def _untouched(run: RunDir) -> RunState:
 def progress_of(run: RunDir, number: int) -> dict[str, Any]:
     """Return the last heartbeat of an attempt: stage, iteration, max_iter, loss, eta_seconds, time."""
     content = read_json(run.attempt(number) / "progress.json") if number else None
-    return content if isinstance(content, dict) else {}
-
-
-def last_evaluation(metrics: Path, tail: int = 262144) -> dict[str, Any]:
-    """Return the last evaluation line of a ``metrics.jsonl``, looking at its last ``tail`` bytes at most."""
-    try:
-        with metrics.open("rb") as file:
-            end = file.seek(0, 2)
-            size = 4096
-            while True:
-                file.seek(max(0, end - size))
-                found = _last_of(file.read(end - max(0, end - size)), whole=size >= end)
-                if found or size >= min(end, tail):
-                    return found
-                size *= 4
-    except OSError:
-        return {}
-
-
-def _last_of(text: bytes, whole: bool) -> dict[str, Any]:
-    """The last evaluation among the lines; unless it is the whole file, the first line is cut off."""
-    for line in reversed(text.splitlines()[0 if whole else 1 :]):
-        if b'"evaluation"' in line and (parsed := _parsed(line)):
-            return parsed
-    return {}
-
-
-def evaluations(metrics: Path) -> list[dict[str, Any]]:
-    """Return every evaluation line of a ``metrics.jsonl``, oldest first."""
-    try:
-        lines = metrics.read_bytes().splitlines()
-    except OSError:
-        return []
-    return [parsed for line in lines if b'"evaluation"' in line and (parsed := _parsed(line))]
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(line)
-    except ValueError:
-        return {}
     return content if isinstance(content, dict) else {}
 
 

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from experiments.status import failures, notify, readahead, scheduler, standing, tables, usage
 from experiments.status.scheduler import Answer
 from experiments.status.standing import Standing
-from experiments.status.states import RunState, State, evaluations, last_evaluation
+from experiments.status.states import RunState, State
 from experiments.store import claims
-from experiments.store.run_dir import RunDir, Store, read_json
+from experiments.store.files import read_json
+from experiments.store.metrics import evaluations, last_evaluation
+from experiments.store.run_dir import RunDir, Store
 from mpformer.runtime.errors import choices
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from typing import Any
 from experiments.status import scheduler
 from experiments.status.scheduler import STAGES, Job
 from experiments.store import journal
+from experiments.store.files import read_json, write_json, write_text
 from experiments.store.journal import Submission
-from experiments.store.run_dir import RunDir, Store, read_json, write_json, write_text
+from experiments.store.run_dir import RunDir, Store
 
 FILE = "usage.json"
 

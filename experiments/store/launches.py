@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.store import claims
-from experiments.store.run_dir import Store, read_json
+from experiments.store.files import read_json
+from experiments.store.run_dir import Store
 
 START_SECONDS = 60.0
 """Time in which a launch's first worker is expected to appear; its runs are QUEUED meanwhile."""

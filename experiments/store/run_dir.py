@@ -4,87 +4,19 @@
 was started. Nothing here imports torch, and reading never writes.
 """
 
-import contextlib
-import json
-import math
-import os
 import time
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.store.files import is_finite, names_in, read_json, write_json
 from mpformer.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from mpformer.config.schema import Config
 
 SCHEMA = 1
-
-
-def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a file so that readers see the old or the new content, never a part; raises OSError, leaving the old.
-
-    Not ``durable``: without waiting for the disk, for what can be made again.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write plain data atomically; NaN and infinity are refused with ValueError."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Return the parsed file, or None if it is absent or damaged."""
-    try:
-        return json.loads(_content(path))
-    except (OSError, ValueError):
-        return None
-
-
-def _content(path: Path) -> bytes:
-    """The file's bytes, in as few system calls as it takes: thousands of small files are looked at at a time."""
-    descriptor = os.open(path, os.O_RDONLY)
-    parts = []
-    try:
-        while part := os.read(descriptor, 1 << 16):
-            parts.append(part)
-    finally:
-        os.close(descriptor)
-    return b"".join(parts)
-
-
-def append_json(path: Path, line: Mapping[str, Any]) -> None:
-    """Append one line of JSON in a single write."""
-    data = (json.dumps(dict(line)) + "\n").encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, data)
-    finally:
-        os.close(descriptor)
-
-
-def is_finite(value: Any) -> bool:
-    """Whether every number inside plain data is finite."""
-    if isinstance(value, Mapping):
-        return all(is_finite(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return all(is_finite(item) for item in value)
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -154,7 +86,7 @@ class RunDir:
 
     def attempts(self) -> list[int]:
         """Return the numbers of the attempts so far, ascending."""
-        return sorted(int(name) for name in _names(self.path / "attempts") if name.isdigit())
+        return sorted(int(name) for name in names_in(self.path / "attempts") if name.isdigit())
 
     def trained(self) -> dict[str, Any] | None:
         """Return ``trained.json`` if the train stage is complete."""
@@ -193,12 +125,12 @@ class Store:
 
     def runs(self) -> Iterator[RunDir]:
         """Yield every run, in the order of names."""
-        for name in sorted(_names(self.root / "runs")):
+        for name in sorted(names_in(self.root / "runs")):
             yield self.run(name)
 
     def find(self, text: str) -> RunDir:
         """Return the one run whose id is, ends with or starts with ``text``; raises UserError with the candidates."""
-        names = sorted(_names(self.root / "runs"))
+        names = sorted(names_in(self.root / "runs"))
         found = [n for n in names if n == text] or [n for n in names if n.endswith(text) or n.startswith(text)]
         if len(found) == 1:
             return self.run(found[0])
@@ -216,13 +148,6 @@ class Store:
 
     def suite_records(self) -> list[dict[str, Any]]:
         """Return the records of all launched suites."""
-        names = sorted(name for name in _names(self.root / "suites") if name.endswith(".json"))
+        names = sorted(name for name in names_in(self.root / "suites") if name.endswith(".json"))
         records = (read_json(self.root / "suites" / name) for name in names)
         return [record for record in records if isinstance(record, dict)]
-
-
-def _names(directory: Path) -> list[str]:
-    try:
-        return [name for name in os.listdir(directory) if not name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []

@@ -9,8 +9,9 @@ from typing import Any
 
 from experiments.status import standing
 from experiments.status.states import RunState
+from experiments.store.files import read_json, write_json
 from experiments.store.identity import canonical, eval_id, run_id
-from experiments.store.run_dir import Store, read_json, write_json
+from experiments.store.run_dir import Store
 from experiments.suites import datasets, scales
 from experiments.suites import rows as registry
 from experiments.suites.rows import Row, Suite

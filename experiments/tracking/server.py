@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.store.files import read_json, write_json
 from experiments.store.identity import eval_id
-from experiments.store.run_dir import RunDir, Store, read_json, write_json
+from experiments.store.run_dir import RunDir, Store
 from experiments.suites import scales
 from mpformer.config.schema import validate
 

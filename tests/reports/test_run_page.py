@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.store.run_dir import Store, write_json
+from experiments.store.files import write_json
+from experiments.store.run_dir import Store
 from experiments.suites import planning
 from experiments.suites.planning import Request
 from reports import pages, run_page

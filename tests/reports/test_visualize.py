@@ -11,7 +11,8 @@ import pytest
 
 from experiments.cli import main
 from experiments.runs import visualizing
-from experiments.store.run_dir import RunDir, write_json
+from experiments.store.files import write_json
+from experiments.store.run_dir import RunDir
 from mpformer.runtime.errors import UserError
 
 BASE, OTHER = "shapes-panoptic-m2f-s0", "shapes-panoptic-mp-every-n0.2-f0.2-s0"

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from experiments.store.run_dir import RunDir, Store, read_json
+from experiments.store.files import read_json
+from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import PlannedRun
 from tests.support import tiny_jobs
 from tests.support.tiny_jobs import Paced, client, fail_node, job, kill_attempt, lines, numbers, stages, submit, until

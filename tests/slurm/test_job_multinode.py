@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.store.run_dir import RunDir, Store, read_json
+from experiments.store.files import read_json
+from experiments.store.run_dir import RunDir, Store
 from tests.support import tiny_jobs
 from tests.support.tiny_jobs import Paced, job, lines, on_node, parent_of, stages, submit, until
 

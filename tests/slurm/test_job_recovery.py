@@ -16,9 +16,9 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from experiments.execution.attempt import sha256
 from experiments.status.states import derive
-from experiments.store.run_dir import RunDir, Store, append_json, read_json, write_json
+from experiments.store.files import append_json, read_json, sha256, write_json
+from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import PlannedRun
 from mpformer.config.schema import Config
 from mpformer.runtime.callbacks import Interrupted, TrainHooks

@@ -22,7 +22,8 @@ from experiments.launch import local as launching
 from experiments.slurm import arrays, limits, reservations, submission
 from experiments.slurm.submission import Submitted, Target, launch, recover
 from experiments.store import journal
-from experiments.store.run_dir import Store, read_json
+from experiments.store.files import read_json
+from experiments.store.run_dir import Store
 from experiments.suites import planning
 from experiments.suites.planning import Plan
 from tests.support import counting_jobs, tiny_jobs

@@ -16,8 +16,9 @@ from experiments.launch import local
 from experiments.runs import cancelling
 from experiments.status import notify, standing, usage
 from experiments.status.states import RunState, State
+from experiments.store.files import write_json
 from experiments.store.journal import BatchRun, Submission, of_launch
-from experiments.store.run_dir import Store, write_json
+from experiments.store.run_dir import Store
 from experiments.suites import planning
 from experiments.suites.planning import Plan, PlannedRun
 

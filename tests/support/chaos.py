@@ -31,7 +31,8 @@ from experiments.slurm import submission
 from experiments.slurm.submission import Target
 from experiments.status.states import State, derive
 from experiments.store import claims
-from experiments.store.run_dir import RunDir, Store, read_json
+from experiments.store.files import read_json
+from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import Plan
 from mpformer.runtime.errors import UserError
 from tests.support import tiny_jobs

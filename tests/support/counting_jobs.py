@@ -10,9 +10,9 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from experiments.execution.attempt import sha256
 from experiments.launch.profiles import SlurmProfile, parse
-from experiments.store.run_dir import Store, write_json
+from experiments.store.files import sha256, write_json
+from experiments.store.run_dir import Store
 from experiments.suites import planning
 from experiments.suites.planning import Plan, Request
 from mpformer.config.schema import Config

@@ -12,7 +12,8 @@ from typing import Any
 import cloudpickle
 
 from experiments.execution.attempt import Model
-from experiments.store.run_dir import RunDir, append_json
+from experiments.store.files import append_json
+from experiments.store.run_dir import RunDir
 from experiments.suites.planning import PlannedRun
 from mpformer.config.schema import Config
 from mpformer.runtime.callbacks import TrainHooks

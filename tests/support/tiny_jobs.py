@@ -14,7 +14,8 @@ from experiments.execution.attempt import Options, run_attempt
 from experiments.execution.worker import Task
 from experiments.launch import local
 from experiments.slurm.job import MAX_TIMEOUTS, SETUP, TEARDOWN, SlurmJob
-from experiments.store.run_dir import RunDir, Store, read_json
+from experiments.store.files import read_json
+from experiments.store.run_dir import RunDir, Store
 from experiments.suites import planning
 from experiments.suites.planning import Plan, PlannedRun, Request
 from tests.support import small_runs

@@ -14,7 +14,8 @@ from experiments.cli import main, suite_commands
 from experiments.execution import attempt
 from experiments.launch import local
 from experiments.store import claims
-from experiments.store.run_dir import RunDir, Store, read_json, write_json
+from experiments.store.files import read_json, write_json
+from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import Plan
 
 HEAVY = ("torch", "detectron2", "pandas", "mlflow", "matplotlib", "submitit", "seaborn", "cv2")

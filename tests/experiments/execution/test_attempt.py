@@ -14,8 +14,9 @@ import pytest
 
 from experiments.execution.attempt import Options, run_attempt
 from experiments.status.states import NOT_RETRIED, State, derive, should_start
+from experiments.store.files import read_json, write_json
 from experiments.store.identity import eval_id
-from experiments.store.run_dir import RunDir, Store, read_json, write_json
+from experiments.store.run_dir import RunDir, Store
 from mpformer.runtime.errors import UserError
 
 Make = Callable[..., Any]

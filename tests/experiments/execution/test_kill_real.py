@@ -17,8 +17,9 @@ from experiments.launch import local, watching
 from experiments.launch.local import Width, launch
 from experiments.status.states import State
 from experiments.store.claims import process_born
+from experiments.store.files import read_json
 from experiments.store.launches import live_workers
-from experiments.store.run_dir import RunDir, Store, read_json
+from experiments.store.run_dir import RunDir, Store
 from experiments.suites import planning
 from experiments.suites.planning import Plan, Request
 from tests.support import small_runs

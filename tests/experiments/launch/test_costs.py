@@ -7,7 +7,8 @@ import pytest
 
 from experiments.launch import costs
 from experiments.launch.costs import Place
-from experiments.store.run_dir import RunDir, Store, write_json
+from experiments.store.files import write_json
+from experiments.store.run_dir import RunDir, Store
 from experiments.suites import scales
 from experiments.suites.planning import Plan, PlannedRun
 from mpformer.runtime.errors import UserError

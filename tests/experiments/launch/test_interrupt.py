@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from experiments.status.states import State, derive
-from experiments.store.run_dir import Store, read_json
+from experiments.store.files import read_json
+from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan
 
 SCRIPT = """

@@ -16,8 +16,9 @@ from experiments.execution.worker import MAX_LOST
 from experiments.launch import local, watching
 from experiments.launch.local import Width, launch
 from experiments.status.states import State
+from experiments.store.files import read_json, write_json
 from experiments.store.launches import queued_runs
-from experiments.store.run_dir import Store, read_json, write_json
+from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan, Request, make
 from mpformer.runtime.errors import UserError
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 from experiments.cli import main
 from experiments.runs.single import read_config
+from experiments.store.files import read_json
 from experiments.store.identity import run_id
-from experiments.store.run_dir import Store, read_json
+from experiments.store.run_dir import Store
 
 YAML = """
 MODEL:

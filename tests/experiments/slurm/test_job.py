@@ -25,8 +25,9 @@ from experiments.slurm.job import MAX_DEATHS, SlurmJob
 from experiments.status.states import State, derive
 from experiments.store import claims
 from experiments.store.claims import JobStart, acquire, holder
+from experiments.store.files import read_json, write_json
 from experiments.store.identity import eval_id
-from experiments.store.run_dir import RunDir, Store, read_json, write_json
+from experiments.store.run_dir import RunDir, Store
 from mpformer.runtime.errors import RunFailure
 
 Make = Callable[..., Any]

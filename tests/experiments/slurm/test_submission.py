@@ -26,7 +26,8 @@ from experiments.slurm.job import SlurmJob
 from experiments.slurm.limits import Limits
 from experiments.slurm.submission import Target, divide
 from experiments.store import journal
-from experiments.store.run_dir import Store, read_json, write_json
+from experiments.store.files import read_json, write_json
+from experiments.store.run_dir import Store
 from experiments.suites import datasets, planning
 from experiments.suites.planning import Plan, Request
 from mpformer.runtime.errors import RunFailure, UserError

@@ -16,8 +16,9 @@ from experiments.launch import local
 from experiments.status import readahead, scheduler, standing, states, suite_view, usage
 from experiments.status.states import RunState, State, should_start
 from experiments.store import claims
+from experiments.store.files import read_json, write_json
 from experiments.store.journal import BatchRun, Submission, of_launch
-from experiments.store.run_dir import RunDir, Store, read_json, write_json
+from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import Plan
 
 LAUNCH, NAME, ARRAY = "20260101-120000-abcdef", "headline.20260101-120000-abcdef.0", "1234"

@@ -19,7 +19,8 @@ from experiments.runs import cancelling, importing, pruning, reevaluating
 from experiments.status import notify, standing, suite_view, usage
 from experiments.status.states import State
 from experiments.store import claims
-from experiments.store.run_dir import RunDir, Store, read_json, write_json
+from experiments.store.files import read_json, write_json
+from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import Plan
 from mpformer.runtime.errors import UserError
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from experiments.execution.attempt import Options, run_attempt
+from experiments.store.files import read_json
 from experiments.store.identity import eval_id, run_id
-from experiments.store.run_dir import Store, read_json
+from experiments.store.run_dir import Store
 from experiments.suites import planning, rows, scales
 from experiments.suites.planning import Plan, PlannedRun, Request
 from mpformer.config.classes import num_classes

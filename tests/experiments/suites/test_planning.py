@@ -8,7 +8,8 @@ import pytest
 
 from experiments.launch import costs
 from experiments.status.states import State
-from experiments.store.run_dir import Store, read_json
+from experiments.store.files import read_json
+from experiments.store.run_dir import Store
 from experiments.suites import planning, scales
 from experiments.suites import rows as registry
 from experiments.suites.grid import grid

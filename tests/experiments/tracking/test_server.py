@@ -25,9 +25,10 @@ from rich.console import Console
 
 from experiments.launch import local, watching
 from experiments.launch.local import Width
+from experiments.store.files import append_json, read_json
 from experiments.store.identity import eval_id
 from experiments.store.launches import live_workers
-from experiments.store.run_dir import RunDir, Store, append_json, read_json
+from experiments.store.run_dir import RunDir, Store
 from experiments.suites import planning
 from experiments.suites.planning import Plan, Request
 from experiments.tracking import server as mirror

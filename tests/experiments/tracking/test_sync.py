@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from experiments.store import claims
+from experiments.store.files import append_json, read_json, write_json
 from experiments.store.identity import eval_id
-from experiments.store.run_dir import RunDir, Store, append_json, read_json, write_json
+from experiments.store.run_dir import RunDir, Store
 from experiments.tracking import sync
 from experiments.tracking.server import History, Ledger, Mirror, Tail, checksum, places, values
 from mpformer.runtime.errors import UserError

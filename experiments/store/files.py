@@ -1,0 +1,89 @@
+"""Files as the store writes and reads them: whole or not at all, in as few system calls as it takes."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a file so that readers see the old or the new content, never a part; raises OSError, leaving the old.
+
+    Not ``durable``: without waiting for the disk, for what can be made again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain data atomically; NaN and infinity are refused with ValueError."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return the parsed file, or None if it is absent or damaged."""
+    try:
+        return json.loads(_content(path))
+    except (OSError, ValueError):
+        return None
+
+
+def _content(path: Path) -> bytes:
+    """The file's bytes, in as few system calls as it takes: thousands of small files are looked at at a time."""
+    descriptor = os.open(path, os.O_RDONLY)
+    parts = []
+    try:
+        while part := os.read(descriptor, 1 << 16):
+            parts.append(part)
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
+
+
+def append_json(path: Path, line: Mapping[str, Any]) -> None:
+    """Append one line of JSON in a single write."""
+    data = (json.dumps(dict(line)) + "\n").encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether every number inside plain data is finite."""
+    if isinstance(value, Mapping):
+        return all(is_finite(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return all(is_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def sha256(path: Path) -> str:
+    """Return the checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def names_in(directory: Path) -> list[str]:
+    """Return the names in a directory but for hidden ones, in no order; none if it is absent."""
+    try:
+        return [name for name in os.listdir(directory) if not name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
