@@ -17,7 +17,7 @@ import torch
 from mpformer.config.schema import Config
 from mpformer.data import prepare
 from mpformer.modeling.deformable_attention import _package_serves, grid_sample_kernel, package_kernel
-from mpformer.runtime.callbacks import TrainHooks
+from mpformer.runtime.callbacks import TrainCallbacks
 
 DEVICE = os.environ.get("MPFORMER_TEST_DEVICE", "cuda")
 GPUS = torch.cuda.device_count() if DEVICE == "cuda" else 2
@@ -74,8 +74,8 @@ def test_training_in_every_precision(amp: str, data_root: Path, tmp_path: Path) 
     if DEVICE == "cpu" and amp == "fp16":
         pytest.skip("half precision is for GPUs")
     losses: list[float] = []
-    hooks = TrainHooks(log=lambda line: losses.append(line["loss"]))
-    trained = train(tiny(**{"schedule.amp": amp}), tmp_path, data_root, hooks)
+    callbacks = TrainCallbacks(log=lambda line: losses.append(line["loss"]))
+    trained = train(tiny(**{"schedule.amp": amp}), tmp_path, data_root, callbacks)
     assert trained["iterations"] == 6
     assert all(math.isfinite(loss) for loss in losses)
     assert trained["peak_memory_bytes"] > 0
@@ -111,11 +111,12 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from mpformer.config.schema import validate
-from mpformer.runtime.callbacks import TrainHooks
+from mpformer.runtime.callbacks import TrainCallbacks
 from mpformer.training.trainer import train
 folder, losses = Path(sys.argv[1]), []
-hooks = TrainHooks(log=lambda line: losses.append(line["loss"]))
-trained = train(validate(json.loads((folder / "config.json").read_text())), folder / "run", Path(sys.argv[2]), hooks)
+callbacks = TrainCallbacks(log=lambda line: losses.append(line["loss"]))
+config = validate(json.loads((folder / "config.json").read_text()))
+trained = train(config, folder / "run", Path(sys.argv[2]), callbacks)
 (folder / f"trained{sys.argv[3]}.json").write_text(json.dumps({**trained, "losses": losses}))
 """
 
@@ -128,7 +129,7 @@ def test_two_gpus_train_one_run(data_root: Path, tmp_path: Path) -> None:
     config = tiny(**{"schedule.batch_size": 2})
     (tmp_path / "config.json").write_text(config.model_dump_json())
     (tmp_path / "run").mkdir()
-    shared = os.environ | {"SLURM_STEP_NUM_TASKS": "2", "MPFORMER_MEETING": str(tmp_path / "meeting.json")}
+    shared = os.environ | {"SLURM_STEP_NUM_TASKS": "2", "MPFORMER_RENDEZVOUS": str(tmp_path / "rendezvous.json")}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(data_root)]
     processes = [
         subprocess.Popen([*command, str(rank)], env=shared | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
@@ -138,6 +139,6 @@ def test_two_gpus_train_one_run(data_root: Path, tmp_path: Path) -> None:
     together = json.loads((tmp_path / "trained0.json").read_text())
     assert together["world_size"] == 2
     losses: list[float] = []
-    hooks = TrainHooks(log=lambda line: losses.append(line["loss"]))
-    train(config.replace({"runtime.accumulation": 2}), tmp_path / "alone", data_root, hooks)
+    callbacks = TrainCallbacks(log=lambda line: losses.append(line["loss"]))
+    train(config.replace({"runtime.accumulation": 2}), tmp_path / "alone", data_root, callbacks)
     assert together["losses"] == pytest.approx(losses, rel=1e-2)

@@ -340,17 +340,17 @@ def try_out(folder: str) -> None:
 def _train(folder: Path) -> dict[str, Any]:
     from experiments.suites import scales
     from mpformer.data import prepare
-    from mpformer.runtime.callbacks import TrainHooks
+    from mpformer.runtime.callbacks import TrainCallbacks
     from mpformer.training.trainer import train
 
     config = scales.base("mini", "shapes").replace(_TINY)
     assert config.dataset.shapes is not None
     prepare.prepare_shapes(config.dataset.shapes, folder / "datasets", workers=1)
     losses: list[float] = []
-    hooks = TrainHooks(progress=lambda beat: losses.append(beat["loss"]))
+    callbacks = TrainCallbacks(progress=lambda beat: losses.append(beat["loss"]))
     started = time.monotonic()
     with contextlib.redirect_stdout(sys.stderr):
-        trained = train(prepare.resolve(config, folder / "datasets"), folder / "run", folder / "datasets", hooks)
+        trained = train(prepare.resolve(config, folder / "datasets"), folder / "run", folder / "datasets", callbacks)
     needed = {name: trained[name] for name in ("iterations", "peak_memory_bytes")}
     return {**needed, "seconds": time.monotonic() - started, "loss": losses[-1]}
 

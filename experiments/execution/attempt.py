@@ -27,9 +27,9 @@ from experiments.store.identity import run_id as _run_id
 from experiments.store.metrics import last_evaluation
 from experiments.store.run_dir import RunDir, Store, valid_result
 from mpformer.config.schema import Config
-from mpformer.runtime.callbacks import Interrupted, TrainHooks
+from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
 from mpformer.runtime.errors import RunFailure, UserError
-from mpformer.runtime.rank import place
+from mpformer.runtime.rank import RENDEZVOUS, current_rank
 
 Stage = Literal["all", "train", "evaluate"]
 
@@ -42,7 +42,7 @@ RESERVE_BYTES = 65536
 class Runner(Protocol):
     """What trains and scores a model; tests put a small one in place of :class:`Model`."""
 
-    def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
+    def train(self, config: Config, directory: Path, data_root: Path, callbacks: TrainCallbacks) -> dict[str, Any]:
         """See :func:`mpformer.training.trainer.train`."""
 
     def evaluate(
@@ -54,11 +54,11 @@ class Runner(Protocol):
 class Model:
     """The real thing; torch is imported here and nowhere else in this package."""
 
-    def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
+    def train(self, config: Config, directory: Path, data_root: Path, callbacks: TrainCallbacks) -> dict[str, Any]:
         """Train ``config`` in ``directory``."""
         from mpformer.training.trainer import train
 
-        return train(config, directory, data_root, hooks)
+        return train(config, directory, data_root, callbacks)
 
     def evaluate(
         self, config: Config, weights: Path, out: Path, data_root: Path, progress: Callable[[dict[str, Any]], None]
@@ -109,7 +109,7 @@ def run_attempt(
     """
     run = Store(root).run(run_id)
     config = _checked(run, config)
-    if not place().main:
+    if not current_rank().main:
         return follow(run, config, stage, options, runner or Model())
     try:
         claim = claims.acquire(run.path / "claims", job=this_start())
@@ -142,10 +142,10 @@ def follow(run: RunDir, config: Config, stage: Stage, options: Options, runner: 
             return Outcome("skipped", detail="nothing is left to train")
         directory = run.attempt(number)
         threads = {} if options.threads is None else {"runtime.threads": options.threads}
-        with captured(directory / f"log.{place().rank}.txt", options.capture), _meeting(directory):
+        with captured(directory / f"log.{current_rank().number}.txt", options.capture), _rendezvous(directory):
             try:
-                hooks = TrainHooks(stop=stop.reason)
-                runner.train(config.replace(threads), run.path, options.data_root, hooks)
+                callbacks = TrainCallbacks(stop=stop.reason)
+                runner.train(config.replace(threads), run.path, options.data_root, callbacks)
             except Interrupted as stopped:
                 return Outcome("interrupted", "", str(stopped), number)
             except BaseException as error:
@@ -173,16 +173,16 @@ def own_attempt(run: RunDir) -> int | None:
 
 
 @contextlib.contextmanager
-def _meeting(directory: Path) -> Iterator[None]:
-    """Tell the trainer through which file the processes find each other; torchrun's variables go before."""
-    if place().size == 1 or os.environ.get("MASTER_ADDR"):
+def _rendezvous(directory: Path) -> Iterator[None]:
+    """Name the file of the rendezvous for the trainer, unless torchrun's variables are set."""
+    if current_rank().world_size == 1 or os.environ.get("MASTER_ADDR"):
         yield
         return
-    os.environ["MPFORMER_MEETING"] = str(directory / "meeting.json")
+    os.environ[RENDEZVOUS] = str(directory / "rendezvous.json")
     try:
         yield
     finally:
-        del os.environ["MPFORMER_MEETING"]
+        del os.environ[RENDEZVOUS]
 
 
 def progress_mark(run: RunDir) -> str:
@@ -324,9 +324,9 @@ class _Attempt:
     def _train(self) -> None:
         if self._weights() is not None:
             return
-        hooks = TrainHooks(log=self._log_line, confirm=self._confirm, stop=self._stop, progress=self._progress)
-        with _meeting(self.directory):
-            trained = self.runner.train(self.config, self.run.path, self.options.data_root, hooks)
+        callbacks = TrainCallbacks(log=self._log_line, confirm=self._confirm, stop=self._stop, progress=self._progress)
+        with _rendezvous(self.directory):
+            trained = self.runner.train(self.config, self.run.path, self.options.data_root, callbacks)
         self._confirm()
         write_json(self.run.path / "trained.json", trained)
         self._event("TRAINED", f"{trained.get('iterations')} iterations")

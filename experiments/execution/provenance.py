@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mpformer.runtime.rank import place
+from mpformer.runtime.rank import current_rank
 
 PACKAGES = (
     "mpformer", "torch", "torchvision", "detectron2", "numpy", "scipy", "pydantic", "submitit", "mlflow", "pycocotools",
@@ -43,7 +43,7 @@ def collect(threads: int | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages(),
         "threads": threads,
-        "world_size": place().size,
+        "world_size": current_rank().world_size,
         "job_id": job_id(),
         **execution(),
         "environment": {key: value for key, value in os.environ.items() if key in _ENVIRONMENT},

@@ -12,7 +12,7 @@ from typing import Any
 from experiments.execution.attempt import Model, Runner
 from experiments.suites import datasets
 from mpformer.config.schema import Config
-from mpformer.runtime.callbacks import TrainHooks
+from mpformer.runtime.callbacks import TrainCallbacks
 from mpformer.runtime.errors import RunFailure
 
 
@@ -24,9 +24,9 @@ class Staged:
     """Where to copy to; ``$VARIABLES`` are those of the node."""
     inner: Runner | None = None
 
-    def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
+    def train(self, config: Config, directory: Path, data_root: Path, callbacks: TrainCallbacks) -> dict[str, Any]:
         """Train from the copy."""
-        return self._runner.train(config, directory, stage(config, data_root, self.target), hooks)
+        return self._runner.train(config, directory, stage(config, data_root, self.target), callbacks)
 
     def evaluate(
         self, config: Config, weights: Path, out: Path, data_root: Path, progress: Callable[[dict[str, Any]], None]

@@ -46,7 +46,7 @@ from experiments.store import claims
 from experiments.store.files import append_json, read_json, write_json
 from experiments.store.run_dir import RunDir, Store
 from mpformer.runtime.errors import RunFailure
-from mpformer.runtime.rank import place
+from mpformer.runtime.rank import current_rank
 from mpformer.runtime.signals import handled
 
 MAX_TIMEOUTS = 1_000_000
@@ -106,7 +106,7 @@ class SlurmJob:
         """
         check_code(self.code)
         with _noted() as received:
-            return _Main(self, received).run() if place().main else _Other(self, received).run()
+            return _Main(self, received).run() if current_rank().main else _Other(self, received).run()
 
     def checkpoint(self) -> Any:
         """Return what submitit is to execute after a requeue that came before the attempt began: the same again."""
@@ -146,7 +146,7 @@ class _Main:
         try:
             return self._run()
         finally:
-            if place().size > 1:
+            if current_rank().world_size > 1:
                 write_json(main_ended(self.run_dir), {"time": time.time()})
 
     def _run(self) -> str:
@@ -257,11 +257,11 @@ class _Main:
         return [entry for entry in found if isinstance(entry, dict)]
 
     def _failed_peer(self) -> bool:
-        return place().size > 1 and bool(self._peers())
+        return current_rank().world_size > 1 and bool(self._peers())
 
     def _with_peers(self, outcome: Outcome) -> Outcome:
         """Say the cause of a failure that began in another task."""
-        if place().size == 1 or outcome.name not in ("failed", "lost") or self._complete():
+        if current_rank().world_size == 1 or outcome.name not in ("failed", "lost") or self._complete():
             return outcome
         end = time.monotonic() + 10
         while outcome.failure_class == "node" and not self._peers() and time.monotonic() < end:
@@ -347,14 +347,14 @@ class _Other:
 
     def _report(self, child: Child, attempt: int) -> None:
         """Tell the main task that this one's process failed, so that it need not wait for it."""
-        path = self.run_dir.attempt(attempt) / "ranks" / f"{place().rank}.json"
+        path = self.run_dir.attempt(attempt) / "ranks" / f"{current_rank().number}.json"
         outcome = child.outcome()
         if path.exists() or (outcome is not None and outcome.name != "failed"):
             return
         if outcome is None and child.killed_by:
             outcome = Outcome("lost", "killed", f"killed by {signal.Signals(child.killed_by).name}")
         if outcome is not None:
-            about = {"rank": place().rank, "failure_class": outcome.failure_class, "detail": outcome.detail}
+            about = {"rank": current_rank().number, "failure_class": outcome.failure_class, "detail": outcome.detail}
             write_json(path, {**about, "time": time.time()})
 
     def _leave(self) -> NoReturn:

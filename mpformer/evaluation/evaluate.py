@@ -53,7 +53,7 @@ def evaluate(
     weights that do not fit, RunFailure("nan") for outputs that are not finite, RunFailure("disk" | "data").
     """
     began = time.perf_counter()
-    device = prepare_process(config)
+    device = prepare_process(config.runtime.device, config.runtime.threads)
     model = build_model(config)
     load_weights(model, weights)
     items = validation_items(config, data_root)

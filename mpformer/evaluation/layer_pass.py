@@ -18,6 +18,7 @@ from mpformer.data.validation import GroundTruth, ValidationItem
 from mpformer.modeling.inference import crop_and_resize, infer, resize
 from mpformer.modeling.meta_arch import MPFormer
 from mpformer.modeling.outputs import DecoderOutput
+from mpformer.modeling.pixel_decoder import MASK_STRIDE
 
 _BATCH_PIXELS = 16 * 128 * 128
 _BATCH_IMAGES = 16
@@ -31,7 +32,7 @@ class ImageOutput:
     item: ValidationItem
     output: DecoderOutput
     index: int
-    """Place of the image in the batch that ``output`` is of."""
+    """Index of the image in the batch that ``output`` is of."""
     size: tuple[int, int]
     """(height, width) of the model's input without padding."""
 
@@ -93,7 +94,8 @@ class ImageOutput:
         """Class logits, mask logits (Q, h, w) and the padded input's (height, width)."""
         features = self.output.mask_features[self.index]
         masks = torch.einsum("qd,dhw->qhw", self.output.mask_embed[layer, self.index], features)
-        return self.output.logits[layer, self.index], masks, (features.shape[-2] * 4, features.shape[-1] * 4)
+        padded = (features.shape[-2] * MASK_STRIDE, features.shape[-1] * MASK_STRIDE)
+        return self.output.logits[layer, self.index], masks, padded
 
 
 @torch.no_grad()

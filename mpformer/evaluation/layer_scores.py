@@ -46,19 +46,19 @@ def _detections(
     settings: InferenceSettings, logits: Tensor, probability: Tensor, image_id: int
 ) -> list[dict[str, Any]]:
     """COCO results of one image, by falling score; detections of one query share their encoded mask."""
-    scores, queries, classes = inference._best_pairs(settings, logits)
+    scores, queries, classes = inference.best_pairs(settings, logits)
     if settings.panoptic:
         keep = torch.isin(classes, torch.tensor(sorted(settings.things), device=classes.device))
         scores, queries, classes = scores[keep], queries[keep], classes[keep]
     used = queries.unique()
-    place = torch.searchsorted(used, queries)
+    row = torch.searchsorted(used, queries)
     if len(used) < len(probability):
         probability = probability[used]
     inside = probability > 0.5
-    scores = scores * _quality(probability, inside)[place]
+    scores = scores * _quality(probability, inside)[row]
     scores, order = scores.sort(descending=True, stable=True)
     codes = encode_masks(inside.cpu().numpy())
-    lines = zip(scores.tolist(), place[order].tolist(), classes[order].tolist(), strict=True)
+    lines = zip(scores.tolist(), row[order].tolist(), classes[order].tolist(), strict=True)
     return [
         {"image_id": image_id, "category_id": category + 1, "score": score, "segmentation": codes[index]}
         for score, index, category in lines

@@ -274,9 +274,9 @@ def _pilot_part(output: DecoderOutput, targets: Targets, pilot: PilotBatch) -> P
     largest = pilot.slots // pilot.groups
     slots = [real.nonzero()[:, 0].expand(len(logits), -1) for real in pilot.real]
     rows = tuple(Rows(s, s % largest) for s in slots)
-    padding = _IGNORED if pilot.config.hide_padding else logits.shape[-1] - 1
+    padding = _IGNORED if pilot.toggles.pilot_padding == "masked" else logits.shape[-1] - 1
     classes = _class_targets(logits, targets, rows, padding)
-    first = 0 if pilot.config.layer0_supervision else 1
+    first = 0 if pilot.toggles.layer0_supervision else 1
     return Part("_pilot", first, logits, embed, rows, classes, sum(targets.counts) * pilot.groups)
 
 

@@ -53,8 +53,8 @@ class Level:
     size: tuple[int, int]
 
 
-def remade(function: Callable[[Tensor], T], inputs: Tensor) -> T:
-    """Apply a function whose inner values are made again in the backward pass instead of being kept until then."""
+def checkpointed(function: Callable[[Tensor], T], inputs: Tensor) -> T:
+    """Activation checkpointing: inner values are computed again in the backward pass, not kept until then."""
     result: T = checkpoint(function, inputs, use_reentrant=False, preserve_rng_state=False)
     return result
 
@@ -98,7 +98,7 @@ class SelfAttentionLayer(nn.Module):
 
     def forward(self, queries: Tensor, position: Tensor | None, blocked: Tensor | None) -> Tensor:
         """Refine queries (B, N, D); position (N, D) is added to queries and keys only."""
-        query, key = remade(lambda x: self.self_attn.project(_positioned(x, position), 0, 2), queries)
+        query, key = checkpointed(lambda x: self.self_attn.project(_positioned(x, position), 0, 2), queries)
         (value,) = self.self_attn.project(queries, 2, 1)
         return self.norm(queries + self.self_attn(query, key, value, blocked))
 
@@ -130,7 +130,7 @@ class FeedForwardLayer(nn.Module):
 
     def forward(self, queries: Tensor) -> Tensor:
         """Refine queries (B, N, D)."""
-        return self.norm(queries + remade(self._expand, queries))
+        return self.norm(queries + checkpointed(self._expand, queries))
 
     def _expand(self, queries: Tensor) -> Tensor:
         return self.linear2(F.relu(self.linear1(queries), inplace=True))
@@ -209,7 +209,7 @@ class MaskedAttentionDecoder(nn.Module):
         position = sine_position(size, self.settings.hidden, maps.device)
         # The layers that attend here project the same tokens: one product instead of one per layer.
         attentions = self._attentions(index)
-        keys = remade(lambda tokens: _project_for_all(attentions, tokens + position, 1), memory)
+        keys = checkpointed(lambda tokens: _project_for_all(attentions, tokens + position, 1), memory)
         values = _project_for_all(attentions, memory, 2)
         # Resizing is linear: resized features x embedding = resized (features x embedding).
         resized = _resize(mask_features.detach(), size).flatten(2)
@@ -222,7 +222,7 @@ class MaskedAttentionDecoder(nn.Module):
 
     def _predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (B, N, C+1) and mask embeddings (B, N, D) of queries (B, N, hidden)."""
-        return remade(self._heads, queries)
+        return checkpointed(self._heads, queries)
 
     def _heads(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         normed = self.decoder_norm(queries)

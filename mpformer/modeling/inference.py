@@ -58,7 +58,7 @@ def _relevant(settings: InferenceSettings, logits: Tensor) -> Tensor:
     if settings.panoptic:
         keep |= _confident(settings, logits)
     if settings.instance:
-        keep[_best_pairs(settings, logits)[1]] = True
+        keep[best_pairs(settings, logits)[1]] = True
     return keep
 
 
@@ -86,7 +86,7 @@ def instances(settings: InferenceSettings, logits: Tensor, masks: Tensor) -> Ins
 
     Sorted by falling score. Where panoptic results are wanted too only things are kept, as in Mask2Former.
     """
-    scores, queries, classes = _best_pairs(settings, logits)
+    scores, queries, classes = best_pairs(settings, logits)
     if settings.panoptic:
         keep = torch.isin(classes, torch.tensor(sorted(settings.things), device=classes.device))
         scores, queries, classes = scores[keep], queries[keep], classes[keep]
@@ -101,7 +101,7 @@ def instances(settings: InferenceSettings, logits: Tensor, masks: Tensor) -> Ins
     return result
 
 
-def _best_pairs(settings: InferenceSettings, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def best_pairs(settings: InferenceSettings, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The top (query, class) pairs by probability, never more than there are: scores, queries, classes."""
     probability = logits.softmax(-1)[:, :-1]
     count = min(settings.detections, probability.numel())

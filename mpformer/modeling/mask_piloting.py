@@ -10,7 +10,6 @@ batch; the other slots of an image are padding. True = blocked in every mask her
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,53 +22,17 @@ from mpformer.modeling.points import uniform
 Size = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class MaskPilotingConfig:
-    """The toggles of mask piloting in the form that the code below reads."""
+def group_count(toggles: Toggles, largest: int) -> int:
+    """Groups of a batch whose largest object count is ``largest`` (at least 1)."""
+    groups = toggles.mp_groups
+    return groups if isinstance(groups, int) else max(1, int(groups.removeprefix("budget-")) // largest)
 
-    guided: int | None = None
-    """Layers 0 ... guided - 1 attend through ground-truth masks; None: all."""
-    noise_ratio: float = 0.0
-    noise: Literal["point", "shift", "scale", "shift-scale"] = "point"
-    flip: float = 0.0
-    groups: int = 1
-    budget: int | None = None
-    """Slots to spend: max(1, budget // N) groups, instead of ``groups``."""
-    label_content: bool = True
-    """Content is the embedding of the label; False: one learnt vector."""
-    every_layer_content: bool = False
-    """The content is added again to the piloted queries before every later layer."""
-    hide_padding: bool = True
-    """Nothing attends to padding slots and the loss ignores them; False: as the reference has it."""
-    redraw_layers: bool = True
-    """Mask noise is drawn per layer; False: once per attention size."""
-    layer0_supervision: bool = True
 
-    @classmethod
-    def from_toggles(cls, toggles: Toggles) -> "MaskPilotingConfig":
-        """Read the toggles of a run."""
-        budget = isinstance(toggles.mp_groups, str)
-        return cls(
-            guided=_guided(toggles.guided_layers),
-            noise_ratio=toggles.point_noise,
-            noise=toggles.mask_noise,
-            flip=toggles.flip_noise,
-            groups=1 if isinstance(toggles.mp_groups, str) else toggles.mp_groups,
-            budget=int(str(toggles.mp_groups).removeprefix("budget-")) if budget else None,
-            label_content=toggles.class_embedding == "label",
-            every_layer_content=toggles.class_embedding_layers == "every",
-            hide_padding=toggles.pilot_padding == "masked",
-            redraw_layers=toggles.redraw == "layer",
-            layer0_supervision=toggles.layer0_supervision,
-        )
-
-    def groups_for(self, largest: int) -> int:
-        """Groups of a batch whose largest object count is ``largest``."""
-        return self.groups if self.budget is None else max(1, self.budget // largest)
-
-    def guides(self, layer: int) -> bool:
-        """Whether a decoder layer attends through ground-truth masks."""
-        return self.guided is None or layer < self.guided
+def is_guided(toggles: Toggles, layer: int) -> bool:
+    """Whether a decoder layer attends through ground-truth masks."""
+    if toggles.guided_layers == "every":
+        return True
+    return layer < (1 if toggles.guided_layers == "first" else int(toggles.guided_layers.removeprefix("first-")))
 
 
 @dataclass(frozen=True)
@@ -97,7 +60,7 @@ class PilotBatch:
     """(1 or B, P+Q, P+Q) bool: the row query may not read the column query."""
     layer_masks: tuple[Tensor | None, ...]
     """Per decoder layer (B, P, h*w) bool, None where a layer is not guided."""
-    config: MaskPilotingConfig
+    toggles: Toggles
 
     @property
     def slots(self) -> int:
@@ -112,14 +75,14 @@ class PilotBatch:
 
     def feed(self, layer: int, queries: Tensor) -> Tensor:
         """Add the content again to the piloted queries (B, P+Q, hidden) where the toggle asks for it."""
-        if layer == 0 or not self.config.every_layer_content:
+        if layer == 0 or self.toggles.class_embedding_layers == "first":
             return queries
         return queries + F.pad(self.content.to(queries.dtype), (0, 0, 0, queries.shape[1] - self.slots))
 
 
 @torch.compiler.disable  # shapes depend on the targets, and a generator is no graph's input
 def pilot_batch(
-    config: MaskPilotingConfig,
+    toggles: Toggles,
     targets: Targets,
     table: Tensor,
     queries: int,
@@ -136,17 +99,17 @@ def pilot_batch(
     if largest == 0:
         return None
     noise = noise or PilotNoise()
-    groups = config.groups_for(largest)
+    groups = group_count(toggles, largest)
     slots = _Slots(targets.counts, groups, table.device)
     labels = noise.labels
     if labels is None:
-        labels = flip_labels(torch.cat(targets.labels).repeat(groups), config.flip, len(table), generator)
-    content, slot_labels = _content(config, slots, labels.to(table.device), table)
+        labels = flip_labels(torch.cat(targets.labels).repeat(groups), toggles.flip_noise, len(table), generator)
+    content, slot_labels = _content(toggles, slots, labels.to(table.device), table)
     masks = noise.masks
     if masks is None:
-        masks = _layer_masks(config, targets, slots, layer_sizes, generator)
-    hidden = self_attention_mask(slots.real, groups, queries, config.hide_padding)
-    return PilotBatch(content, slots.real, groups, slot_labels, hidden, tuple(masks), config)
+        masks = _layer_masks(toggles, targets, slots, layer_sizes, generator)
+    hidden = self_attention_mask(slots.real, groups, queries, toggles.pilot_padding == "masked")
+    return PilotBatch(content, slots.real, groups, slot_labels, hidden, tuple(masks), toggles)
 
 
 class _Slots:
@@ -169,8 +132,8 @@ class _Slots:
         return placed.index_put((self.image, self.slot), values)
 
 
-def _content(config: MaskPilotingConfig, slots: _Slots, labels: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    rows = labels if config.label_content else torch.zeros_like(labels)
+def _content(toggles: Toggles, slots: _Slots, labels: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    rows = labels if toggles.class_embedding == "label" else torch.zeros_like(labels)
     return slots.place(table[rows], 0.0), slots.place(labels, 0)
 
 
@@ -190,40 +153,40 @@ def self_attention_mask(real: Tensor, groups: int, queries: int, hide_padding: b
     return mask | F.pad(~real, (0, queries))[:, None]
 
 
-def flip_labels(labels: Tensor, probability: float, classes: int, generator: torch.Generator | None) -> Tensor:
-    """Replace each label with the given probability by a uniform draw over all classes (it may come out the same)."""
-    if probability == 0:
+def flip_labels(labels: Tensor, flip_noise: float, classes: int, generator: torch.Generator | None) -> Tensor:
+    """Replace each label, with probability ``flip_noise``, by a uniform draw over all classes, its own included."""
+    if flip_noise == 0:
         return labels
     chosen, drawn = uniform((2, len(labels)), generator, labels.device)
     replacement = (drawn * classes).long().clamp(max=classes - 1)
-    return torch.where(chosen < probability, replacement, labels)
+    return torch.where(chosen < flip_noise, replacement, labels)
 
 
 def _layer_masks(
-    config: MaskPilotingConfig,
+    toggles: Toggles,
     targets: Targets,
     slots: _Slots,
     layer_sizes: Sequence[Size],
     generator: torch.Generator | None,
 ) -> list[Tensor | None]:
     objects = torch.cat(targets.masks)
-    noisy = config.noise_ratio > 0
+    noisy = toggles.point_noise > 0
     shared: dict[Size, Tensor] = {}
     clean: dict[Size, Tensor] = {}
     masks: list[Tensor | None] = []
     for layer, size in enumerate(layer_sizes):
-        if not config.guides(layer):
+        if not is_guided(toggles, layer):
             masks.append(None)
             continue
-        if size not in shared or (noisy and config.redraw_layers):
-            blocked = _noised(config, objects, slots.groups, size, clean, generator)
+        if size not in shared or (noisy and toggles.redraw == "layer"):
+            blocked = _noised(toggles, objects, slots.groups, size, clean, generator)
             shared[size] = slots.place(blocked.flatten(1), True)
         masks.append(shared[size])
     return masks
 
 
 def _noised(
-    config: MaskPilotingConfig,
+    toggles: Toggles,
     objects: Tensor,
     groups: int,
     size: Size,
@@ -231,13 +194,12 @@ def _noised(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Attention masks (groups * objects, h, w) of objects (n, H, W) at a size, with a fresh draw of the noise."""
-    ratio = config.noise_ratio
-    if ratio > 0 and config.noise != "point":
-        moved = move_masks(objects.repeat(groups, 1, 1), ratio, config.noise, generator)
+    if toggles.point_noise > 0 and toggles.mask_noise != "point":
+        moved = move_masks(objects.repeat(groups, 1, 1), toggles.point_noise, toggles.mask_noise, generator)
         return blocked_cells(moved, size)
     if size not in clean:
         clean[size] = blocked_cells(objects, size).repeat(groups, 1, 1)
-    return flip_points(clean[size], ratio, generator)
+    return flip_points(clean[size], toggles.point_noise, generator)
 
 
 def blocked_cells(masks: Tensor, size: Size) -> Tensor:
@@ -249,27 +211,27 @@ def blocked_cells(masks: Tensor, size: Size) -> Tensor:
     return F.adaptive_avg_pool2d(masks.float(), size) <= 1e-8
 
 
-def flip_points(blocked: Tensor, ratio: float, generator: torch.Generator | None) -> Tensor:
-    """Flip each cell of masks (n, h, w) with probability min(1, ratio * open cells / all cells)."""
-    if ratio == 0:
+def flip_points(blocked: Tensor, point_noise: float, generator: torch.Generator | None) -> Tensor:
+    """Flip each cell of masks (n, h, w) with probability min(1, point_noise * open cells / all cells)."""
+    if point_noise == 0:
         return blocked
-    probability = (~blocked).float().mean(dim=(1, 2), keepdim=True) * ratio
+    probability = (~blocked).float().mean(dim=(1, 2), keepdim=True) * point_noise
     return blocked ^ (uniform(blocked.shape, generator, blocked.device) < probability)
 
 
-def move_masks(masks: Tensor, ratio: float, kind: str, generator: torch.Generator | None) -> Tensor:
+def move_masks(masks: Tensor, point_noise: float, mask_noise: str, generator: torch.Generator | None) -> Tensor:
     """Shift and/or scale every mask (n, H, W) within its box's proportions (nearest pixel; True = object).
 
-    ``shift`` moves each axis by U(-1, 1) * ratio * half the box; ``scale`` resizes each axis about the box centre by
-    U(1 - ratio, 1 + ratio), at least 0.05; ``shift-scale`` does both. Ratio 0 is the identity and draws nothing.
+    With r = ``point_noise``, ``shift`` moves each axis by U(-1, 1) * r * half the box; ``scale`` resizes each axis
+    about the box centre by U(1 - r, 1 + r), at least 0.05; ``shift-scale`` does both. r = 0 draws nothing.
     """
-    if ratio == 0 or len(masks) == 0:
+    if point_noise == 0 or len(masks) == 0:
         return masks
     draws = 2 * uniform((4, len(masks)), generator, masks.device) - 1
-    shift = draws[:2] if kind in ("shift", "shift-scale") else torch.zeros_like(draws[:2])
-    scale = draws[2:] if kind in ("scale", "shift-scale") else torch.zeros_like(draws[2:])
-    rows, rows_inside = _source(masks.any(2), shift[0] * ratio, scale[0] * ratio)
-    columns, columns_inside = _source(masks.any(1), shift[1] * ratio, scale[1] * ratio)
+    shift = draws[:2] if mask_noise in ("shift", "shift-scale") else torch.zeros_like(draws[:2])
+    scale = draws[2:] if mask_noise in ("scale", "shift-scale") else torch.zeros_like(draws[2:])
+    rows, rows_inside = _source(masks.any(2), shift[0] * point_noise, scale[0] * point_noise)
+    columns, columns_inside = _source(masks.any(1), shift[1] * point_noise, scale[1] * point_noise)
     index = torch.arange(len(masks), device=masks.device)[:, None, None]
     inside = rows_inside[:, :, None] & columns_inside[:, None]
     return masks[index, rows[:, :, None], columns[:, None]] & inside
@@ -289,9 +251,3 @@ def _source(occupied: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Ten
     source = centre[:, None] + (position - (centre + shift * half)[:, None]) / (1 + scale).clamp(min=0.05)[:, None]
     index = source.round().long()
     return index.clamp(0, length - 1), (index >= 0) & (index < length)
-
-
-def _guided(value: str) -> int | None:
-    if value == "every":
-        return None
-    return 1 if value == "first" else int(value.removeprefix("first-"))

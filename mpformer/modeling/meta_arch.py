@@ -12,15 +12,15 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from mpformer.config.classes import ClassTable, class_table
-from mpformer.config.schema import Config, ModelConfig
+from mpformer.config.schema import Config, ModelConfig, Toggles
 from mpformer.modeling.backbones import build_backbone, strides_of
 from mpformer.modeling.criterion import Criterion, LossSettings, named_losses
 from mpformer.modeling.decoder import DecoderSettings, MaskedAttentionDecoder
 from mpformer.modeling.inference import InferenceSettings, infer
-from mpformer.modeling.mask_piloting import MaskPilotingConfig, PilotBatch, PilotNoise, pilot_batch
+from mpformer.modeling.mask_piloting import PilotBatch, PilotNoise, pilot_batch
 from mpformer.modeling.matcher import CostWeights
 from mpformer.modeling.outputs import DecoderOutput, Targets, padded_targets
-from mpformer.modeling.pixel_decoder import PixelDecoder, PixelDecoderSettings, PixelFeatures
+from mpformer.modeling.pixel_decoder import MASK_STRIDE, PixelDecoder, PixelDecoderSettings, PixelFeatures
 from mpformer.modeling.points import Points, PointSettings
 from mpformer.runtime.errors import UserError
 from mpformer.runtime.random_streams import generator as random_stream
@@ -52,7 +52,7 @@ class MPFormer(nn.Module):
         head: MaskFormerHead,
         criterion: Criterion,
         inference: InferenceSettings,
-        piloting: MaskPilotingConfig | None,
+        piloting: Toggles | None,
         pixel_mean: tuple[float, float, float],
         pixel_std: tuple[float, float, float],
         size_divisibility: int,
@@ -157,7 +157,7 @@ class MPFormer(nn.Module):
     ) -> list[dict[str, Any]]:
         """Turn one head's predictions into results, resized to each item's "height" and "width"."""
         masks = output.masks(layer)
-        padded = (masks.shape[-2] * 4, masks.shape[-1] * 4)
+        padded = (masks.shape[-2] * MASK_STRIDE, masks.shape[-1] * MASK_STRIDE)
         results = []
         for image, (item, size) in enumerate(zip(batched_inputs, sizes, strict=True)):
             wanted = (int(item.get("height", size[0])), int(item.get("width", size[1])))
@@ -200,13 +200,12 @@ def _parts(config: Config, num_classes: int | None, things: Iterable[int] | None
     classes = num_classes if num_classes is not None else len(_class_table(config))
     things = things if things is not None else _class_table(config).thing_indices
     backbone = build_backbone(model.backbone, model.attention_strides[0])
-    piloting = MaskPilotingConfig.from_toggles(config.toggles) if config.toggles.mp_queries else None
     return {
         "backbone": backbone,
         "head": _head(config, backbone, classes),
         "criterion": Criterion(_loss_settings(config, classes)),
         "inference": _inference_settings(config, things),
-        "piloting": piloting,
+        "piloting": config.toggles if config.toggles.mp_queries else None,
         "pixel_mean": model.pixel_mean,
         "pixel_std": model.pixel_std,
         "size_divisibility": model.size_divisibility,

@@ -1,4 +1,4 @@
-"""What a run store gives to the trainer, and how a training that was asked to stop ends. No torch here."""
+"""What the trainer calls while it trains, and how a training that was asked to stop ends. No torch here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ def _nothing(*_: Any) -> None:
 
 
 @dataclass(frozen=True)
-class TrainHooks:
+class TrainCallbacks:
     """Callbacks of one training; each defaults to doing nothing, so that a model can be trained without a run store.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Several processes train one run: how they meet, and what they say to each other.
+"""Several processes train one run: their rendezvous, sums and means over all of them, agreement on when to stop.
 
 Nothing here is needed by a single process; every function then does nothing and returns its input.
 """
@@ -18,32 +18,27 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from mpformer.runtime.errors import RunFailure, UserError
-from mpformer.runtime.rank import Place, place
-
-__all__ = ["MEETING", "Place", "agree", "barrier", "mean", "place", "process_group", "total"]
-
-MEETING = "MPFORMER_MEETING"
-"""Variable with the file through which processes find each other: rank 0 writes its address and port there."""
+from mpformer.runtime.rank import RENDEZVOUS, Rank, current_rank
 
 _PATIENCE = timedelta(minutes=10)
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[Place]:
+def process_group(device: torch.device) -> Iterator[Rank]:
     """Join the process group for the body (nccl on CUDA, gloo else); one process joins nothing.
 
-    Processes meet through the file that the variable ``MPFORMER_MEETING`` names, or by ``MASTER_ADDR`` and
-    ``MASTER_PORT`` as under torchrun. Raises UserError if neither is set, RunFailure("node") if the others do not come.
+    Their rendezvous is the file that the variable ``MPFORMER_RENDEZVOUS`` names, or ``MASTER_ADDR`` and ``MASTER_PORT``
+    as under torchrun. Raises UserError if neither is set, RunFailure("node") if the others do not come.
     """
-    here = place()
-    ours = here.size > 1 and not dist.is_initialized()
+    rank = current_rank()
+    ours = rank.world_size > 1 and not dist.is_initialized()
     if ours:
         backend = "nccl" if device.type == "cuda" else "gloo"
         with contact_lost():
-            dist.init_process_group(backend, store=_store(here), rank=here.rank, world_size=here.size)
+            dist.init_process_group(backend, store=_store(rank), rank=rank.number, world_size=rank.world_size)
     try:
         with contact_lost():
-            yield here
+            yield rank
     finally:
         if ours:
             dist.destroy_process_group()
@@ -66,38 +61,38 @@ def _lost(error: BaseException) -> str:
     return f"lost contact with another process of the run: {' '.join(str(error).split())[:200]}"
 
 
-def _store(here: Place) -> Any:
-    """Where the processes meet; None: by torch's own variables."""
-    meeting = os.environ.get(MEETING)
-    if meeting:
-        return _open(Path(meeting), here) if here.main else _join(Path(meeting), here)
+def _store(rank: Rank) -> Any:
+    """The key-value store of the rendezvous; None: torch makes one from its own variables."""
+    file = os.environ.get(RENDEZVOUS)
+    if file:
+        return _open(Path(file), rank) if rank.main else _join(Path(file), rank)
     if not os.environ.get("MASTER_ADDR"):
         raise UserError(
-            f"{here.size} processes are to train one run but do not know where to meet: set MASTER_ADDR and"
+            f"{rank.world_size} processes are to train one run but have no rendezvous: set MASTER_ADDR and"
             " MASTER_PORT (torchrun does), or launch with a profile of tasks_per_node"
         )
     return None
 
 
-def _open(meeting: Path, here: Place) -> Any:
+def _open(file: Path, rank: Rank) -> Any:
     """Listen on a port that the system picks, so that no two jobs of a node can collide, and say which."""
     host = socket.gethostname()
     # listening comes before the file says so, and waiting for the others after it
-    store = TCPStore(host, 0, here.size, True, _PATIENCE, wait_for_workers=False)
-    temporary = meeting.with_name(f".{meeting.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"host": host, "port": store.port, "size": here.size}) + "\n")
-    temporary.replace(meeting)
+    store = TCPStore(host, 0, rank.world_size, True, _PATIENCE, wait_for_workers=False)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({"host": host, "port": store.port, "size": rank.world_size}) + "\n")
+    temporary.replace(file)
     return store
 
 
-def _join(meeting: Path, here: Place) -> Any:
+def _join(file: Path, rank: Rank) -> Any:
     end = time.monotonic() + _PATIENCE.total_seconds()
-    while not meeting.exists():
+    while not file.exists():
         if time.monotonic() > end:
-            raise RunFailure("node", f"rank {here.rank} waited {_PATIENCE} for rank 0 to say where to meet")
+            raise RunFailure("node", f"rank {rank.number} waited {_PATIENCE} for rank 0 to write its address")
         time.sleep(0.2)
-    where = json.loads(meeting.read_text())
-    return TCPStore(where["host"], where["port"], here.size, False, _PATIENCE)
+    where = json.loads(file.read_text())
+    return TCPStore(where["host"], where["port"], rank.world_size, False, _PATIENCE)
 
 
 def total(values: torch.Tensor) -> torch.Tensor:

@@ -3,27 +3,30 @@
 import os
 from dataclasses import dataclass
 
+RENDEZVOUS = "MPFORMER_RENDEZVOUS"
+"""Variable with the file of the rendezvous: rank 0 writes its address and port there, the others read them."""
+
 
 @dataclass(frozen=True)
-class Place:
-    """This process among those that train one run together."""
+class Rank:
+    """This process among the ``world_size`` processes of a run; ``local`` counts those of its own node."""
 
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
+    number: int = 0
+    world_size: int = 1
+    local: int = 0
 
     @property
     def main(self) -> bool:
         """True in the one process that writes files."""
-        return self.rank == 0
+        return self.number == 0
 
 
-def place() -> Place:
-    """Read rank, size and local rank from ``RANK``/``WORLD_SIZE``/``LOCAL_RANK`` or Slurm's step variables."""
-    size = _number("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", default=1)
-    if size == 1:
-        return Place()
-    return Place(_number("RANK", "SLURM_PROCID"), size, _number("LOCAL_RANK", "SLURM_LOCALID"))
+def current_rank() -> Rank:
+    """Read the rank of this process from ``RANK``/``WORLD_SIZE``/``LOCAL_RANK`` or Slurm's step variables."""
+    world_size = _number("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", default=1)
+    if world_size == 1:
+        return Rank()
+    return Rank(_number("RANK", "SLURM_PROCID"), world_size, _number("LOCAL_RANK", "SLURM_LOCALID"))
 
 
 def _number(*names: str, default: int = 0) -> int:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from mpformer.config.schema import Config
-from mpformer.runtime.distributed import place, total
+from mpformer.runtime.distributed import total
+from mpformer.runtime.rank import current_rank
 
 _NAME = re.compile(r"loss_(ce|mask|dice)")
 
@@ -49,7 +50,7 @@ def shares(micro_batches: Sequence[Sequence[dict[str, Any]]], config: Config) ->
     if len(micro_batches) == 1:
         return [Shares()]
     numbers = total(torch.tensor([_normalisers(batch, config) for batch in micro_batches], dtype=torch.float64))
-    objects, classes = (numbers / place().size).unbind(1)
+    objects, classes = (numbers / current_rank().world_size).unbind(1)
     by_objects = objects.clamp(min=1) / objects.sum().clamp(min=1)
     by_class = classes / classes.sum()
     return [Shares(float(n), float(c), float(n)) for n, c in zip(by_objects, by_class, strict=True)]

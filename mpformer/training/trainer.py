@@ -26,14 +26,15 @@ from mpformer.data.loader import TrainBatches, train_batches
 from mpformer.modeling.meta_arch import MPFormer, build_model
 from mpformer.modeling.weights import load_weights, local_path
 from mpformer.runtime import distributed, random_streams
-from mpformer.runtime.callbacks import Interrupted, TrainHooks
+from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
 from mpformer.runtime.errors import RunFailure, UserError
 from mpformer.runtime.process import peak_memory, prepare_process
+from mpformer.runtime.rank import Rank
 from mpformer.runtime.signals import handled
 from mpformer.training import accumulation, checkpoints, optimisation
 from mpformer.training.probes import Prober
 
-__all__ = ["Interrupted", "TrainHooks", "train"]
+__all__ = ["Interrupted", "TrainCallbacks", "train"]
 
 _log = logging.getLogger(__name__)
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,34 +43,34 @@ _SCHEMA = 1
 _AGREE_EVERY = 10
 
 
-def train(config: Config, directory: Path, data_root: Path, hooks: TrainHooks | None = None) -> dict[str, Any]:
+def train(config: Config, directory: Path, data_root: Path, callbacks: TrainCallbacks | None = None) -> dict[str, Any]:
     """Train one run in `directory`, resuming from its ``checkpoints/``; returns the content of ``trained.json``.
 
     Raises:
-        Interrupted: ``hooks.stop`` gave a reason, or Ctrl-C; a checkpoint was written first.
+        Interrupted: ``callbacks.stop`` gave a reason, or Ctrl-C; a checkpoint was written first.
         RunFailure: ``nan``, ``disk``, ``oom`` or ``data``; the last sound checkpoint is kept.
     """
-    hooks = hooks or TrainHooks()
+    callbacks = callbacks or TrainCallbacks()
     _check_extra(config)
     if config.schedule.evaluation_only:
-        return _untrained(config, directory, hooks)
-    device = prepare_process(config)
-    with distributed.process_group(device) as place, _failures():
-        trainer = Trainer(config, directory, data_root, _main_only(hooks, place), device, place)
-        _check_normalisation(config, place.size)
+        return _untrained(config, directory, callbacks)
+    device = prepare_process(config.runtime.device, config.runtime.threads)
+    with distributed.process_group(device) as rank, _failures():
+        trainer = Trainer(config, directory, data_root, _main_only(callbacks, rank), device, rank)
+        _check_normalisation(config, rank.world_size)
         start = trainer.resume()
         with _deferred_interrupt(trainer):
             trainer.train(start, config.schedule.max_iter)
         return trainer.finish()
 
 
-def _untrained(config: Config, directory: Path, hooks: TrainHooks) -> dict[str, Any]:
+def _untrained(config: Config, directory: Path, callbacks: TrainCallbacks) -> dict[str, Any]:
     """Keep the initial weights as the final ones: a released model that is only scored."""
     if not config.model.init_weights:
         raise UserError("schedule.evaluation_only scores model.init_weights: give the file of a whole model there")
     with _failures():
         state = initial_model(config).state_dict()
-        path, checksum = checkpoints.Checkpoints(directory / "checkpoints", hooks.confirm).finish(state)
+        path, checksum = checkpoints.Checkpoints(directory / "checkpoints", callbacks.confirm).finish(state)
     return {
         "schema": 1,
         "iterations": 0,
@@ -87,29 +88,29 @@ class Trainer(TrainerBase):
         config: Config,
         directory: Path,
         data_root: Path,
-        hooks: TrainHooks,
+        callbacks: TrainCallbacks,
         device: torch.device,
-        place: distributed.Place,
+        rank: Rank,
     ) -> None:
         super().__init__()
         self.config, self.directory, self.data_root = config, directory, data_root
-        self.device, self.place = device, place
+        self.device, self.rank = device, rank
         self.core = initial_model(config).to(device).train()
         self.optimizer = optimisation.optimizer(self.core, config.schedule)
         self.scheduler = optimisation.scheduler(self.optimizer, config.schedule)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.schedule.amp == "fp16")
         self.model = self._parallel(self.core)
-        self.checkpoints = checkpoints.Checkpoints(directory / "checkpoints", hooks.confirm)
+        self.checkpoints = checkpoints.Checkpoints(directory / "checkpoints", callbacks.confirm)
         self.prober = Prober(config, directory, data_root)
         self.meter = Meter()
         self.batches: TrainBatches  # from `resume` on
         self.interrupted: str | None = None
         self.seconds = 0.0
-        self.register_hooks([_Schedule(), _Log(hooks), _Probe(hooks), _Save(), _Stop(hooks)])
+        self.register_hooks([_Schedule(), _Log(callbacks), _Probe(callbacks), _Save(), _Stop(callbacks)])
 
     def _parallel(self, model: nn.Module) -> nn.Module:
         model = torch.compile(model) if self.config.runtime.compile else model  # type: ignore[assignment]
-        if self.place.size == 1:
+        if self.rank.world_size == 1:
             return model
         return DistributedDataParallel(model, find_unused_parameters=True)
 
@@ -119,10 +120,10 @@ class Trainer(TrainerBase):
         start = found[0] if found else 0
         if found:
             self.restore(found[1])
-        if self.place.main:
+        if self.rank.main:
             checkpoints.cut_back(self.directory / "metrics.jsonl", start)
             self.prober.cut_back(start)
-        self.batches = train_batches(self.config, self.data_root, start, self.place.rank, self.place.size)
+        self.batches = train_batches(self.config, self.data_root, start, self.rank.number, self.rank.world_size)
         return start
 
     def snapshot(self) -> dict[str, Any]:
@@ -187,7 +188,7 @@ class Trainer(TrainerBase):
 
     def _stream(self, purpose: random_streams.Purpose, slot: int) -> torch.Generator:
         """The named stream of this iteration and micro-batch; stochastic depth follows the noise stream too."""
-        slot += self.place.rank * self.config.runtime.accumulation
+        slot += self.rank.number * self.config.runtime.accumulation
         if purpose == "noise":
             torch.manual_seed(
                 random_streams.generator(self.config.seed, "noise", self.iter, slot=slot + 2**20).initial_seed()
@@ -213,14 +214,14 @@ class Trainer(TrainerBase):
 
     def save(self) -> None:
         """Write a checkpoint of the state after the present iteration (main process only)."""
-        if self.place.main:
+        if self.rank.main:
             self.checkpoints.save(self.done, self.snapshot())
         distributed.barrier()
 
     def finish(self) -> dict[str, Any]:
         """Write the final weights and return the content of ``trained.json``."""
         path, checksum = self.directory / "checkpoints" / checkpoints.FINAL, ""
-        if self.place.main:
+        if self.rank.main:
             path, checksum = self.checkpoints.finish(self.core.state_dict())
         distributed.barrier()
         return {
@@ -230,7 +231,7 @@ class Trainer(TrainerBase):
             "peak_memory_bytes": peak_memory(self.device),
             "weights": str(path.relative_to(self.directory)),
             "weights_sha256": checksum,
-            "world_size": self.place.size,
+            "world_size": self.rank.world_size,
             "accumulation": self.config.runtime.accumulation,
             "threads": self.config.runtime.threads,
             "device": str(self.device),
@@ -243,6 +244,10 @@ class Meter:
     """Means of the losses since the last logged line; part of the checkpoint, so that resuming logs the same lines."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Start the next line."""
         self._sums: dict[str, float] = {}
         self._count = 0
         self._seconds = 0.0
@@ -258,10 +263,6 @@ class Meter:
         """Return the means as ``loss`` (their total), ``loss_ce``, … and ``seconds`` an iteration."""
         means = {name: value / max(self._count, 1) for name, value in self._sums.items()}
         return {"loss": sum(means.values()), **means, "seconds": self._seconds / max(self._count, 1)}
-
-    def clear(self) -> None:
-        """Start the next line."""
-        self.__init__()  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, for the checkpoint."""
@@ -287,8 +288,8 @@ class _Schedule(_Hook):
 class _Log(_Hook):
     """A metrics line every ``log_period`` iterations and at the end; a heartbeat every iteration."""
 
-    def __init__(self, hooks: TrainHooks) -> None:
-        self._hooks = hooks
+    def __init__(self, callbacks: TrainCallbacks) -> None:
+        self._callbacks = callbacks
 
     def after_step(self) -> None:
         t = self.trainer
@@ -297,24 +298,24 @@ class _Log(_Hook):
         beat = {"iteration": t.done, "max_iter": t.max_iter, "loss": line["loss"], "eta_seconds": left}
         if t.done % t.config.runtime.log_period == 0 or t.ends:
             rate = t.used_rate
-            self._hooks.log({"kind": "train", "iteration": t.done, **line, **rate, "time": time.time()})
+            self._callbacks.log({"kind": "train", "iteration": t.done, **line, **rate, "time": time.time()})
             t.meter.clear()
-        self._hooks.progress(beat)
+        self._callbacks.progress(beat)
 
 
 class _Probe(_Hook):
     """A quick evaluation every ``eval_period`` iterations and at the end (never with period 0)."""
 
-    def __init__(self, hooks: TrainHooks) -> None:
-        self._hooks = hooks
+    def __init__(self, callbacks: TrainCallbacks) -> None:
+        self._callbacks = callbacks
 
     def after_step(self) -> None:
         t, period = self.trainer, self.trainer.config.runtime.eval_period
-        if not period or not (t.done % period == 0 or t.ends) or not t.place.main:
+        if not period or not (t.done % period == 0 or t.ends) or not t.rank.main:
             return
         metrics = t.prober.probe(t.core, t.done)
         t.core.train()
-        self._hooks.log({"kind": "evaluation", "iteration": t.done, "metrics": metrics, "time": time.time()})
+        self._callbacks.log({"kind": "evaluation", "iteration": t.done, "metrics": metrics, "time": time.time()})
 
 
 class _Save(_Hook):
@@ -328,14 +329,14 @@ class _Save(_Hook):
 class _Stop(_Hook):
     """Polls for a reason to stop; checkpoints and raises."""
 
-    def __init__(self, hooks: TrainHooks) -> None:
-        self._hooks = hooks
+    def __init__(self, callbacks: TrainCallbacks) -> None:
+        self._callbacks = callbacks
 
     def after_step(self) -> None:
         t = self.trainer
-        if t.place.size > 1 and t.done % _AGREE_EVERY:
+        if t.rank.world_size > 1 and t.done % _AGREE_EVERY:
             return
-        reason = distributed.agree(t.interrupted or self._hooks.stop())
+        reason = distributed.agree(t.interrupted or self._callbacks.stop())
         if reason and not t.ends:
             t.save()
             raise Interrupted(reason, t.done)
@@ -374,8 +375,8 @@ def _check_normalisation(config: Config, processes: int) -> None:
         )
 
 
-def _main_only(hooks: TrainHooks, place: distributed.Place) -> TrainHooks:
-    return hooks if place.main else replace(TrainHooks(), stop=hooks.stop)
+def _main_only(callbacks: TrainCallbacks, rank: Rank) -> TrainCallbacks:
+    return callbacks if rank.main else replace(TrainCallbacks(), stop=callbacks.stop)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from experiments.store.identity import eval_id, run_id
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites import planning
 from mpformer.config.schema import Config
-from mpformer.runtime.callbacks import Interrupted, TrainHooks
+from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
 from mpformer.runtime.errors import RunFailure
 
 
@@ -35,18 +35,20 @@ class Counter:
     """SIGKILL oneself at half of the training, unless this file exists; it is then made."""
     metrics: dict[str, float] = field(default_factory=lambda: {"AP": 12.5})
 
-    def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
+    def train(self, config: Config, directory: Path, data_root: Path, callbacks: TrainCallbacks) -> dict[str, Any]:
         state = read_json(directory / "checkpoints" / "state.json") or {"iteration": 0, "weights": str(config.seed)}
         iterations = config.schedule.max_iter
         for iteration in range(state["iteration"] + 1, iterations + 1):
             digest = hashlib.sha256(f"{state['weights']}{run_id(config)}".encode()).hexdigest()
             state = {"iteration": iteration, "weights": digest}
             time.sleep(self.seconds)
-            hooks.log({"kind": "train", "iteration": iteration, "loss": 1 / iteration, "time": time.time()})
-            hooks.progress({"iteration": iteration, "max_iter": iterations, "loss": 1 / iteration, "eta_seconds": 1.0})
-            reason = hooks.stop()
+            callbacks.log({"kind": "train", "iteration": iteration, "loss": 1 / iteration, "time": time.time()})
+            callbacks.progress(
+                {"iteration": iteration, "max_iter": iterations, "loss": 1 / iteration, "eta_seconds": 1.0}
+            )
+            reason = callbacks.stop()
             if iteration % 5 == 0 or reason:
-                hooks.confirm()
+                callbacks.confirm()
                 write_json(directory / "checkpoints" / "state.json", state)
             if reason:
                 raise Interrupted(reason, iteration)

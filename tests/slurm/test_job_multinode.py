@@ -59,7 +59,7 @@ def test_four_tasks_on_two_nodes_train_as_one_process(devcluster: Callable[..., 
         "log.txt",
         *(f"log.{n}.txt" for n in (1, 2, 3)),
     }
-    assert json.loads((directory.attempt(2) / "meeting.json").read_text())["size"] == 4
+    assert json.loads((directory.attempt(2) / "rendezvous.json").read_text())["size"] == 4
     assert len([path for path in (directory.path / "claims").iterdir() if path.name.isdigit()]) == 2, (
         "the main task alone"
     )

@@ -21,7 +21,7 @@ from experiments.store.files import append_json, read_json, sha256, write_json
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import PlannedRun
 from mpformer.config.schema import Config
-from mpformer.runtime.callbacks import Interrupted, TrainHooks
+from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
 from tests.support import chaos, counting_jobs, tiny_jobs
 from tests.support.tiny_jobs import client, job, lines, stages, submit, until
 
@@ -36,17 +36,17 @@ class Stepping:
     hungry: bool = False
     """Take memory until somebody minds."""
 
-    def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
+    def train(self, config: Config, directory: Path, data_root: Path, callbacks: TrainCallbacks) -> dict[str, Any]:
         state = directory / "checkpoints" / "state.json"
         taken, process = [], str(os.getpid())
         for iteration in range((read_json(state) or {"iteration": 0})["iteration"] + 1, config.schedule.max_iter + 1):
             append_json(directory / "witness.jsonl", {"process": process, "time": time.time()})
-            hooks.log({"kind": "train", "iteration": iteration, "loss": 1 / iteration, "time": time.time()})
+            callbacks.log({"kind": "train", "iteration": iteration, "loss": 1 / iteration, "time": time.time()})
             time.sleep(self.seconds)
             taken.append(b"x" * (50 << 20) if self.hungry else b"")
-            reason = hooks.stop()
+            reason = callbacks.stop()
             if reason:
-                hooks.confirm()
+                callbacks.confirm()
                 write_json(state, {"iteration": iteration})
                 raise Interrupted(reason, iteration)
         final = directory / "checkpoints" / "final.pth"

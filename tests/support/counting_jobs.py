@@ -16,7 +16,7 @@ from experiments.store.run_dir import Store
 from experiments.suites import planning
 from experiments.suites.planning import Plan, Request
 from mpformer.config.schema import Config
-from mpformer.runtime.callbacks import TrainHooks
+from mpformer.runtime.callbacks import TrainCallbacks
 from mpformer.runtime.errors import RunFailure
 
 
@@ -30,7 +30,7 @@ class Counting:
     only: str = ""
     """Where this is given, only under directories with this in their path."""
 
-    def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
+    def train(self, config: Config, directory: Path, data_root: Path, callbacks: TrainCallbacks) -> dict[str, Any]:
         weights = directory / "checkpoints" / "final.pth"
         weights.parent.mkdir(exist_ok=True)
         with (directory / "trainings.txt").open("a") as file:

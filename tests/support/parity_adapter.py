@@ -23,7 +23,7 @@ from detectron2.structures import Instances
 
 from mpformer.modeling.criterion import Criterion
 from mpformer.modeling.inference import InferenceSettings, infer
-from mpformer.modeling.mask_piloting import PilotBatch, PilotNoise
+from mpformer.modeling.mask_piloting import PilotBatch, PilotNoise, is_guided
 from mpformer.modeling.matcher import Matching, match
 from mpformer.modeling.meta_arch import MPFormer, build_model
 from mpformer.modeling.outputs import DecoderOutput, Targets
@@ -172,7 +172,7 @@ def _noise(case: golden_io.Case, model: MPFormer) -> PilotNoise:
     layers = model.sem_seg_head.predictor.settings.layers
     masks = None
     if given is not None and model.piloting is not None:
-        masks = [given[i] if model.piloting.guides(i) else None for i in range(layers)]
+        masks = [given[i] if is_guided(model.piloting, i) else None for i in range(layers)]
     return PilotNoise(masks, golden_io.pilot_labels(case))
 
 

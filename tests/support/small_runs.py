@@ -16,7 +16,7 @@ from experiments.store.files import append_json
 from experiments.store.run_dir import RunDir
 from experiments.suites.planning import PlannedRun
 from mpformer.config.schema import Config
-from mpformer.runtime.callbacks import TrainHooks
+from mpformer.runtime.callbacks import TrainCallbacks
 
 TINY: dict[str, Any] = {
     "dataset.shapes.side": 64,
@@ -52,17 +52,17 @@ class Paced:
     later: float | None = None
     """The pause in all attempts after the first, if another one."""
 
-    def train(self, config: Config, directory: Path, data_root: Path, hooks: TrainHooks) -> dict[str, Any]:
+    def train(self, config: Config, directory: Path, data_root: Path, callbacks: TrainCallbacks) -> dict[str, Any]:
         first = len(list((directory / "attempts").iterdir())) == 1
         process = uuid.uuid4().hex
         pause = self.seconds if first or self.later is None else self.later
 
         def log(line: dict[str, Any]) -> None:
-            hooks.log(line)
+            callbacks.log(line)
             append_json(directory / "witness.jsonl", {"process": process, "time": time.time()})
             time.sleep(pause)
 
-        return Model().train(config, directory, data_root, replace(hooks, log=log))
+        return Model().train(config, directory, data_root, replace(callbacks, log=log))
 
     def evaluate(
         self, config: Config, weights: Path, out: Path, data_root: Path, progress: Callable[[dict[str, Any]], None]

@@ -213,13 +213,13 @@ class _TakenOver:
     def __init__(self, inner: Any, run: RunDir) -> None:
         self.inner, self.run = inner, run
 
-    def train(self, config: Any, directory: Path, data_root: Path, hooks: Any) -> dict[str, Any]:
+    def train(self, config: Any, directory: Path, data_root: Path, callbacks: Any) -> dict[str, Any]:
         def log(line: dict[str, Any]) -> None:
-            hooks.log(line)
+            callbacks.log(line)
             if line["iteration"] == 7:
                 (self.run.path / "claims" / "2").write_text("{}")
 
-        return self.inner.train(config, directory, data_root, replace(hooks, log=log))
+        return self.inner.train(config, directory, data_root, replace(callbacks, log=log))
 
 
 def test_an_attempt_that_lost_its_claim_writes_no_checkpoint(
@@ -269,8 +269,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 class _Hoarder:
     """A trainer that fills the disk."""
 
-    def train(self, config: Any, directory: Path, data_root: Path, hooks: Any) -> dict[str, Any]:
-        hooks.log({"kind": "train", "iteration": 1, "loss": 1.0})
+    def train(self, config: Any, directory: Path, data_root: Path, callbacks: Any) -> dict[str, Any]:
+        callbacks.log({"kind": "train", "iteration": 1, "loss": 1.0})
         _fill(directory / "big")
         return {}
 

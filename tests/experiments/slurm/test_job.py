@@ -230,8 +230,8 @@ def _until(condition: Callable[[], Any], seconds: float = 60) -> None:
 class _Deaf:
     """A trainer that never looks whether it is to stop."""
 
-    def train(self, config: Any, directory: Path, data_root: Path, hooks: Any) -> dict[str, Any]:
-        hooks.log({"kind": "train", "iteration": 1, "loss": 1.0})
+    def train(self, config: Any, directory: Path, data_root: Path, callbacks: Any) -> dict[str, Any]:
+        callbacks.log({"kind": "train", "iteration": 1, "loss": 1.0})
         time.sleep(600)
         return {}
 

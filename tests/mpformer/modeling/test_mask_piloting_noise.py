@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpformer.config.schema import Toggles
 from mpformer.modeling.mask_piloting import (
-    MaskPilotingConfig,
     PilotBatch,
     blocked_cells,
     flip_labels,
@@ -24,9 +24,9 @@ KINDS = ("point", "shift", "scale", "shift-scale")
 SIZES = [(4, 4), (8, 8), (16, 16)] * 2
 
 
-def piloted(config: MaskPilotingConfig, seed: int = 0, **targets: object) -> PilotBatch:
+def piloted(toggles: Toggles, seed: int = 0, **targets: object) -> PilotBatch:
     table = torch.randn(12, 32, generator=rng(9))
-    made = pilot_batch(config, some_targets(**targets), table, 8, SIZES, rng(seed))
+    made = pilot_batch(toggles, some_targets(**targets), table, 8, SIZES, rng(seed))
     assert made is not None
     return made
 
@@ -36,8 +36,8 @@ def test_zero_noise_is_the_identity_and_draws_nothing(kind: str) -> None:
     generator = rng()
     before = generator.get_state()
     targets = some_targets()
-    config = MaskPilotingConfig(noise=kind, noise_ratio=0.0, flip=0.0)
-    made = pilot_batch(config, targets, torch.randn(12, 32), 8, SIZES, generator)
+    toggles = Toggles(mask_noise=kind, point_noise=0.0, flip_noise=0.0)
+    made = pilot_batch(toggles, targets, torch.randn(12, 32), 8, SIZES, generator)
     assert torch.equal(generator.get_state(), before)
     for layer, size in enumerate(SIZES):
         mask = made.attention(layer, size)
@@ -49,8 +49,8 @@ def test_zero_noise_is_the_identity_and_draws_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_noise_never_inverts_a_mask_in_any_layer(kind: str) -> None:
-    clean = piloted(MaskPilotingConfig())
-    noisy = piloted(MaskPilotingConfig(noise=kind, noise_ratio=0.4))
+    clean = piloted(Toggles())
+    noisy = piloted(Toggles(mask_noise=kind, point_noise=0.4))
     for layer, size in enumerate(SIZES):
         a, b = clean.attention(layer, size)[clean.real], noisy.attention(layer, size)[noisy.real]
         assert (a == b).float().mean() > 0.75
@@ -84,22 +84,22 @@ def test_share_of_flips_agrees_with_the_public_implementation() -> None:
 
 
 def test_layers_draw_afresh_or_share_per_size() -> None:
-    afresh = piloted(MaskPilotingConfig(noise_ratio=0.4))
-    shared = piloted(MaskPilotingConfig(noise_ratio=0.4, redraw_layers=False))
+    afresh = piloted(Toggles(point_noise=0.4))
+    shared = piloted(Toggles(point_noise=0.4, redraw="once"))
     for layer in range(3):
         assert not torch.equal(afresh.layer_masks[layer], afresh.layer_masks[layer + 3])
         assert torch.equal(shared.layer_masks[layer], shared.layer_masks[layer + 3])
 
 
 def test_groups_draw_their_own_noise() -> None:
-    made = piloted(MaskPilotingConfig(noise_ratio=0.4, groups=2, hide_padding=True))
+    made = piloted(Toggles(point_noise=0.4, mp_groups=2, pilot_padding="masked"))
     first, second = made.attention(2, (16, 16)).chunk(2, dim=1)
     assert not torch.equal(first, second)
 
 
 def test_same_stream_gives_the_same_noise() -> None:
-    config = MaskPilotingConfig(noise_ratio=0.2, flip=0.5, groups=2)
-    a, b, c = piloted(config, 1), piloted(config, 1), piloted(config, 2)
+    toggles = Toggles(point_noise=0.2, flip_noise=0.5, mp_groups=2)
+    a, b, c = piloted(toggles, 1), piloted(toggles, 1), piloted(toggles, 2)
     assert torch.equal(a.labels, b.labels)
     assert all(torch.equal(x, y) for x, y in zip(a.layer_masks, b.layer_masks, strict=True))
     assert not all(torch.equal(x, y) for x, y in zip(a.layer_masks, c.layer_masks, strict=True))

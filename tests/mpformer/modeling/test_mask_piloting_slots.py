@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from mpformer.config.presets import PRESETS
 from mpformer.config.schema import Toggles
 from mpformer.modeling.mask_piloting import (
-    MaskPilotingConfig,
     PilotNoise,
     blocked_cells,
+    group_count,
     pilot_batch,
     self_attention_mask,
 )
@@ -23,7 +23,7 @@ TABLE = torch.randn(12, 32, generator=rng(9))
 
 def test_object_of_a_group_sits_in_its_slot() -> None:
     targets = some_targets((3, 1, 2))
-    made = pilot_batch(MaskPilotingConfig(groups=2), targets, TABLE, 8, SIZES, None)
+    made = pilot_batch(Toggles(mp_groups=2), targets, TABLE, 8, SIZES, None)
     assert made.slots == 6
     assert made.real.tolist() == [[True] * 6, [True, False, False] * 2, [True, True, False] * 2]
     for image, labels in enumerate(targets.labels):
@@ -35,16 +35,16 @@ def test_object_of_a_group_sits_in_its_slot() -> None:
 
 @pytest.mark.parametrize(("budget", "largest", "groups"), [(100, 7, 14), (10, 7, 1), (3, 7, 1), (14, 7, 2)])
 def test_query_budget_becomes_groups(budget: int, largest: int, groups: int) -> None:
-    config = MaskPilotingConfig.from_toggles(Toggles(mp_queries=True, mp_groups=f"budget-{budget}"))
-    assert config.groups_for(largest) == groups
+    toggles = Toggles(mp_groups=f"budget-{budget}")
+    assert group_count(toggles, largest) == groups
 
 
 @pytest.mark.parametrize(
     ("value", "guided"), [("first", [0]), ("first-2", [0, 1]), ("first-9", [0, 1, 2]), ("every", [0, 1, 2])]
 )
 def test_guided_layers(value: str, guided: list[int]) -> None:
-    config = MaskPilotingConfig.from_toggles(Toggles(mp_queries=True, guided_layers=value))
-    made = pilot_batch(config, some_targets(), TABLE, 8, SIZES, None)
+    toggles = Toggles(guided_layers=value)
+    made = pilot_batch(toggles, some_targets(), TABLE, 8, SIZES, None)
     assert [i for i in range(3) if made.attention(i, SIZES[i]) is not None] == guided
 
 
@@ -68,15 +68,15 @@ def test_who_may_read_whom(counts: list[int], groups: int, hide: bool) -> None:
 
 
 def test_one_learnt_vector_fills_every_real_slot() -> None:
-    config = MaskPilotingConfig(label_content=False)
-    made = pilot_batch(config, some_targets(), TABLE[:1], 8, SIZES, None)
+    toggles = Toggles(class_embedding="learnt")
+    made = pilot_batch(toggles, some_targets(), TABLE[:1], 8, SIZES, None)
     assert made.content[made.real].eq(TABLE[0]).all()
 
 
 def test_content_is_fed_once_or_in_every_layer() -> None:
     queries = torch.zeros(2, 3 + 8, 32)
-    once = pilot_batch(MaskPilotingConfig(), some_targets(), TABLE, 8, SIZES, None)
-    every = pilot_batch(MaskPilotingConfig(every_layer_content=True), some_targets(), TABLE, 8, SIZES, None)
+    once = pilot_batch(Toggles(), some_targets(), TABLE, 8, SIZES, None)
+    every = pilot_batch(Toggles(class_embedding_layers="every"), some_targets(), TABLE, 8, SIZES, None)
     assert torch.equal(once.feed(1, queries), queries)
     assert torch.equal(every.feed(0, queries), queries)
     assert torch.equal(every.feed(1, queries)[:, :3], every.content)
@@ -84,7 +84,7 @@ def test_content_is_fed_once_or_in_every_layer() -> None:
 
 
 def test_a_batch_without_objects_has_no_piloted_part() -> None:
-    budget = MaskPilotingConfig(budget=100)
+    budget = Toggles(mp_groups="budget-100")
     assert pilot_batch(budget, some_targets((0, 0)), TABLE, 8, SIZES, None) is None
 
 
@@ -93,8 +93,8 @@ def test_given_noise_replaces_every_draw() -> None:
     before = generator.get_state()
     masks = [torch.rand(2, 3, h * w) > 0.5 for h, w in SIZES]
     noise = PilotNoise(masks, torch.tensor([4, 3, 2, 1]))
-    config = MaskPilotingConfig(noise_ratio=0.4, flip=0.5)
-    made = pilot_batch(config, some_targets(), TABLE, 8, SIZES, generator, noise)
+    toggles = Toggles(point_noise=0.4, flip_noise=0.5)
+    made = pilot_batch(toggles, some_targets(), TABLE, 8, SIZES, generator, noise)
     assert made.labels.tolist() == [[4, 3, 2], [1, 0, 0]]
     assert all(made.attention(i, SIZES[i]) is masks[i] for i in range(3))
     assert torch.equal(generator.get_state(), before)

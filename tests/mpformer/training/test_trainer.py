@@ -22,8 +22,9 @@ from mpformer.config.schema import (
     ShapesConfig,
     Toggles,
 )
-from mpformer.runtime.callbacks import Interrupted, TrainHooks
+from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
 from mpformer.runtime.errors import RunFailure, UserError
+from mpformer.runtime.rank import Rank
 from mpformer.training import trainer as training
 from mpformer.training.checkpoints import Checkpoints
 from mpformer.training.trainer import train
@@ -66,12 +67,12 @@ def whole(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def logging_to(directory: Path, **others: Any) -> TrainHooks:
+def logging_to(directory: Path, **others: Any) -> TrainCallbacks:
     def log(line: dict[str, Any]) -> None:
         with (directory / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    return TrainHooks(log=log, **others)
+    return TrainCallbacks(log=log, **others)
 
 
 def stop_at(iteration: int) -> Callable[[], str | None]:
@@ -157,9 +158,7 @@ def test_probes_and_logging_do_not_touch_the_weights(whole: Path, data_root: Pat
 
 def gradients(config: Config, data_root: Path, tmp_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Gradients and losses of the first iteration, with points that do not depend on the cut of the batch."""
-    trainer = training.Trainer(
-        config, tmp_path, data_root, TrainHooks(), torch.device("cpu"), training.distributed.Place()
-    )
+    trainer = training.Trainer(config, tmp_path, data_root, TrainCallbacks(), torch.device("cpu"), Rank())
     trainer.resume()
     trainer.iter = 0
     seen: dict[str, float] = {}
@@ -252,7 +251,7 @@ def test_lost_claim_stops_before_the_rename(data_root: Path, tmp_path: Path) -> 
         raise RuntimeError("the claim is lost")
 
     with pytest.raises(RuntimeError, match="claim is lost"):
-        train(CONFIG, tmp_path, data_root, TrainHooks(confirm=confirm))
+        train(CONFIG, tmp_path, data_root, TrainCallbacks(confirm=confirm))
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -265,7 +264,7 @@ def test_ctrl_c_finishes_the_iteration_and_checkpoints(data_root: Path, tmp_path
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match=r"iteration 2: Ctrl-C"):
-        train(CONFIG, tmp_path, data_root, TrainHooks(progress=interrupt))
+        train(CONFIG, tmp_path, data_root, TrainCallbacks(progress=interrupt))
     assert signal.getsignal(signal.SIGINT) is before
     kept = Checkpoints(tmp_path / "checkpoints").load()
     assert kept is not None
@@ -285,7 +284,7 @@ def test_mixed_precision_trains_and_resumes(data_root: Path, tmp_path: Path) -> 
     config = CONFIG.replace({"schedule.amp": "bf16", "runtime.eval_period": 0, "schedule.max_iter": 4})
     whole = train(config, tmp_path / "a", data_root)
     with pytest.raises(Interrupted):
-        train(config, tmp_path / "b", data_root, TrainHooks(stop=stop_at(2)))
+        train(config, tmp_path / "b", data_root, TrainCallbacks(stop=stop_at(2)))
     assert train(config, tmp_path / "b", data_root)["weights_sha256"] == whole["weights_sha256"]
 
 
@@ -296,7 +295,7 @@ def test_swin_with_stochastic_depth_resumes_exactly(data_root: Path, tmp_path: P
     ).replace({"model.size_divisibility": 32})
     whole = train(config, tmp_path / "a", data_root)
     with pytest.raises(Interrupted):
-        train(config, tmp_path / "b", data_root, TrainHooks(stop=stop_at(3)))
+        train(config, tmp_path / "b", data_root, TrainCallbacks(stop=stop_at(3)))
     assert train(config, tmp_path / "b", data_root)["weights_sha256"] == whole["weights_sha256"]
 
 

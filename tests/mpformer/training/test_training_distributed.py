@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mpformer.runtime import distributed
-from mpformer.runtime.distributed import Place, place
 from mpformer.runtime.errors import UserError
+from mpformer.runtime.rank import Rank, current_rank
 
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
@@ -23,27 +23,27 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_process_is_the_default() -> None:
-    assert place() == Place(0, 1, 0)
-    assert place().main
+    assert current_rank() == Rank(0, 1, 0)
+    assert current_rank().main
     assert distributed.agree("why") == "why"
 
 
 def test_torchrun_and_slurm_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert place() == Place(3, 4, 1)
+    assert current_rank() == Rank(3, 4, 1)
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert place() == Place(1, 2, 0)
+    assert current_rank() == Rank(1, 2, 0)
 
 
 def test_an_allocation_without_a_step_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "8")  # salloc: the shell is not one of eight tasks
-    assert place() == Place()
+    assert current_rank() == Rank()
 
 
-def test_processes_that_do_not_know_where_to_meet_are_told_how(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MASTER_ADDR", "MPFORMER_MEETING"):
+def test_processes_without_a_rendezvous_get_one_line_that_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MPFORMER_RENDEZVOUS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(UserError, match="MASTER_ADDR"), distributed.process_group(torch.device("cpu")):
@@ -55,9 +55,9 @@ import os, sys, torch
 from mpformer.runtime.distributed import process_group, total
 from mpformer.runtime.errors import RunFailure
 try:
-    with process_group(torch.device("cpu")) as place:
-        print(int(total(torch.tensor(place.rank + 1))), flush=True)
-        if place.rank == 1:
+    with process_group(torch.device("cpu")) as rank:
+        print(int(total(torch.tensor(rank.number + 1))), flush=True)
+        if rank.number == 1:
             os._exit(9)
         total(torch.tensor(1))
 except RunFailure as failure:
@@ -67,8 +67,8 @@ except RunFailure as failure:
 
 def test_processes_meet_through_a_file_and_notice_the_death_of_another(tmp_path: Path) -> None:
     """Slurm's variables, a port that the system picks; rank 0 says where it listens, whoever comes first."""
-    meeting = tmp_path / "meeting.json"
-    shared = os.environ | {"SLURM_STEP_NUM_TASKS": "2", "MPFORMER_MEETING": str(meeting)}
+    file = tmp_path / "rendezvous.json"
+    shared = os.environ | {"SLURM_STEP_NUM_TASKS": "2", "MPFORMER_RENDEZVOUS": str(file)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", MEET], env=shared | {"SLURM_PROCID": str(rank)}, stdout=subprocess.PIPE, text=True
@@ -77,19 +77,19 @@ def test_processes_meet_through_a_file_and_notice_the_death_of_another(tmp_path:
     ]
     said = [process.communicate(timeout=120)[0].split() for process in processes]
     assert said == [["3"], ["3", "node"]]
-    assert json.loads(meeting.read_text())["port"] > 1024
+    assert json.loads(file.read_text())["port"] > 1024
 
 
 PROGRAM = """
 import json, sys
 from pathlib import Path
 from mpformer.config.schema import validate
-from mpformer.runtime.callbacks import TrainHooks
+from mpformer.runtime.callbacks import TrainCallbacks
 from mpformer.training.trainer import train
 config = validate(json.loads(Path(sys.argv[1]).read_text()))
 directory = Path(sys.argv[2])
 log = lambda line: (directory / "metrics.jsonl").open("a").write(json.dumps(line) + "\\n")
-(directory / f"trained{sys.argv[4]}.json").write_text(json.dumps(train(config, directory, Path(sys.argv[3]), TrainHooks(log=log))))
+(directory / f"trained{sys.argv[4]}.json").write_text(json.dumps(train(config, directory, Path(sys.argv[3]), TrainCallbacks(log=log))))
 """  # noqa: E501
 
 
@@ -101,7 +101,7 @@ def test_two_processes_train_one_run(shapes_root: Path, shapes_config: object, t
                           "norm": "GN"}}  # fmt: skip
     config = shapes_config.replace({f"model.{k}": v for k, v in small.items()})  # type: ignore[attr-defined]
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    environment = os.environ | {"WORLD_SIZE": "2", "MPFORMER_MEETING": str(tmp_path / "meeting.json")}
+    environment = os.environ | {"WORLD_SIZE": "2", "MPFORMER_RENDEZVOUS": str(tmp_path / "rendezvous.json")}
     arguments = [sys.executable, "-c", PROGRAM, str(tmp_path / "config.json"), str(tmp_path), str(shapes_root)]
     processes = [
         subprocess.Popen([*arguments, str(rank)], env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
