@@ -23,8 +23,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # -qq: errors only; warnings of a local pip configuration would bury the five lines below
 INSTALL := $(PIP) install -qq --no-build-isolation --require-hashes
 LOCKS := $(sort $(wildcard locks/*.lock))
-# One stamp for each content of the locks, so that neither a checkout nor a touched file installs again.
-STAMP := .venv/.setup-$(DETECTRON2)-$(KERNEL)-$(shell cat $(LOCKS) | sha256sum | cut -c1-12)
+# One stamp for each content of the locks and of pyproject.toml (commands are entry points of the installed package), so
+# that neither a checkout nor a touched file installs again.
+STAMP := .venv/.setup-$(DETECTRON2)-$(KERNEL)-$(shell cat $(LOCKS) pyproject.toml | sha256sum | cut -c1-12)
 
 .PHONY: help setup demo test lint test-gpu clean clean-all
 

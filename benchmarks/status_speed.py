@@ -43,6 +43,7 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f}, median of {repeats}; wall seconds, processor seconds in brackets")
     with tempfile.TemporaryDirectory() as folder:
         line("start of the command (--version)", ["--version"], Path(folder), repeats)
+        line("list of the suites", ["suites"], Path(folder), repeats)
         where = ["--root", f"{folder}/none", "--data-root", f"{folder}/data"]
         line("plan of 1,000 runs", ["plan", "components", "--seeds", "0-199", *where], Path(folder), repeats)
         for size in SIZES:

@@ -10,6 +10,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from experiments.execution.attempt import Outcome
+
 
 def new_console() -> "Console":
     from rich.console import Console
@@ -19,6 +21,12 @@ def new_console() -> "Console":
 
 def print_json(content: Any) -> None:
     click.echo(json.dumps(content, indent=1))
+
+
+def print_outcome(what: object, outcome: "Outcome") -> int:
+    """Say how an attempt ended; returns the command's exit code."""
+    click.echo(f"{what}: {outcome.name} {outcome.failure_class} {outcome.detail}".rstrip())
+    return {"failed": 1, "interrupted": 130}.get(outcome.name, 0)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import click
 
 from experiments.cli.console import new_console, print_json, progress_bar
 from experiments.cli.group import cli
-from experiments.cli.options import json_option, root_options
+from experiments.cli.options import data_root_option, json_option, root_option
 from mpformer.runtime.errors import UserError
 
 
@@ -22,10 +22,8 @@ def data() -> None:
 @click.argument("source", required=False, type=click.Path(path_type=Path))
 @click.option("--crop", type=click.IntRange(32), default=128, show_default=True, help="Side of the crops of nuclei.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="dataset.shapes.… for shapes.")
-@root_options
-def data_prepare(
-    name: str, source: Path | None, crop: int, overrides: Sequence[str], root: Path, data_root: Path
-) -> None:
+@data_root_option
+def data_prepare(name: str, source: Path | None, crop: int, overrides: Sequence[str], data_root: Path) -> None:
     """Write dataset NAME (shapes; nuclei from SOURCE) under the data root, or convert a release that lies there
     (coco, ade20k, cityscapes); what is done is left alone, what was interrupted goes on."""
     from experiments.suites import planning, scales
@@ -48,10 +46,10 @@ def data_prepare(
 
 @data.command("check")
 @click.argument("name")
-@root_options
+@data_root_option
 @click.option("--full", is_flag=True, help="Compare every file with its checksum, not the annotation files alone.")
 @json_option
-def data_check(name: str, root: Path, data_root: Path, full: bool, as_json: bool) -> int:
+def data_check(name: str, data_root: Path, full: bool, as_json: bool) -> int:
     """Say what of dataset NAME is under the data root, what is missing and where to get it; open a sample."""
     from mpformer.data import prepare
 
@@ -70,9 +68,9 @@ def mlflow() -> None:
 
 
 @mlflow.command("sync")
-@root_options
+@root_option
 @click.option("--uri", default=None, help="Tracking server; default: a SQLite file in the run store.")
-def mlflow_sync(root: Path, data_root: Path, uri: str | None) -> None:
+def mlflow_sync(root: Path, uri: str | None) -> None:
     """Bring MLflow up to the run store; can be repeated, and never disturbs training."""
     from experiments.store.run_dir import Store
     from experiments.tracking import sync

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from experiments.cli.console import new_console, progress_bar, warn
+from experiments.cli.console import new_console, print_outcome, progress_bar, warn
 from experiments.cli.group import cli
-from experiments.cli.options import place_options, plan_options, plan_request, root_options
+from experiments.cli.options import (
+    LOCAL_OPTIONS,
+    SLURM_OPTIONS,
+    execution_options,
+    plan_options,
+    plan_request,
+    root_options,
+    yes_option,
+)
 from mpformer.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,14 +27,14 @@ if TYPE_CHECKING:
     from experiments.launch.profiles import LocalProfile, SlurmProfile
     from experiments.status.states import RunState
     from experiments.store.run_dir import Store
-    from experiments.suites.planning import Plan, Request
+    from experiments.suites.planning import Plan
 
 
 @cli.command()
 @click.argument("suite")
 @plan_options
 @root_options
-@place_options
+@execution_options
 @click.option("--smoke", is_flag=True, help="First one short run a row; the arrays of jobs wait until all went well.")
 @click.option("--dry-run", is_flag=True, help="Print the batch scripts; submit and write nothing.")
 @click.option("--new", is_flag=True, help="Only runs that were never begun: what failed or was stopped is left alone.")
@@ -66,12 +74,7 @@ def launch(
         return _submit(resolved, store, data_root, on, where, smoke)
     if smoke:
         raise UserError("--smoke is for jobs in a queue; give a Slurm profile: --on PROFILE")
-    width = launching.Width(where.workers or launching.fit(None, len(resolved.unique)).workers, where.threads)
-    about: dict[str, Any] = {"command": command_line(), "width": width, "notify": where.notify}
-    started = launching.launch(resolved, store, data_root, **about)
-    if mirror and started.started:
-        _mirror(root)
-    return _watch_launch(resolved, store, started, width, bool(asked["detach"]), console)
+    return _start_here(resolved, store, data_root, where, bool(asked["detach"]), mirror=mirror)
 
 
 def _place(on: str, asked: dict[str, Any]) -> tuple["LocalProfile | SlurmProfile", dict[str, Any]]:
@@ -80,19 +83,13 @@ def _place(on: str, asked: dict[str, Any]) -> tuple["LocalProfile | SlurmProfile
 
     profile = profiles.load(on)
     local = isinstance(profile, profiles.LocalProfile)
-    ours, others = (_LOCAL, _SLURM) if local else (_SLURM, _LOCAL)
+    ours, others = (LOCAL_OPTIONS, SLURM_OPTIONS) if local else (SLURM_OPTIONS, LOCAL_OPTIONS)
     wrong = next((name for name in others if name != "detach" and asked.get(name)), None)
     if wrong is not None:
         raise UserError(f"--{wrong.replace('_', '-')} does not apply to profile {on!r}; use {_flags(ours)}")
     changes = {name: asked[name] for name in ours if name != "detach" and asked.get(name) is not None}
-    rest = {name: value for name, value in asked.items() if name not in (*_LOCAL, *_SLURM)}
+    rest = {name: value for name, value in asked.items() if name not in (*LOCAL_OPTIONS, *SLURM_OPTIONS)}
     return profile.model_copy(update=changes), rest
-
-
-_LOCAL = ("workers", "threads", "detach")
-
-
-_SLURM = ("parallelism", "max_array", "max_submit")
 
 
 def _flags(names: Sequence[str]) -> str:
@@ -145,6 +142,26 @@ def _submit(
     return 1 if done.problem else 0
 
 
+def _start_here(
+    resolved: "Plan",
+    store: "Store",
+    data_root: Path,
+    profile: "LocalProfile",
+    detach: bool,
+    retry: tuple[str, ...] = (),
+    mirror: bool = False,
+) -> int:
+    """Start the missing runs on this machine and follow them, unless ``detach``; 1 if not all of them are done then."""
+    from experiments.launch import local as launching
+
+    width = launching.Width(profile.workers or launching.fit(None, len(resolved.unique)).workers, profile.threads)
+    about: dict[str, Any] = {"command": command_line(), "width": width, "notify": profile.notify}
+    started = launching.launch(resolved, store, data_root, retry=retry, **about)
+    if mirror and started.started:
+        _mirror(store.root)
+    return _watch_launch(resolved, store, started, width, detach, new_console())
+
+
 def _mirror(root: Path) -> None:
     """Start mirroring to MLflow; whatever comes of it, the launch goes on."""
     from experiments.tracking import sync
@@ -159,8 +176,7 @@ def _inline(resolved: "Plan", store: "Store", data_root: Path) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     outcome = launching.inline(resolved, store, data_root, command_line())
-    click.echo(f"{resolved.unique[0].run_id}: {outcome.name} {outcome.failure_class} {outcome.detail}".rstrip())
-    return {"failed": 1, "interrupted": 130}.get(outcome.name, 0)
+    return print_outcome(resolved.unique[0].run_id, outcome)
 
 
 def _with_data(resolved: "Plan", data_root: Path, console: "Console") -> "Plan":
@@ -211,12 +227,9 @@ def _summary(states: "Sequence[RunState]", done: Any, console: "Console") -> int
 @click.argument("suite")
 @plan_options
 @root_options
-@click.option("--failed", is_flag=True, required=True, help="Retry the failed runs (the only kind there is to retry).")
 @click.option("--class", "classes", multiple=True, help="Only this failure class, such as oom; may be repeated.")
-@place_options
-def retry(
-    suite: str, root: Path, data_root: Path, failed: bool, classes: tuple[str, ...], on: str, **asked: Any
-) -> int:
+@execution_options
+def retry(suite: str, root: Path, data_root: Path, classes: tuple[str, ...], on: str, **asked: Any) -> int:
     """Start the failed runs of SUITE again, those too that would fail again; earlier attempts are kept."""
     from experiments.launch import local as launching
     from experiments.launch.profiles import SlurmProfile
@@ -225,22 +238,19 @@ def retry(
 
     store = Store(root)
     where, rest = _place(on, asked)
-    request = _as_launched(plan_request(suite, **rest), store)
+    request = planning.as_launched(plan_request(suite, **rest), store)
     resolved = launching.only_failed(planning.make(request, data_root), store, classes)
     kinds = launching.failure_classes(resolved, store)
     if isinstance(where, SlurmProfile):
         return _submit(resolved, store, data_root, on, where, smoke=False, retry=kinds)
-    width = launching.Width(where.workers or launching.fit(None, len(resolved.unique)).workers, where.threads)
-    about: dict[str, Any] = {"command": command_line(), "width": width, "notify": where.notify}
-    started = launching.launch(resolved, store, data_root, retry=kinds, **about)
-    return _watch_launch(resolved, store, started, width, bool(asked["detach"]), new_console())
+    return _start_here(resolved, store, data_root, where, bool(asked["detach"]), retry=kinds)
 
 
 @cli.command()
 @click.argument("suite")
 @plan_options
 @root_options
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @click.option("--now", is_flag=True, help="Do not wait for checkpoints: Slurm ends running jobs too.")
 def cancel(suite: str, root: Path, data_root: Path, yes: bool, now: bool, **asked: Any) -> int:
     """Have the running runs of SUITE checkpoint and end, and take waiting ones from the queue; launching continues."""
@@ -250,7 +260,7 @@ def cancel(suite: str, root: Path, data_root: Path, yes: bool, now: bool, **aske
     from experiments.suites import planning
 
     store = Store(root)
-    resolved = planning.make(_as_launched(plan_request(suite, **asked), store), data_root)
+    resolved = planning.make(planning.as_launched(plan_request(suite, **asked), store), data_root)
     active = [state for state in launching.snapshot(resolved, store) if state.active]
     if not active:
         click.echo("nothing of it is running or waiting")
@@ -264,13 +274,6 @@ def cancel(suite: str, root: Path, data_root: Path, yes: bool, now: bool, **aske
     if done.trouble:
         click.echo(f"mpformer: {done.trouble}: waiting jobs end when they begin; or cancel again later", err=True)
     return 1 if done.trouble else 0
-
-
-def _as_launched(request: "Request", store: "Store") -> "Request":
-    """Fill in rows, seeds and overrides that were not given from the suite's last launch."""
-    from experiments.suites import planning
-
-    return planning.as_launched(request, store)
 
 
 def command_line() -> str:

@@ -52,9 +52,5 @@ def doctor(root: Path, data_root: Path, as_json: bool) -> int:
     return int(checks.run(root=root, data_root=data_root, as_json=as_json) or 0)
 
 
-for _single in (*model_commands.COMMANDS, *run_commands.COMMANDS):
-    cli.add_command(_single)
-
-
 if __name__ == "__main__":
     main()

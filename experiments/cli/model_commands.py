@@ -1,37 +1,27 @@
 """``mpformer train``, ``eval`` and ``predict``: a single model, for those who come from Mask2Former's train_net.py."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from experiments.runs.comparing import compare
+from experiments.cli.console import print_json, print_outcome
+from experiments.cli.group import cli
+from experiments.cli.options import data_root_option, json_option, root_options
 from mpformer.runtime.errors import UserError
 
-Command = Callable[..., Any]
-
-_data_root = click.option(
-    "--data-root", envvar="DETECTRON2_DATASETS", default="datasets", show_default=True,
-    type=click.Path(path_type=Path), help="Datasets.  [env: DETECTRON2_DATASETS]",
-)  # fmt: skip
 _weights = click.option(
     "--weights", required=True, type=click.Path(path_type=Path), help="A .pth or .pkl file, released or trained here."
 )
 _CONFIG = "CONFIG is a Mask2Former-style YAML file, or a setting such as coco/instance/r50-12ep."
 
 
-@click.command(epilog=_CONFIG)
+@cli.command(epilog=_CONFIG)
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY VALUE]...")
 @click.option("--seed", type=click.IntRange(0), default=None, help="Default: SEED of the configuration.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@click.option(
-    "--root", envvar="MPFORMER_ROOT", default="store", show_default=True, type=click.Path(path_type=Path),
-    help="Run store.  [env: MPFORMER_ROOT]",
-)  # fmt: skip
-@_data_root
+@root_options
 def train(config: str, overrides: Sequence[str], seed: int | None, threads: int, root: Path, data_root: Path) -> int:
     """Train and evaluate one model in this process; the same command again goes on where it stopped."""
     import logging
@@ -43,32 +33,32 @@ def train(config: str, overrides: Sequence[str], seed: int | None, threads: int,
     chosen = single.read_config(config, overrides)
     chosen = chosen if seed is None else chosen.replace({"seed": seed})
     run, outcome = single.train(chosen, Store(root), data_root, runtime={"runtime.threads": threads})
-    click.echo(f"{run.path}: {outcome.name} {outcome.failure_class} {outcome.detail}".rstrip())
+    code = print_outcome(run.path, outcome)
     for line in single.score_lines(single.metrics(run, chosen)):
         click.echo(line)
-    return {"failed": 1, "interrupted": 130}.get(outcome.name, 0)
+    return code
 
 
-@click.command("eval", epilog=_CONFIG)
+@cli.command("eval", epilog=_CONFIG)
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY VALUE]...")
 @_weights
 @click.option("--out", default="evaluation", show_default=True, type=click.Path(path_type=Path), help="Directory.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-@_data_root
+@json_option
+@data_root_option
 def evaluate(config: str, overrides: Sequence[str], weights: Path, out: Path, as_json: bool, data_root: Path) -> None:
     """Score WEIGHTS on the validation images, layer by layer, without training."""
     from experiments.runs import single
 
     result = single.evaluate(single.read_config(config, overrides), weights, out, data_root)
     if as_json:
-        return click.echo(json.dumps(result, indent=1))
+        return print_json(result)
     for line in single.score_lines(result["metrics"]):
         click.echo(line)
     return click.echo(f"{result['images']} images; all numbers: {out / 'result.json'}")
 
 
-@click.command(epilog=_CONFIG.replace("CONFIG", "--config"))
+@cli.command(epilog=_CONFIG.replace("CONFIG", "--config"))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_weights
 @click.option("--config", default=None, help="Default: the configuration of the run that WEIGHTS lies in.")
@@ -87,6 +77,3 @@ def predict(
     chosen = single.config_beside(weights) if config is None else single.read_config(config, pairs)
     for path in overlay(images, weights, chosen, out):
         click.echo(path)
-
-
-COMMANDS = (train, evaluate, predict, compare)

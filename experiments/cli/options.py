@@ -11,29 +11,34 @@ from mpformer.runtime.errors import UserError
 if TYPE_CHECKING:
     from experiments.suites.planning import Request
 
-
 Command = Callable[..., Any]
+
+root_option = click.option(
+    "--root", envvar="MPFORMER_ROOT", default="store", show_default=True, type=click.Path(path_type=Path),
+    help="Run store.  [env: MPFORMER_ROOT]",
+)  # fmt: skip
+data_root_option = click.option(
+    "--data-root", envvar="DETECTRON2_DATASETS", default="datasets", show_default=True,
+    type=click.Path(path_type=Path), help="Datasets.  [env: DETECTRON2_DATASETS]",
+)  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def root_options(command: Command) -> Command:
-    store = click.option(
-        "--root", envvar="MPFORMER_ROOT", default="store", show_default=True, type=click.Path(path_type=Path),
-        help="Run store.  [env: MPFORMER_ROOT]",
-    )  # fmt: skip
-    data = click.option(
-        "--data-root", envvar="DETECTRON2_DATASETS", default="datasets", show_default=True,
-        type=click.Path(path_type=Path), help="Datasets.  [env: DETECTRON2_DATASETS]",
-    )  # fmt: skip
-    return store(data(command))
+    """``--root`` and ``--data-root``."""
+    return root_option(data_root_option(command))
 
 
 def scale_options(command: Command) -> Command:
+    """``--scale`` and ``--dataset``."""
     scale = click.option("--scale", default="mini", show_default=True, help="mini or paper.")
     dataset = click.option("--dataset", default=None, help="Dataset, where a scale has several (mini: shapes, nuclei).")
     return scale(dataset(command))
 
 
 def plan_options(command: Command) -> Command:
+    """What :func:`plan_request` takes besides the suite: scale, dataset, rows, seeds, overrides."""
     for option in (
         click.option("--seed", "one_seed", type=int, default=None, help="One seed."),
         click.option("--seeds", default=None, help="Seeds, such as 0,1,2 or 0-4; default: the suite's."),
@@ -48,16 +53,21 @@ def plan_options(command: Command) -> Command:
     return scale_options(command)
 
 
-def place_options(command: Command) -> Command:
+LOCAL_OPTIONS = ("workers", "threads", "detach")
+SLURM_OPTIONS = ("parallelism", "max_array", "max_submit")
+"""Which of :func:`execution_options` are for which kind of profile."""
+
+
+def execution_options(command: Command) -> Command:
+    """Where runs are executed, and how many at a time."""
+    count = click.IntRange(1)
     for option in (
-        click.option("--max-submit", type=click.IntRange(1), default=None, help="Most jobs in the queue."),
-        click.option("--max-array", type=click.IntRange(1), default=None, help="Most jobs an array."),
-        click.option("--parallelism", type=click.IntRange(1), default=None, help="Most jobs of the suite at a time."),
+        click.option("--max-submit", type=count, default=None, help="Most jobs in the queue."),
+        click.option("--max-array", type=count, default=None, help="Most jobs an array."),
+        click.option("--parallelism", type=count, default=None, help="Most jobs of the suite at a time."),
         click.option("--detach", is_flag=True, help="Return at once; the workers go on. (Jobs in a queue always do.)"),
-        click.option("--threads", type=click.IntRange(1), default=None, help="Threads a worker."),
-        click.option(
-            "--workers", type=click.IntRange(1), default=None, help="Worker processes; default: by cores and memory."
-        ),
+        click.option("--threads", type=count, default=None, help="Threads a worker."),
+        click.option("--workers", type=count, default=None, help="Worker processes; default: by cores and memory."),
         click.option(
             "--on", default="local", show_default=True, metavar="PROFILE",
             help="Where: a profile of slurm/profiles, or the path of a YAML file.",
@@ -65,9 +75,6 @@ def place_options(command: Command) -> Command:
     ):  # fmt: skip
         command = option(command)
     return command
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 
 
 def plan_request(
@@ -79,6 +86,7 @@ def plan_request(
     one_seed: int | None,
     overrides: Sequence[str],
 ) -> "Request":
+    """What the words of a command ask for; raises UserError for seeds and overrides that cannot be read."""
     from experiments.suites import planning
 
     if seeds is not None and one_seed is not None:

@@ -1,38 +1,29 @@
-"""``mpformer logs``, ``void``, ``diff``, ``reevaluate``, ``prune`` and ``import-runs``: commands about single runs."""
+"""Commands about single runs: ``logs``, ``void``, ``diff``, ``compare``, ``reevaluate``, ``prune``, ``import-runs``."""
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from experiments.cli.console import print_json, print_outcome
+from experiments.cli.group import cli
+from experiments.cli.options import json_option, root_option, root_options, scale_options, yes_option
 from mpformer.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from experiments.runs.reevaluating import Evaluation
     from experiments.store.run_dir import Store
 
-Command = Callable[..., Any]
 
-_root = click.option(
-    "--root", envvar="MPFORMER_ROOT", default="store", show_default=True, type=click.Path(path_type=Path),
-    help="Run store.  [env: MPFORMER_ROOT]",
-)  # fmt: skip
-_data_root = click.option(
-    "--data-root", envvar="DETECTRON2_DATASETS", default="datasets", show_default=True,
-    type=click.Path(path_type=Path), help="Datasets.  [env: DETECTRON2_DATASETS]",
-)  # fmt: skip
-_json = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-
-
-@click.command()
+@cli.command()
 @click.argument("run")
 @click.option("-f", "--follow", is_flag=True, help="Go on until nothing works on the run, through requeues.")
 @click.option("--attempt", type=int, default=None, help="An earlier attempt; default: the last.")
 @click.option("--job", is_flag=True, help="What Slurm and submitit wrote of the run's last job instead.")
-@_root
+@root_option
 def logs(run: str, follow: bool, attempt: int | None, job: bool, root: Path) -> None:
     """Print the log of RUN (its id, or the id's beginning or end)."""
     from experiments.status import suite_view
@@ -50,10 +41,10 @@ def logs(run: str, follow: bool, attempt: int | None, job: bool, root: Path) -> 
     return None
 
 
-@click.command()
+@cli.command()
 @click.argument("run")
 @click.option("--reason", required=True, help="Why the results must not be used.")
-@_root
+@root_option
 def void(run: str, reason: str, root: Path) -> None:
     """Mark the results of RUN as void, visibly; the next launch does it again and keeps what was there aside."""
     from experiments.store.files import write_json
@@ -66,11 +57,11 @@ def void(run: str, reason: str, root: Path) -> None:
     click.echo(f"{found.run_id} is void: {reason}")
 
 
-@click.command()
+@cli.command()
 @click.argument("first")
 @click.argument("second")
-@_root
-@_json
+@root_option
+@json_option
 def diff(first: str, second: str, root: Path, as_json: bool) -> None:
     """Show how two runs differ: configuration, code, packages, threads."""
     from experiments.status import suite_view
@@ -79,7 +70,7 @@ def diff(first: str, second: str, root: Path, as_json: bool) -> None:
     store = Store(root)
     found = suite_view.difference(store.find(first), store.find(second))
     if as_json:
-        return click.echo(json.dumps(found, indent=1))
+        return print_json(found)
     if not found:
         click.echo("no difference")
     for key, (one, other) in found.items():
@@ -87,15 +78,41 @@ def diff(first: str, second: str, root: Path, as_json: bool) -> None:
     return None
 
 
-@click.command()
+@cli.command()
+@click.argument("run")
+@click.argument("run2")
+@click.option("--metric", default="AP", show_default=True, help="AP, AP50, AP75, PQ, SQ, RQ or mIoU, as evaluated.")
+@click.option("--resamples", type=click.IntRange(1), default=1000, show_default=True)
+@json_option
+@root_option
+def compare(run: str, run2: str, metric: str, resamples: int, as_json: bool, root: Path) -> None:
+    """Compare a score of two runs' checkpoints by resampling the images; says nothing of the methods."""
+    from experiments.runs import comparing, visualizing
+    from experiments.store.run_dir import Store
+
+    found = [visualizing.newest_evaluation(Store(root).find(name)) for name in (run, run2)]
+    visualizing.check_comparable(found)
+    test = comparing.bootstrap(found[0], found[1], metric, resamples)
+    if as_json:
+        return print_json(asdict(test))
+    names = visualizing.labels(found)
+    click.echo(
+        f"{test.metric}: {names[1]} - {names[0]} = {test.effect:+.2f}, 95 % interval {test.low:+.2f} to "
+        f"{test.high:+.2f}, p = {test.p:.3g}"
+    )
+    return click.echo(
+        f"paired bootstrap over {test.images} images, {test.resamples} resamples: {test.about} (compare rows over "
+        "seeds for that: mpformer report)"
+    )
+
+
+@cli.command()
 @click.argument("runs", nargs=-1)
 @click.option("--suite", default=None, help="All trained runs of this suite, instead of RUNS.")
-@click.option("--scale", default="mini", show_default=True)
-@click.option("--dataset", default=None)
+@scale_options
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="evaluation.… or runtime.…; repeatable.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@_root
-@_data_root
+@yes_option
+@root_options
 def reevaluate(
     runs: tuple[str, ...],
     suite: str | None,
@@ -142,18 +159,18 @@ def _scored(one: "Evaluation", store: "Store", data_root: Path) -> bool:
 
     aside = reevaluating.set_aside(one)
     outcome = reevaluating.evaluate(one, store, data_root)
-    click.echo(f"{one.run.run_id}: {outcome.name} {outcome.failure_class} {outcome.detail}".rstrip())
+    print_outcome(one.run.run_id, outcome)
     if aside is not None:
         click.echo(f"    the earlier result: {aside}")
     return outcome.name == "done"
 
 
-@click.command()
+@cli.command()
 @click.argument("runs", nargs=-1)
 @click.option("--dry-run", is_flag=True, help="Only say what would go, and why. The default without --yes.")
 @click.option("--yes", is_flag=True, help="Remove it.")
-@_root
-@_json
+@root_option
+@json_option
 def prune(runs: tuple[str, ...], dry_run: bool, yes: bool, root: Path, as_json: bool) -> None:
     """List what runs have left behind and nobody needs, and with --yes remove it; whole RUNS only if you name them."""
     from experiments.runs import pruning
@@ -167,7 +184,7 @@ def prune(runs: tuple[str, ...], dry_run: bool, yes: bool, root: Path, as_json: 
         shown = [
             {"path": str(one.path), "reason": one.reason, "bytes": one.bytes, "files": one.files} for one in leavings
         ]
-        click.echo(json.dumps(shown, indent=1))
+        print_json(shown)
     else:
         for one in leavings:
             click.echo(f"{one.bytes / 1e6:9.1f} MB  {one.path.relative_to(store.root)}  ({one.reason})")
@@ -180,27 +197,22 @@ def prune(runs: tuple[str, ...], dry_run: bool, yes: bool, root: Path, as_json: 
         click.echo(f"{total} could go; nothing was removed: --yes does that", err=as_json)
 
 
-@click.command("import-runs")
+@cli.command("import-runs")
 @click.argument("other", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Only say what would be imported.")
-@_root
-@_json
+@root_option
+@json_option
 def import_runs(other: Path, dry_run: bool, root: Path, as_json: bool) -> int:
     """Copy the sound runs of the store OTHER that are not here; ids, weights and results are checked first."""
-    from dataclasses import asdict
-
     from experiments.runs import importing
     from experiments.store.run_dir import Store
 
     found = importing.import_runs(Store(root), Store(other), dry_run)
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found], indent=1))
+        print_json([asdict(one) for one in found])
     else:
         for one in found:
             click.echo(f"{one.what:<12} {one.run_id}{f': {one.reason}' if one.reason else ''}")
         count = sum(one.what in ("imported", "would import") for one in found)
         click.echo(f"{count} of {len(found)} runs {'would be' if dry_run else 'were'} imported")
     return 1 if any(one.what == "refused" for one in found) else 0
-
-
-COMMANDS = (logs, void, diff, reevaluate, prune, import_runs)

@@ -1,4 +1,4 @@
-"""``mpformer suites``, ``plan``, ``status``, ``report`` and ``visualize``: what there is and where it stands."""
+"""``mpformer suites``, ``plan`` and ``status``: what there is, what it will cost, where it stands."""
 
 import contextlib
 import time
@@ -11,8 +11,7 @@ import click
 
 from experiments.cli.console import new_console, print_json, warn
 from experiments.cli.group import cli
-from experiments.cli.options import json_option, plan_options, plan_request, root_options, scale_options
-from mpformer.runtime.errors import UserError
+from experiments.cli.options import json_option, plan_options, plan_request, root_option, root_options, scale_options
 
 if TYPE_CHECKING:
     from experiments.launch.costs import Cost
@@ -138,12 +137,10 @@ def _print_plan(resolved: "Plan", runs: Sequence[dict[str, Any]], cost: "Cost") 
 @cli.command()
 @click.argument("suite", required=False)
 @scale_options
-@root_options
+@root_option
 @click.option("--watch", is_flag=True, help="A live table; Ctrl-C ends it.")
 @json_option
-def status(
-    suite: str | None, scale: str, dataset: str | None, root: Path, data_root: Path, watch: bool, as_json: bool
-) -> None:
+def status(suite: str | None, scale: str, dataset: str | None, root: Path, watch: bool, as_json: bool) -> None:
     """Show where the runs of SUITE stand (default: of every launched suite): by their files, then by Slurm."""
     from experiments.status import scheduler, suite_view
 
@@ -179,103 +176,3 @@ def _watch_status(views: Callable[[], list[dict[str, Any]]], period: float = 2.0
             found = views()
             live.update(Group(*suite_view.notes(found), *(suite_view.table(view) for view in found)), refresh=True)
             time.sleep(period)
-
-
-@cli.command()
-@click.argument("suites", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All launched suites, with an overview; no names: too.")
-@scale_options
-@root_options
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory; default: <root>/reports.")
-@click.option("--format", "formats", multiple=True, help="Only this format (md, tex, csv, json, html ...); repeatable.")
-@click.option("--column", "columns", multiple=True, help="A column of the table, instead of the suite's; repeatable.")
-@click.option("--decimals", type=click.IntRange(0, 6), default=None, help="Decimals of the table; default: per metric.")
-@click.option("--check", is_flag=True, help="Compare with the published numbers; exit code 1 if one is outside.")
-@json_option
-def report(
-    suites: tuple[str, ...],
-    everything: bool,
-    scale: str,
-    dataset: str | None,
-    root: Path,
-    data_root: Path,
-    out: Path | None,
-    formats: tuple[str, ...],
-    columns: tuple[str, ...],
-    decimals: int | None,
-    check: bool,
-    as_json: bool,
-) -> int:
-    """Write tables (Markdown, LaTeX, ...) and self-contained pages for SUITES (none: all that were launched)."""
-    from experiments.status import suite_view
-    from experiments.suites import rows as registry
-    from reports import build
-
-    if everything and suites:
-        raise UserError(f"--all is every suite that was launched; leave it out, or {', '.join(suites)}")
-    for name in suites:
-        registry.find(name).place(scale, dataset)
-    if not suites:
-        registry.of_dataset(scale, dataset)
-    if check:
-        return _check_report(suites, root, scale, dataset)
-    suite_view.refresh(root, warn)
-    paths = build.build(
-        suites,
-        root,
-        scale=scale,
-        dataset=dataset,
-        out=out,
-        formats=formats or build.FORMATS,
-        columns=columns,
-        decimals=decimals,
-    )
-    if as_json:
-        print_json([str(path) for path in paths])
-    else:
-        click.echo("\n".join(str(path) for path in paths))
-    return 0
-
-
-def _check_report(suites: tuple[str, ...], root: Path, scale: str, dataset: str | None) -> int:
-    from reports import build
-
-    outside, others = build.check(suites, root, scale=scale, dataset=dataset)
-    click.echo("\n".join([*outside, *others]))
-    return 1 if outside else 0
-
-
-@cli.command()
-@click.argument("run")
-@click.argument("run2", required=False)
-@click.option("--images", default="", metavar="ID,ID", help="These images; masks that are not there are computed.")
-@click.option("--worst", type=click.IntRange(1), default=None, metavar="N", help="The N most inconsistent objects.")
-@click.option("--everywhere", is_flag=True, help="With --worst: of all evaluated images, not of the kept ones.")
-@click.option("--query", type=click.IntRange(0), default=None, help="Only objects that end on this query.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None, help="Page to write.")
-@root_options
-def visualize(
-    run: str,
-    run2: str | None,
-    images: str,
-    worst: int | None,
-    everywhere: bool,
-    query: int | None,
-    out: Path | None,
-    root: Path,
-    data_root: Path,
-) -> None:
-    """Write a page that shows the masks of RUN (beside those of RUN2) layer by layer; opens without a server."""
-    from experiments.runs import visualizing
-    from experiments.store.run_dir import Store
-    from reports.explorer import build_explorer
-
-    if everywhere and worst is None:
-        raise UserError("--everywhere says where to look for the worst objects: give --worst N too")
-    found = [visualizing.newest_evaluation(Store(root).find(name)) for name in (run, run2) if name is not None]
-    visualizing.check_comparable(found)
-    chosen = visualizing.chosen_images(found, images, worst if everywhere else None)
-    visualizing.complete(found, chosen, data_root)
-    page = out or visualizing.default_page(root, found)
-    folders, labels = [one.folder for one in found], visualizing.labels(found)
-    click.echo(build_explorer(folders, page, images=chosen, worst=worst, query=query, labels=labels))

@@ -1,8 +1,9 @@
 """The code that jobs run: copied at submission, so that editing the checkout changes nothing that waits in a queue.
 
 A snapshot lies in the store, ``code/<digest>``, one for each state of the code, whatever number of launches run from
-it. It holds the four packages, the profiles, and ``snapshot.json`` with the commit and the uncommitted difference that
-it was taken from (:func:`experiments.execution.provenance.git` reads it there).
+it. It holds the four packages, the profiles, pyproject.toml, in which the command line finds the commands of other
+packages, and ``snapshot.json`` with the commit and the uncommitted difference that it was taken from
+(:func:`experiments.execution.provenance.git` reads it there).
 """
 
 import hashlib
@@ -56,10 +57,9 @@ def _files() -> dict[str, bytes]:
 
 
 def _paths() -> Iterator[Path]:
-    for folder in _FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.is_file() and not any(part.endswith(_LEFT_OUT) for part in path.parts):
-                yield path
+    for path in (ROOT / "pyproject.toml", *(path for name in _FOLDERS for path in sorted((ROOT / name).rglob("*")))):
+        if path.is_file() and not any(part.endswith(_LEFT_OUT) for part in path.parts):
+            yield path
 
 
 def _write(target: Path, files: dict[str, bytes], origin: object) -> None:

@@ -184,7 +184,7 @@ class _Main:
         if stage.get("outcome") == "failed" and kind != "claim-lost":
             ours = stage.get("launch") == self.job.options.launch
             if ours or (kind in NOT_RETRIED and kind not in self.job.retry):
-                again = f"mpformer retry --failed --class {kind} tries again"
+                again = f"mpformer retry SUITE --class {kind} tries again"
                 raise RunFailure(kind, f"{stage.get('detail')} (attempt {max(self.run_dir.attempts())}; {again})")
         give_up(self.run_dir, self.job.options.launch)
 

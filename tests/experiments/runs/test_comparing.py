@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from analysis import scores
-from experiments.runs.comparing import compare
+from experiments.cli.run_commands import compare
 from mpformer.runtime.errors import UserError
 
 

@@ -93,7 +93,7 @@ def test_a_failure_ends_the_job_with_its_class_and_is_not_repeated(
     expected = {"missing-module": "import"}.get(kind, kind)
     assert failed.value.failure_class == expected
     assert derive(one, job.task.eval_id).label == f"FAILED({expected})"
-    with pytest.raises(RunFailure, match=f"retry --failed --class {expected}"):
+    with pytest.raises(RunFailure, match=f"retry SUITE --class {expected}"):
         replace(job, runner=counter())()
     assert one.attempts() == [1], "a job that Slurm starts again does not repeat a failure"
     assert not _asked(slurm)
