@@ -117,8 +117,8 @@ def test_reports_import_no_torch() -> None:
 
 
 def test_cheap_commands_load_nothing_heavy(tmp_path: Path) -> None:
-    roots = ["--root", str(tmp_path / "store"), "--data-root", str(tmp_path / "data")]
-    commands = [["--help"], ["suites"], ["suites", "--json"], ["plan", "headline", *roots], ["status", *roots]]
+    root, data = ["--root", str(tmp_path / "store")], ["--data-root", str(tmp_path / "data")]
+    commands = [["--help"], ["suites"], ["suites", "--json"], ["plan", "headline", *root, *data], ["status", *root]]
     code = f"""
 from experiments.cli.main import cli
 from mpformer.runtime.errors import UserError
