@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.jumps import jump_rates
+
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike
@@ -99,8 +101,8 @@ def summarise(table: LayerTable) -> dict[str, Any]:
     """The layer analysis' part of ``result.json``, in percent; None stands for "does not exist".
 
     ``metrics`` holds the means: mIoU-L over i = 1 … L, mIoU-L-last, Util over i = 0 … L − 1, Util-consecutive over
-    its L values; a layer in which every pair is of two empty masks is left out. ``layers`` holds the L + 1 values
-    of each. ``effective_queries`` is a number of queries; a table without a line gives None everywhere.
+    its L values; a layer in which every pair is of two empty masks is left out; jump-rate and jump-rate-late are those of
+    :mod:`analysis.jumps`. ``layers`` holds the L + 1 values of each of the others. ``effective_queries`` is a number of queries; a table without a line gives None everywhere.
     """
     layers = {
         "mIoU-L": layer_means(table, "iou_previous"),
@@ -116,9 +118,10 @@ def summarise(table: LayerTable) -> dict[str, Any]:
         "Util": layers["Util"][:-1],
         "Util-consecutive": layers["Util-consecutive"][:-1],
     }
-    counts = query_usage(table)
+    counts, rates = query_usage(table), jump_rates(table)
+    jumping = {"jump-rate": rates.once, "jump-rate-late": rates.late}
     return {
-        "metrics": {name: _number(_mean_known(values)) for name, values in metrics.items()},
+        "metrics": {name: _number(value) for name, value in (_means_known(metrics) | jumping).items()},
         "layers": {name: [_number(value) for value in values] for name, values in layers.items()},
         "used_query_share": _number(100 * (counts > 0).mean()) if counts.sum() else None,
         "effective_queries": _number(effective_queries(counts)),
@@ -283,9 +286,9 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     )
 
 
-def _mean_known(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
+def _means_known(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
+    known = {name: values[~np.isnan(values)] for name, values in metrics.items()}
+    return {name: float(values.mean()) if values.size else float("nan") for name, values in known.items()}
 
 
 def _number(value: float) -> float | None:

@@ -108,6 +108,24 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float,
     return float(array.mean()) - half, float(array.mean()) + half
 
 
+def bounded_interval(
+    values: Sequence[float], low: float = 0.0, high: float = 100.0, level: float = LEVEL
+) -> tuple[float, float] | None:
+    """Interval of the mean of values that lie between ``low`` and ``high`` (shares, IoUs, cosines), None below three.
+
+    The t interval of arcsin √share, transformed back: it stays in the range, also where a value is at its end. Raises
+    ValueError for a value outside the range.
+    """
+    shares = (_finite(values) - low) / (high - low)
+    if ((shares < 0) | (shares > 1)).any():
+        raise ValueError(f"a value lies outside {low:g} … {high:g}")
+    found = mean_interval(np.arcsin(np.sqrt(shares)).tolist(), level)
+    if found is None:
+        return None
+    ends = np.sin(np.clip(found, 0, np.pi / 2)) ** 2
+    return low + (high - low) * float(ends[0]), low + (high - low) * float(ends[1])
+
+
 def paired_t(first: Mapping[int, float], second: Mapping[int, float]) -> PairedTest:
     """Compare two rows over the seeds that both have: values by seed. Raises ValueError if they share none.
 

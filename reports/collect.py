@@ -138,6 +138,8 @@ def number(view: RunView, key: str, result: Mapping[str, Any] | None) -> float |
         value = (result or {}).get("costs", {}).get(key)
         return None if value is None else float(value)
     value = (result or {}).get("metrics", {}).get(key)
+    if value is None and key in definitions.JUMPS and result is not None and result is view.result:
+        return view.jump_rate(late=key == "jump-rate-late")  # evaluated before the metric was
     return None if value is None else float(value)
 
 

@@ -59,6 +59,21 @@ _COLUMNS = (
         _CONSISTENCY,
         "Util cons.: as Util, but V(n, i) = V(n, i+1).",
     ),
+    Column(
+        "jump-rate",
+        "jump rate",
+        _CONSISTENCY,
+        "jump rate (this project's formula): share of the objects matched at the last layer, to query q, with "
+        "IoU(mask(q, i−1), mask(q, i)) < 0.5 at any step i = 1 … L; a pair of two empty masks is no jump.",
+        direction=-1,
+    ),
+    Column(
+        "jump-rate-late",
+        "jump rate after layer 1",
+        _CONSISTENCY,
+        "jump rate after layer 1: as jump rate, but at any step i = 2 … L.",
+        direction=-1,
+    ),
     Column("hours", "train time", _COST, "train time: wall time of training, in hours.", "h", 2, 0),
     Column("memory", "peak mem.", _COST, "peak mem.: peak memory of training, in GiB.", "GiB", 2, 0),
     Column(
@@ -95,7 +110,8 @@ _COLUMNS = (
 )
 COSTS = ("train_gflops", "inference_gflops", "inference")
 COLUMNS = {column.key: column for column in _COLUMNS}
-_LAYER_METRICS = {"mIoU-L", "mIoU-L-last", "Util", "Util-consecutive"}
+JUMPS = ("jump-rate", "jump-rate-late")
+_LAYER_METRICS = {"mIoU-L", "mIoU-L-last", "Util", "Util-consecutive", *JUMPS}
 
 
 _OF_CITYSCAPES = {

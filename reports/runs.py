@@ -8,6 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from analysis import layer_table
+from analysis.jumps import jump_rates
+from analysis.layer_table import LayerTable
 from experiments.status.scheduler import NOWHERE, Placement
 from experiments.status.states import RunState, State, derive
 from experiments.store.files import read_json
@@ -116,6 +119,19 @@ class RunView:
         if self.standing.state == "DONE":
             return _mapping(read_json(self.directory.evaluation(self.eval_id) / "result.json"))
         return self.directory.result(self.eval_id)
+
+    @cached_property
+    def layer_table(self) -> LayerTable | None:
+        """``layers.parquet`` of this evaluation setting; None if it is absent or damaged."""
+        try:
+            return layer_table.read(self.directory.evaluation(self.eval_id) / "layers.parquet")
+        except (OSError, ValueError):
+            return None
+
+    def jump_rate(self, *, late: bool = False) -> float | None:
+        """The jump rate in percent, at least once or after layer 1, from ``layers.parquet``."""
+        rates = jump_rates(self.layer_table) if self.layer_table is not None else None
+        return None if rates is None or not rates.objects else rates.late if late else rates.once
 
     @cached_property
     def other_result(self) -> Mapping[str, Any] | None:

@@ -191,3 +191,21 @@ def test_no_torch() -> None:
     code = "import sys, analysis.statistics, analysis.figures, analysis.scores, analysis.layer_table; "
     code += "sys.exit('torch' in sys.modules or 'pandas' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@given(st.lists(st.floats(0, 100), min_size=3, max_size=8))
+def test_an_interval_of_shares_stays_in_its_range(values: list[float]) -> None:
+    low, high = statistics.bounded_interval(values)
+    assert 0 <= low <= high <= 100
+    cosines = [value / 50 - 1 for value in values]
+    assert statistics.bounded_interval(cosines, -1, 1) == pytest.approx((low / 50 - 1, high / 50 - 1))
+
+
+def test_an_interval_of_shares_by_hand() -> None:
+    # far from the ends, where the transform is nearly straight, it is the t interval
+    near = [50.0, 50.5, 51.0]
+    assert statistics.bounded_interval(near) == pytest.approx(statistics.mean_interval(near), abs=0.01)
+    assert statistics.bounded_interval([0, 0, 0]) == (0, 0)
+    assert statistics.bounded_interval([1.0, 2.0]) is None
+    with pytest.raises(ValueError, match="outside 0 … 100"):
+        statistics.bounded_interval([1, 2, 101])

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from analysis import layer_table
+from analysis.jumps import jump_rates
 from experiments.store.run_dir import Store
 from experiments.suites.scales import suite_name
 from mpformer.runtime.errors import UserError
@@ -313,3 +315,15 @@ def test_names() -> None:
     assert suite_name("a", "paper", "ade20k") == "a@paper+ade20k"
     assert suite_name("a", "unknown", "x") == "a@unknown+x"
     assert grouped(["x", "x", "y"]) == (("x", 2), ("y", 1))
+
+
+def test_the_jump_rate_of_runs_evaluated_before_it(gather: Gather) -> None:
+    """The results of the fixture store do not have it: it is counted from ``layers.parquet``, where that was kept."""
+    report = gather("headline", columns=["jump-rate", "jump-rate-late"])
+    view = report.rows[0].done[0]
+    table = layer_table.read(view.directory.evaluation(view.eval_id) / "layers.parquet")
+    rates = jump_rates(table)
+    once, late = report.table.rows[0].cells
+    assert [value.value for value in once.values] == [rates.once]
+    assert [value.value for value in late.values] == [rates.late]
+    assert once.reason == "seeds 1, 2: jump rate was not measured"
