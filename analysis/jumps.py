@@ -1,0 +1,79 @@
+"""The jump rate: how many objects' masks change to another place on the way through the decoder. No torch.
+
+An object matched at the last layer, to query q, *jumps* at step i (1 … L) if IoU(mask_q of layer i − 1, mask_q of layer i) is below
+:data:`THRESHOLD`; a pair of two empty masks does not jump. The definition is this project's own. Everything here comes from
+``layers.parquet`` alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis.statistics import LEVEL, bootstrap_weights
+
+if TYPE_CHECKING:
+    from analysis.layer_table import LayerTable
+
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class JumpRates:
+    """Shares of the objects, in percent; NaN without an object (and ``late`` with fewer than two steps is 0)."""
+
+    once: float
+    """Objects that jump at any step 1 … L."""
+    late: float
+    """Objects that jump after layer 1, that is at any step 2 … L."""
+    objects: int
+
+
+def jumps(table: "LayerTable", threshold: float = THRESHOLD) -> np.ndarray:
+    """Which objects jump at which step: (L, objects) bool, objects by image, then by number."""
+    steps: np.ndarray = table.grid("iou_previous")[1:] < threshold  # NaN, two empty masks, is not below anything
+    return steps
+
+
+def jump_rates(table: "LayerTable", threshold: float = THRESHOLD) -> JumpRates:
+    """The jump rate, at least once and after layer 1."""
+    steps = jumps(table, threshold)
+    objects = steps.shape[1]
+    if not objects:
+        return JumpRates(float("nan"), float("nan"), 0)
+    return JumpRates(100 * float(steps.any(0).mean()), 100 * float(steps[1:].any(0).mean()), objects)
+
+
+def jump_curve(table: "LayerTable", thresholds: Sequence[float]) -> list[JumpRates]:
+    """The jump rate at each threshold: what hangs on the choice of 0.5."""
+    return [jump_rates(table, threshold) for threshold in thresholds]
+
+
+def checkpoint_interval(
+    first: "LayerTable", second: "LayerTable | None" = None, *, late: bool = False, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval, over images, of the jump rate of *one checkpoint*, or of ``second − first`` of *two
+    checkpoints* on the same images; in percent (of points). It says nothing of the methods that made them.
+
+    ``late`` takes the rate after layer 1. Raises ValueError where there is no object, or the images differ.
+    """
+    counted = [_per_image(table, late) for table in (first, second) if table is not None]
+    if any(not np.array_equal(images, counted[0][0]) for images, _, _ in counted):
+        raise ValueError("they were evaluated on different images")
+    if not len(counted[0][0]):
+        raise ValueError("no object to count")
+    rates = []
+    for weights in bootstrap_weights(len(counted[0][0]), resamples, seed):
+        shares = [100 * (weights @ jumping) / (weights @ objects) for _, jumping, objects in counted]
+        rates.append(shares[-1] - (shares[0] if second is not None else 0))
+    low, high = np.quantile(rates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _per_image(table: "LayerTable", late: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids of the images with objects, their objects that jump, their objects: each (images,)."""
+    ids = np.sort(table["image_id"][table["layer"] == table.layers - 1])
+    jumping = jumps(table)[int(late) :].any(0)
+    images, start = np.unique(ids, return_index=True)
+    return images, np.add.reduceat(jumping.astype(float), start), np.diff([*start, len(ids)]).astype(float)
