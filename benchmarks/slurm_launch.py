@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.slurm import submission
-from experiments.slurm.submission import Target
+from experiments.slurm.batches import Target
 from experiments.store.run_dir import Store
 from experiments.suites import planning
 from tests.support import counting_jobs

@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments.launch import local  # noqa: E402
+from experiments.launch import begin  # noqa: E402
 from experiments.store.files import write_json  # noqa: E402
 from experiments.store.journal import BatchRun, Submission, of_launch  # noqa: E402
 from experiments.store.run_dir import Store  # noqa: E402
@@ -98,7 +98,7 @@ def make_store(root: Path, size: int) -> None:
     store = Store(root)
     request = planning.Request("components", seeds=tuple(range(size // 5)))
     plan = planning.make(request, root / "data")
-    local.record(plan, store, "benchmark")
+    begin.record(plan, store, "benchmark")
     for index, run in enumerate(plan.unique):
         make_run(store, run, index % 3)
     submit(store, plan)

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.launch import local
+from experiments.launch import machine as hardware
 from experiments.store.files import read_json
 from experiments.tracking import sync
 
@@ -167,13 +167,13 @@ def _commit() -> str:
 
 def machine() -> Finding:
     """Processors and memory as a launch sees them."""
-    width = local.fit(None, 1000)
+    width = hardware.fit(None, 1000)
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
-    memory = local.available_gib()
+    memory = hardware.available_gib()
     free = f"{memory:.1f} GiB of memory free" if memory != float("inf") else "unknown memory"
     return Finding(
         "machine", OK,
-        f"{local.cores()} processors, {free}, OMP_NUM_THREADS {threads}; a launch takes {width.workers} workers",
+        f"{hardware.cores()} processors, {free}, OMP_NUM_THREADS {threads}; a launch takes {width.workers} workers",
     )  # fmt: skip
 
 

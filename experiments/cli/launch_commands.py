@@ -24,6 +24,7 @@ from mpformer.runtime.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from experiments.launch.local import Launch
     from experiments.launch.profiles import LocalProfile, SlurmProfile
     from experiments.status.states import RunState
     from experiments.store.run_dir import Store
@@ -55,7 +56,7 @@ def launch(
     **asked: Any,
 ) -> int:
     """Train, evaluate and analyse what is missing of SUITE; what is done or running is left alone."""
-    from experiments.launch import local as launching
+    from experiments.launch import choosing, inputs
     from experiments.launch.profiles import SlurmProfile
     from experiments.store.run_dir import Store
     from experiments.suites import planning
@@ -64,10 +65,10 @@ def launch(
     store = Store(root)
     where, rest = _place(on, asked)
     resolved = planning.make(plan_request(suite, **rest), data_root)
-    resolved = launching.only_new(resolved, store) if new else resolved
+    resolved = choosing.only_new(resolved, store) if new else resolved
     if dry_run:
         return _print_scripts(resolved, store, data_root, on, where, smoke)
-    resolved = launching.fetch_weights(_with_data(resolved, data_root, console), data_root)
+    resolved = inputs.fetch_weights(_with_data(resolved, data_root, console), data_root)
     if inline_:
         return _inline(resolved, store, data_root)
     if isinstance(where, SlurmProfile):
@@ -100,11 +101,11 @@ def _print_scripts(
     resolved: "Plan", store: "Store", data_root: Path, on: str, where: Any, smoke: bool, retry: tuple[str, ...] = ()
 ) -> int:
     from experiments.launch.profiles import SlurmProfile
-    from experiments.slurm import submission
+    from experiments.slurm import batches, submission
 
     if not isinstance(where, SlurmProfile):
         raise UserError(f"--dry-run prints batch scripts, and profile {on!r} has none; look with: mpformer plan")
-    target = submission.Target(on, where, smoke)
+    target = batches.Target(on, where, smoke)
     for text in submission.scripts(resolved, store, data_root, target, retry):
         click.echo(text)
     return 0
@@ -120,9 +121,9 @@ def _submit(
     retry: tuple[str, ...] = (),
 ) -> int:
     """Hand the missing runs to Slurm and say what was handed over; 1 if not everything was that could be."""
-    from experiments.slurm import submission
+    from experiments.slurm import batches, submission
 
-    target = submission.Target(on, profile, smoke)
+    target = batches.Target(on, profile, smoke)
     done = submission.launch(resolved, store, data_root, target, command=command_line(), retry=retry)
     for run_id, reason in done.left_alone.items():
         click.echo(f"{run_id} failed ({reason}) and would again: `mpformer retry` starts it anyway")
@@ -152,14 +153,12 @@ def _start_here(
     mirror: bool = False,
 ) -> int:
     """Start the missing runs on this machine and follow them, unless ``detach``; 1 if not all of them are done then."""
-    from experiments.launch import local as launching
+    from experiments.launch import local
 
-    width = launching.Width(profile.workers or launching.fit(None, len(resolved.unique)).workers, profile.threads)
-    about: dict[str, Any] = {"command": command_line(), "width": width, "notify": profile.notify}
-    started = launching.launch(resolved, store, data_root, retry=retry, **about)
+    started = local.start(resolved, store, data_root, profile, command=command_line(), retry=retry)
     if mirror and started.started:
         _mirror(store.root)
-    return _watch_launch(resolved, store, started, width, detach, new_console())
+    return _watch_launch(resolved, store, started, detach, new_console())
 
 
 def _mirror(root: Path) -> None:
@@ -172,24 +171,24 @@ def _mirror(root: Path) -> None:
 def _inline(resolved: "Plan", store: "Store", data_root: Path) -> int:
     import logging
 
-    from experiments.launch import local as launching
+    from experiments.launch import local
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    outcome = launching.inline(resolved, store, data_root, command_line())
+    outcome = local.inline(resolved, store, data_root, command_line())
     return print_outcome(resolved.unique[0].run_id, outcome)
 
 
 def _with_data(resolved: "Plan", data_root: Path, console: "Console") -> "Plan":
     """Prepare drawn images that are not there yet."""
-    from experiments.launch import local as launching
+    from experiments.launch import inputs
 
     if not resolved.data.preparable:
         return resolved
     with progress_bar(console, f"preparing {resolved.dataset}") as progress:
-        return launching.prepare_data(resolved, data_root, progress)
+        return inputs.prepare_data(resolved, data_root, progress)
 
 
-def _watch_launch(resolved: "Plan", store: "Store", started: Any, width: Any, detach: bool, console: "Console") -> int:
+def _watch_launch(resolved: "Plan", store: "Store", started: "Launch", detach: bool, console: "Console") -> int:
     from experiments.launch import watching
     from experiments.status import suite_view
     from experiments.status.states import State
@@ -198,9 +197,9 @@ def _watch_launch(resolved: "Plan", store: "Store", started: Any, width: Any, de
         console.print(f"{run_id} failed ({reason}) and would again: `mpformer retry` starts it anyway", soft_wrap=True)
     count = len(started.started)
     if count:
-        workers = min(width.workers, count)
+        workers = f"{started.width.workers} workers of {started.width.threads} threads"
         console.print(
-            f"launched {count} runs on {workers} workers of {width.threads} threads: {started.directory}",
+            f"launched {count} runs on {workers}: {started.directory}",
             soft_wrap=True,
         )
     else:
@@ -231,7 +230,7 @@ def _summary(states: "Sequence[RunState]", done: Any, console: "Console") -> int
 @execution_options
 def retry(suite: str, root: Path, data_root: Path, classes: tuple[str, ...], on: str, **asked: Any) -> int:
     """Start the failed runs of SUITE again, those too that would fail again; earlier attempts are kept."""
-    from experiments.launch import local as launching
+    from experiments.launch import choosing
     from experiments.launch.profiles import SlurmProfile
     from experiments.store.run_dir import Store
     from experiments.suites import planning
@@ -239,8 +238,7 @@ def retry(suite: str, root: Path, data_root: Path, classes: tuple[str, ...], on:
     store = Store(root)
     where, rest = _place(on, asked)
     request = planning.as_launched(plan_request(suite, **rest), store)
-    resolved = launching.only_failed(planning.make(request, data_root), store, classes)
-    kinds = launching.failure_classes(resolved, store)
+    resolved, kinds = choosing.only_failed(planning.make(request, data_root), store, classes)
     if isinstance(where, SlurmProfile):
         return _submit(resolved, store, data_root, on, where, smoke=False, retry=kinds)
     return _start_here(resolved, store, data_root, where, bool(asked["detach"]), retry=kinds)
@@ -254,14 +252,14 @@ def retry(suite: str, root: Path, data_root: Path, classes: tuple[str, ...], on:
 @click.option("--now", is_flag=True, help="Do not wait for checkpoints: Slurm ends running jobs too.")
 def cancel(suite: str, root: Path, data_root: Path, yes: bool, now: bool, **asked: Any) -> int:
     """Have the running runs of SUITE checkpoint and end, and take waiting ones from the queue; launching continues."""
-    from experiments.launch import local as launching
+    from experiments.launch import choosing
     from experiments.runs import cancelling
     from experiments.store.run_dir import Store
     from experiments.suites import planning
 
     store = Store(root)
     resolved = planning.make(planning.as_launched(plan_request(suite, **asked), store), data_root)
-    active = [state for state in launching.snapshot(resolved, store) if state.active]
+    active = [state for state in choosing.snapshot(resolved, store) if state.active]
     if not active:
         click.echo("nothing of it is running or waiting")
         return 0

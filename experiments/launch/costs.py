@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments.launch import local, profiles, smoke
+from experiments.launch import machine, profiles, smoke
 from experiments.launch.profiles import LocalProfile, SlurmProfile
 from experiments.status.tables import duration
 from experiments.store.files import read_json
@@ -113,9 +113,9 @@ def place(name: str, runs: int) -> Place:
 
 
 def _local(name: str, profile: LocalProfile, runs: int) -> Place:
-    gpus = min(1, len(local.visible_gpus()))
-    asked = None if profile.workers is None else local.Width(profile.workers, profile.threads)
-    width = local.fit(asked, max(runs, 1)).workers
+    gpus = min(1, len(machine.visible_gpus()))
+    asked = None if profile.workers is None else machine.Width(profile.workers, profile.threads)
+    width = machine.fit(asked, max(runs, 1)).workers
     return Place(name, "cuda" if gpus else "cpu", 1, gpus, profile.threads, width)
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from experiments.launch import local
+from experiments.launch import choosing
 from experiments.launch.local import Launch
 from experiments.status import scheduler, tables
 from experiments.status.states import RunState, State
@@ -51,7 +51,7 @@ def _until_over(
         working = launch is not None and launch.working()
         if launch is not None and not working:
             launch.close()
-        states = local.snapshot(plan, store, scheduler.ASK_PERIOD)
+        states = choosing.snapshot(plan, store, scheduler.ASK_PERIOD)
         show(states)
         if not working and not any(state.active for state in states):
             return states
@@ -70,7 +70,7 @@ def _stop(plan: Plan, store: Store, launch: Launch, console: "Console") -> None:
         launch.kill()
         console.print("killed: the next launch continues from the last checkpoints")
         return
-    states = local.snapshot(plan, store)
+    states = choosing.snapshot(plan, store)
     done = sum(state.state is State.DONE for state in states)
     console.print(f"stopped: {done} of {len(states)} runs done; launch again to continue the others")
 

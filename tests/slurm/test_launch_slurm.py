@@ -17,10 +17,13 @@ from typing import Any
 
 import pytest
 
-from experiments.launch import costs
+from experiments.launch import begin as beginning
+from experiments.launch import costs, machine
 from experiments.launch import local as launching
-from experiments.slurm import arrays, limits, reservations, submission
-from experiments.slurm.submission import Submitted, Target, launch, recover
+from experiments.launch.begin import recover
+from experiments.slurm import arrays, limits, submission
+from experiments.slurm.batches import Target
+from experiments.slurm.submission import Submitted, launch
 from experiments.store import journal
 from experiments.store.files import read_json
 from experiments.store.run_dir import Store
@@ -123,7 +126,7 @@ def test_a_launch_on_this_machine_stays_on_it(data: Path, store: Store) -> None:
     """Although srun is on the PATH."""
     made = plan(data)
     before = client("squeue", "-h", "-t", "all", "-o", "%i")
-    started = launching.launch(made, store, data, width=launching.Width(2, 1), runner=Counting())
+    started = launching.launch(made, store, data, width=machine.Width(2, 1), runner=Counting())
     until(lambda: not started.working())
     assert labels(made, store) == {"DONE"}
     assert client("squeue", "-h", "-t", "all", "-o", "%i") == before
@@ -132,7 +135,8 @@ def test_a_launch_on_this_machine_stays_on_it(data: Path, store: Store) -> None:
 def test_the_script_of_a_dry_run_is_the_one_submitted(
     data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.launch.local.new_id", lambda: "20260101-000000-abcdef")
+    monkeypatch.setattr("experiments.slurm.submission.new_id", lambda: "20260101-000000-abcdef")
+    monkeypatch.setattr("experiments.launch.begin.new_id", lambda: "20260101-000000-abcdef")
     made = plan(data)
     target = Target("test", profile(evaluate={"cpus": 2}, report=True))
     printed = list(submission.scripts(made, store, data, target))
@@ -255,7 +259,7 @@ def test_a_launcher_killed_around_sbatch_neither_loses_nor_doubles_runs(
 ) -> None:
     if not accounting:
         monkeypatch.setenv("SLURM_CONF", str(bare.conf))
-    monkeypatch.setattr(submission, "DOUBT_SECONDS", 3.0)
+    monkeypatch.setattr(beginning, "DOUBT_SECONDS", 3.0)
     made = plan(data)
     process = multiprocessing.get_context("fork").Process(target=_killed, args=(made, store.root, data, where))
     process.start()
@@ -305,14 +309,11 @@ def test_an_id_that_another_job_has_is_not_taken_for_ours(data: Path, store: Sto
     made = plan(data)
     client("sbatch", "-o", "/dev/null", "-J", "stranger", "--hold", "--wrap", "true")
     (stranger,) = client("squeue", "-h", "-n", "stranger", "-o", "%A").split()
-    with reservations.Launching(store, "20260101-000000-aaaaaa"):
-        book = journal.of_launch(store, "20260101-000000-aaaaaa")
-        runs = tuple(journal.BatchRun(run.run_id, run.eval_id) for run in made.unique)
-        name = "headline.20260101-000000-aaaaaa.0"
-        book.submitting(journal.Submission(book.launch, 0, "all", name, runs, "test", "dev", time.time()))
-        book.submitted(0, stranger)
-        for run in made.unique:
-            assert reservations.reserve(store.run(run.run_id), book.launch, lambda _: False)
+    book = journal.of_launch(store, "20260101-000000-aaaaaa")
+    runs = tuple(journal.BatchRun(run.run_id, run.eval_id) for run in made.unique)
+    name = "headline.20260101-000000-aaaaaa.0"
+    book.submitting(journal.Submission(book.launch, 0, "all", name, runs, "test", "dev", time.time()))
+    book.submitted(0, stranger)
     done = go(made, store, data)
     client("scancel", stranger)
     assert len(done.started) == 4

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from experiments.launch import local
+from experiments.launch import begin, choosing
 from experiments.runs import cancelling
 from experiments.status import notify, standing, usage
 from experiments.status.states import RunState, State
@@ -69,14 +69,14 @@ class Suite:
         return standing.of(self.store, [(run.run_id, run.eval_id)]).states[run.run_id, run.eval_id]
 
     def labels(self) -> list[str]:
-        return [state.label for state in local.snapshot(self.plan, self.store)]
+        return [state.label for state in choosing.snapshot(self.plan, self.store)]
 
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Suite:
     request = planning.Request("headline", seeds=(0, 1, 2, 3), overrides=(("schedule.max_iter", 12),))
     plan, store = planning.make(request, tmp_path), Store(tmp_path / "store")
-    local.record(plan, store, "")
+    begin.record(plan, store, "")
     return Suite(plan, store)
 
 

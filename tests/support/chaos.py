@@ -28,7 +28,7 @@ from typing import Any
 
 from experiments.launch import profiles
 from experiments.slurm import submission
-from experiments.slurm.submission import Target
+from experiments.slurm.batches import Target
 from experiments.status.states import State, derive
 from experiments.store import claims
 from experiments.store.files import read_json

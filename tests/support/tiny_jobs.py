@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments.execution.attempt import Options, run_attempt
 from experiments.execution.worker import Task
-from experiments.launch import local
+from experiments.launch import inputs
 from experiments.slurm.job import MAX_TIMEOUTS, SETUP, TEARDOWN, SlurmJob
 from experiments.store.files import read_json
 from experiments.store.run_dir import RunDir, Store
@@ -29,7 +29,7 @@ def tiny_plan(data: Path, seeds: tuple[int, ...] = (0,), rows: tuple[str, ...] =
     """Tiny runs of the headline suite, their dataset prepared; ``over`` with ``__`` for dots."""
     overrides = TINY | {key.replace("__", "."): value for key, value in over.items()}
     request = Request("headline", rows=rows, seeds=seeds, overrides=tuple(overrides.items()))
-    return local.prepare_data(planning.make(request, data), data)
+    return inputs.prepare_data(planning.make(request, data), data)
 
 
 def planned(run: PlannedRun, store: Store) -> RunDir:

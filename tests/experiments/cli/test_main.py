@@ -12,7 +12,7 @@ import pytest
 
 from experiments.cli import main, suite_commands
 from experiments.execution import attempt
-from experiments.launch import local
+from experiments.launch import begin
 from experiments.store import claims
 from experiments.store.files import read_json, write_json
 from experiments.store.run_dir import RunDir, Store
@@ -182,9 +182,8 @@ def test_a_read_only_store_is_one_line(run: Make, tmp_path: Path) -> None:
 
 
 def test_a_damaged_run_does_not_take_status_down(run: Make, plan: Plan, store: Store) -> None:
-    from experiments.launch import local
 
-    local.record(plan, store, "")
+    begin.record(plan, store, "")
     (store.run(plan.runs[0].run_id).path / "run.json").write_text('{"sch')
     (view,) = run("status", "--json").json
     assert view["counts"] == {"UNKNOWN": 1, "PLANNED": 3}
@@ -253,7 +252,7 @@ def test_status_is_quick_over_two_thousand_runs(run: Make, store: Store) -> None
 
 
 def test_cancel_asks_first(run: Make, plan: Plan, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    local.record(plan, store, "a test")
+    begin.record(plan, store, "a test")
     chosen = store.run(plan.unique[0].run_id)
     claims.acquire(chosen.path / "claims")  # this process works on it
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
@@ -269,7 +268,7 @@ def test_cancel_asks_first(run: Make, plan: Plan, store: Store, monkeypatch: pyt
 def test_watching_looks_again_until_interrupted(
     run: Make, plan: Plan, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local.record(plan, store, "a test")
+    begin.record(plan, store, "a test")
     chosen, looks = store.run(plan.unique[0].run_id), []
 
     def wait(seconds: float) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.launch import local, watching
-from experiments.launch.local import Width, launch
+from experiments.launch import choosing, inputs, watching
+from experiments.launch.local import launch
+from experiments.launch.machine import Width
 from experiments.status.states import State
 from experiments.store.claims import process_born
 from experiments.store.files import read_json
@@ -37,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(data: Path) -> Plan:
     """One piloted run of 24 iterations, its dataset prepared."""
     request = Request("headline", rows=("mp-former",), seeds=(0,), overrides=tuple(TINY.items()))
-    return local.prepare_data(planning.make(request, data), data)
+    return inputs.prepare_data(planning.make(request, data), data)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,9 @@ def undisturbed(tiny: Plan, data: Path, tmp_path_factory: pytest.TempPathFactory
 def _finish(plan: Plan, store: Store, data: Path) -> None:
     text = io.StringIO()
     watching.follow(plan, store, launch(plan, store, data, width=ONE), Console(file=text, width=200))
-    assert [state.state for state in local.snapshot(plan, store)] == [State.DONE], text.getvalue() + _log(plan, store)
+    assert [state.state for state in choosing.snapshot(plan, store)] == [State.DONE], text.getvalue() + _log(
+        plan, store
+    )
 
 
 def _log(plan: Plan, store: Store) -> str:
@@ -107,7 +110,7 @@ def test_killed_while_training_with_a_truncated_checkpoint_and_while_evaluating(
     store = Store(tmp_path)
     run = store.run(tiny.runs[0].run_id)
     assert _kill_when(tiny, store, data, lambda run: _lines(run) >= 13)
-    assert local.snapshot(tiny, store)[0].label == "LOST(killed)"
+    assert choosing.snapshot(tiny, store)[0].label == "LOST(killed)"
     newest = max((run.path / "checkpoints").glob("iteration_*.pth"))
     newest.write_bytes(newest.read_bytes()[:1000])
     assert _kill_when(tiny, store, data, _evaluating)
@@ -138,7 +141,7 @@ def test_a_non_finite_loss_fails_the_run_as_nan(data: Path, tiny: Plan, tmp_path
     plan = planning.make(request, data)
     store = Store(tmp_path)
     watching.follow(plan, store, launch(plan, store, data, width=ONE), Console(file=io.StringIO()))
-    (state,) = local.snapshot(plan, store)
+    (state,) = choosing.snapshot(plan, store)
     assert state.label == "FAILED(nan)"
     assert "non-finite loss at iteration" in state.detail
 
@@ -150,7 +153,7 @@ def test_a_corrupted_image_fails_the_run_as_data(data: Path, tiny: Plan, tmp_pat
         image.write_bytes(image.read_bytes()[:200])
     store = Store(tmp_path / "store")
     watching.follow(tiny, store, launch(tiny, store, damaged, width=ONE), Console(file=io.StringIO()))
-    (state,) = local.snapshot(tiny, store)
+    (state,) = choosing.snapshot(tiny, store)
     assert state.label == "FAILED(data)", _log(tiny, store)
     assert ".png" in state.detail
     _finish(tiny, store, data)  # with the dataset mended, launching again is all it takes

@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from experiments.execution.worker import MAX_LOST
-from experiments.launch import local, watching
-from experiments.launch.local import Width, launch
+from experiments.launch import choosing, local, machine, watching
+from experiments.launch.local import launch
+from experiments.launch.machine import Width
 from experiments.status.states import State
 from experiments.store.files import read_json, write_json
 from experiments.store.launches import queued_runs
@@ -33,7 +34,7 @@ def _follow(plan: Plan, store: Store, started: local.Launch) -> str:
 
 
 def _states(plan: Plan, store: Store) -> set[str]:
-    return {state.label for state in local.snapshot(plan, store)}
+    return {state.label for state in choosing.snapshot(plan, store)}
 
 
 def _wait(condition: Callable[[], Any], seconds: float = 40) -> None:
@@ -70,17 +71,17 @@ def test_a_failed_run_stops_neither_the_others_nor_the_worker(
 ) -> None:
     started = launch(plan, store, data_root, width=Width(1, 1), runner=counter(fail={"m2f-s0": "nan"}))
     text = _follow(plan, store, started)
-    assert sorted(state.label for state in local.snapshot(plan, store)) == ["DONE", "DONE", "DONE", "FAILED(nan)"]
+    assert sorted(state.label for state in choosing.snapshot(plan, store)) == ["DONE", "DONE", "DONE", "FAILED(nan)"]
     assert "it was asked to fail as nan" in text
     assert _attempts(plan, store) == [1, 1, 1, 1], "a launch tries a failing run once"
 
     again = launch(plan, store, data_root, width=TWO, runner=counter())
     assert again.started == ()
     assert list(again.left_alone.values()) == ["nan"]
-    failed = local.only_failed(plan, store)
+    failed, kinds = choosing.only_failed(plan, store)
     with pytest.raises(UserError, match="of class oom; failed: nan"):
-        local.only_failed(plan, store, ("oom",))
-    retried = launch(failed, store, data_root, width=TWO, retry=("nan",), runner=counter())
+        choosing.only_failed(plan, store, ("oom",))
+    retried = launch(failed, store, data_root, width=TWO, retry=kinds, runner=counter())
     _follow(failed, store, retried)
     assert _states(plan, store) == {"DONE"}
 
@@ -120,7 +121,7 @@ def test_killed_workers_are_replaced_by_the_next_launch(
     _wait(lambda: sum(_attempts(plan, store)) >= 2)
     time.sleep(0.7)
     _kill_everything(plan, store, started)
-    left = [state.state for state in local.snapshot(plan, store)]
+    left = [state.state for state in choosing.snapshot(plan, store)]
     assert State.LOST in left
     again = launch(plan, store, data_root, width=TWO, runner=counter())
     assert len(again.started) == 4 - left.count(State.DONE)
@@ -153,7 +154,7 @@ def test_ctrl_c_checkpoints_stops_and_the_next_launch_continues(
         watching.follow(plan, store, started, Console(file=text, width=200))
     monkeypatch.undo()
     assert "launch again to continue" in text.getvalue()
-    states = local.snapshot(plan, store)
+    states = choosing.snapshot(plan, store)
     assert {state.state for state in states} <= {State.CANCELLED, State.PLANNED, State.DONE}
     stopped = store.run(next(state.run_id for state in states if state.state is State.CANCELLED))
     reached = read_json(stopped.path / "checkpoints" / "state.json")["iteration"]
@@ -221,14 +222,14 @@ def test_inline_executes_one_run_in_this_process(plan: Plan, store: Store, data_
 
 
 def test_the_width_fits_cores_memory_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "visible_gpus", lambda: [])
-    monkeypatch.setattr(local, "cores", lambda: 8)
-    monkeypatch.setattr(local, "available_gib", lambda: 9.0)
-    assert local.fit(None, 100) == Width(3, 1)
-    assert local.fit(None, 2) == Width(2, 1)
-    monkeypatch.setattr(local, "available_gib", lambda: 0.5)
-    assert local.fit(None, 100) == Width(1, 1)
-    assert local.fit(Width(50, 4), 5) == Width(5, 4)
+    monkeypatch.setattr(machine, "visible_gpus", lambda: [])
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.setattr(machine, "available_gib", lambda: 9.0)
+    assert machine.fit(None, 100) == Width(3, 1)
+    assert machine.fit(None, 2) == Width(2, 1)
+    monkeypatch.setattr(machine, "available_gib", lambda: 0.5)
+    assert machine.fit(None, 100) == Width(1, 1)
+    assert machine.fit(Width(50, 4), 5) == Width(5, 4)
 
 
 def test_a_waiting_run_can_be_cancelled_before_it_begins(
@@ -238,7 +239,7 @@ def test_a_waiting_run_can_be_cancelled_before_it_begins(
     last = store.run(plan.runs[-1].run_id)
     write_json(last.cancel_file, {})
     _follow(plan, store, started)
-    assert [state.label for state in local.snapshot(plan, store)] == ["DONE", "DONE", "DONE", "CANCELLED"]
+    assert [state.label for state in choosing.snapshot(plan, store)] == ["DONE", "DONE", "DONE", "CANCELLED"]
     assert not last.attempts()
     again = launch(plan, store, data_root, width=Width(1, 1), runner=counter())
     assert [run.run_id for run in again.started] == [last.run_id]

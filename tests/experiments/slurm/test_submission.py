@@ -18,15 +18,15 @@ from experiments.cli.main import cli
 from experiments.execution import staging
 from experiments.execution.attempt import Options
 from experiments.execution.worker import Task
-from experiments.launch import local, profiles, smoke
-from experiments.slurm import arrays, code_snapshot, reservations, submission
+from experiments.launch import choosing, profiles, smoke
+from experiments.slurm import arrays, code_snapshot, submission
 from experiments.slurm import limits as site
 from experiments.slurm.arrays import Array
+from experiments.slurm.batches import Target
 from experiments.slurm.job import SlurmJob
 from experiments.slurm.limits import Limits
-from experiments.slurm.submission import Target, divide
 from experiments.store import journal
-from experiments.store.files import read_json, write_json
+from experiments.store.files import read_json
 from experiments.store.run_dir import Store
 from experiments.suites import datasets, planning
 from experiments.suites.planning import Plan, Request
@@ -53,83 +53,6 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "git").symlink_to(str(shutil.which("git")))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-
-
-def shape(made: Plan, store: Store, limits: Limits, **keys: Any) -> list[tuple[Any, ...]]:
-    """Stage, runs, dependencies and cap of each array."""
-    smoke_too = keys.pop("smoke_too", False)
-    batches, _ = divide(made.unique, store, Target("test", profile(**keys), smoke_too), limits)
-    return [(one.stage, len(one.runs), one.after, one.parallelism) for one in batches]
-
-
-def train(store: Store, made: Plan, count: int) -> None:
-    for run in made.unique[:count]:
-        write_json(store.run(run.run_id).path / "trained.json", {"weights_sha256": "x", "weights": "w"})
-
-
-def test_one_array_by_default_and_a_report_after_everything(data: Path, store: Store) -> None:
-    made = plan(data, seeds=(0, 1, 2))
-    assert shape(made, store, Limits(array=1000), parallelism=3) == [("all", 6, (), 3)]
-    (_, report) = shape(made, store, Limits(array=1000), report=True)
-    assert report == ("report", 0, (("afterany", (0,)),), 1)
-
-
-def test_arrays_stay_under_the_sites_size_and_the_cap_is_shared(data: Path, store: Store) -> None:
-    made = plan(data, seeds=tuple(range(5)))
-    assert shape(made, store, Limits(array=4), parallelism=8) == [
-        ("all", 4, (), 3), ("all", 4, (), 3), ("all", 2, (), 2),
-    ]  # fmt: skip
-    few = shape(made, store, Limits(array=3), parallelism=2)
-    assert [one[2] for one in few] == [(), (), (("afterany", (0,)),), (("afterany", (1,)),)], "two at a time in all"
-    assert sum(one[1] for one in few) == 10
-
-
-def test_split_stages_pair_arrays_over_identical_indices(data: Path, store: Store) -> None:
-    made = plan(data, seeds=(0, 1, 2))
-    train(store, made, 2)
-    target = Target("test", profile(evaluate={"gpus": 1, "parallelism": 6}))
-    batches, left = divide(made.unique, store, target, Limits(array=2))
-    assert left == ()
-    assert [(one.stage, one.after, len(one.runs)) for one in batches] == [
-        ("train", (), 2), ("evaluate", (("aftercorr", (0,)),), 2),
-        ("train", (), 2), ("evaluate", (("aftercorr", (2,)),), 2),
-        ("evaluate", (), 2),
-    ]  # fmt: skip
-    assert batches[0].runs == batches[1].runs
-    assert batches[2].runs == batches[3].runs
-    assert batches[4].runs == made.unique[:2], "what is trained waits for nothing"
-
-
-def test_everything_waits_for_the_smoke_runs(data: Path, store: Store) -> None:
-    made = plan(data, seeds=(0, 1, 2))
-    train(store, made, 1)
-    found = shape(made, store, Limits(array=1000), smoke_too=True, evaluate={}, report=True)
-    assert [one[:3] for one in found] == [
-        ("smoke", 2, ()),
-        ("train", 5, (("afterok", (0,)),)),
-        ("evaluate", 5, (("aftercorr", (1,)),)),
-        ("evaluate", 1, (("afterok", (0,)),)),
-        ("report", 0, (("afterany", (0, 1, 2, 3)),)),
-    ]
-
-
-@pytest.mark.parametrize(("room", "started"), [(0, 0), (1, 0), (2, 1), (3, 2), (6, 5), (7, 6), (100, 6)])
-def test_what_does_not_fit_under_the_submit_limit_is_left_over(
-    data: Path, store: Store, room: int, started: int
-) -> None:
-    made = plan(data, seeds=(0, 1, 2))
-    batches, left = divide(made.unique, store, Target("t", profile(report=True)), Limits(submit=room))
-    assert sum(one.count for one in batches) <= room
-    assert sum(len(one.runs) for one in batches) == started
-    assert len(left) == 6 - started
-
-
-def test_trained_runs_go_first_where_room_is_short_and_a_fresh_one_needs_two_jobs(data: Path, store: Store) -> None:
-    made = plan(data, seeds=(0, 1, 2))
-    train(store, made, 2)
-    batches, left = divide(made.unique, store, Target("t", profile(evaluate={})), Limits(submit=5))
-    assert [(one.stage, len(one.runs)) for one in batches] == [("train", 1), ("evaluate", 1), ("evaluate", 2)]
-    assert len(left) == 3
 
 
 def test_a_smoke_run_is_short_and_one_a_row(data: Path) -> None:
@@ -258,63 +181,6 @@ def test_the_snapshot_is_the_code_and_jobs_that_run_other_code_fail(store: Store
         job()
 
 
-def _reserve(root: Path, run_ids: list[str], barrier: Any, found: Any, name: str) -> None:
-    barrier.wait()
-    found.put([run_id for run_id in run_ids if reservations.reserve(Store(root).run(run_id), name, lambda _: True)])
-
-
-def test_eight_processes_reserve_each_run_once(tmp_path: Path) -> None:
-    run_ids = [f"run-{number}" for number in range(50)]
-    context = multiprocessing.get_context("fork")
-    barrier, found = context.Barrier(8), context.Queue()
-    processes = [
-        context.Process(target=_reserve, args=(tmp_path, run_ids, barrier, found, f"launch-{number}"))
-        for number in range(8)
-    ]
-    for process in processes:
-        process.start()
-    taken = [run_id for _ in processes for run_id in found.get(timeout=60)]
-    for process in processes:
-        process.join()
-    assert sorted(taken) == sorted(run_ids)
-
-
-def test_a_dead_reservation_is_taken_over_once(tmp_path: Path) -> None:
-    run = Store(tmp_path).run("run")
-    assert reservations.reserve(run, "first", lambda _: False)
-    assert not reservations.reserve(run, "second", lambda launch: launch == "first")
-    assert reservations.reserve(run, "second", lambda launch: launch != "first")
-    assert not reservations.reserve(run, "third", lambda launch: launch == "second")
-    (run.path / "reservations" / "3").touch()
-    assert not reservations.reserve(run, "third", lambda _: False), "one that is just being written holds"
-
-
-def _announce(root: Path, ready: Any) -> None:
-    with reservations.Launching(Store(root), "theirs"):
-        ready.put(True)
-        ready.close()
-        import time
-
-        time.sleep(600)
-
-
-def test_a_launcher_holds_its_runs_until_it_is_over_or_dead(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    assert not reservations.launching(store, "ours")
-    with reservations.Launching(store, "ours"):
-        assert reservations.launching(store, "ours")
-    assert not reservations.launching(store, "ours")
-    context = multiprocessing.get_context("fork")
-    ready = context.Queue()
-    process = context.Process(target=_announce, args=(tmp_path, ready))
-    process.start()
-    assert ready.get(timeout=60)
-    assert reservations.launching(store, "theirs")
-    process.kill()
-    process.join()
-    assert not reservations.launching(store, "theirs")
-
-
 def test_weights_with_an_address_are_fetched_once_here(tmp_path: Path, data: Path) -> None:
     there = tmp_path / "there" / "R-50.pkl"
     there.parent.mkdir()
@@ -395,13 +261,13 @@ def test_what_does_not_fit_is_launched_as_it_was_asked_for(data: Path, tmp_path:
 
 def test_only_new_runs(data: Path, store: Store) -> None:
     made = plan(data)
-    assert local.only_new(made, store).runs == made.runs
+    assert choosing.only_new(made, store).runs == made.runs
     store.run(made.runs[0].run_id).attempt(1).mkdir(parents=True)
-    assert local.only_new(made, store).runs == made.runs[1:]
+    assert choosing.only_new(made, store).runs == made.runs[1:]
     for run in made.runs:
         store.run(run.run_id).attempt(1).mkdir(parents=True, exist_ok=True)
     with pytest.raises(UserError, match="launch without --new"):
-        local.only_new(made, store)
+        choosing.only_new(made, store)
 
 
 CONFIG = """Configuration data as of 2026

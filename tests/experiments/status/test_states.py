@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from experiments.launch import local
+from experiments.launch import begin
 from experiments.status import readahead, scheduler, standing, states, suite_view, usage
 from experiments.status.states import RunState, State, should_start
 from experiments.store import claims
@@ -517,7 +517,7 @@ def _scored(run: RunDir, *lines: tuple[int, float], final: bool = False) -> None
 
 
 def test_the_difference_is_at_the_last_iteration_that_both_have(plan: Plan, store: Store) -> None:
-    local.record(plan, store, "")
+    begin.record(plan, store, "")
     base, row = (store.run(run.run_id) for run in plan.runs if run.seed == 0)
     _scored(base, (2, 10.0), (4, 20.0), (6, 30.0))
     _scored(row, (2, 11.0), (4, 22.0))
@@ -537,7 +537,7 @@ def test_time_left_is_measured_by_the_run_else_by_its_row_else_by_the_suite(
     submitted: Submitted, slurm: FakeSlurm
 ) -> None:
     plan, store = submitted.plan, submitted.store
-    local.record(plan, store, "")
+    begin.record(plan, store, "")
     (record,) = store.suite_records()
     view = suite_view.view(store.root, record)
     assert (view["left"]["seconds"], view["left"]["unknown"]) == (0, 4)

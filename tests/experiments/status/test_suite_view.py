@@ -14,7 +14,7 @@ import pytest
 
 from experiments.execution import attempt
 from experiments.execution.attempt import Options, run_attempt
-from experiments.launch import local
+from experiments.launch import begin, choosing
 from experiments.runs import cancelling, importing, pruning, reevaluating
 from experiments.status import notify, standing, suite_view, usage
 from experiments.status.states import State
@@ -29,7 +29,7 @@ Make = Callable[..., Any]
 
 def execute(plan: Plan, store: Store, options: Options, runner: Any, count: int = 1) -> list[RunDir]:
     """Plan all, train and evaluate some."""
-    local.record(plan, store, "")
+    begin.record(plan, store, "")
     chosen = [store.run(run.run_id) for run in plan.unique[:count]]
     for run in chosen:
         assert run_attempt(store.root, run.run_id, "all", options, runner).name == "done"
@@ -177,7 +177,7 @@ def test_runs_are_imported_once_whole_and_only_if_sound(plan: Plan, store: Store
     mine, theirs = store.run(ids[0]), other.run(ids[0])
     names = {str(path.relative_to(theirs.path)) for path in theirs.path.rglob("*") if path.is_file()}
     assert {str(path.relative_to(mine.path)) for path in mine.path.rglob("*") if path.is_file()} == names
-    assert {state.label for state in local.snapshot(plan, store)} == {"DONE", "PLANNED"}
+    assert {state.label for state in choosing.snapshot(plan, store)} == {"DONE", "PLANNED"}
     assert sorted(_what(store, other)) == ["kept", "kept", "refused", "refused"]
     assert [path.name for path in (store.root / "runs").iterdir() if path.name.startswith(".")] == []
 
@@ -195,7 +195,7 @@ def test_what_is_here_is_never_overwritten(plan: Plan, store: Store, other: Stor
 def test_a_run_that_is_only_planned_here_is_filled_in(
     plan: Plan, store: Store, other: Store, options: Options, counter: Make
 ) -> None:
-    local.record(plan, store, "")
+    begin.record(plan, store, "")
     record = (store.run(plan.unique[0].run_id).path / "run.json").read_bytes()
     assert _what(store, other).count("imported") == 2
     run = store.run(plan.unique[0].run_id)
@@ -246,7 +246,7 @@ def test_a_store_that_is_none_is_one_line(store: Store, tmp_path: Path) -> None:
 @pytest.fixture
 def launched(plan: Plan, store: Store, tmp_path: Path) -> Callable[[str], Path]:
     """A launch of the plan whose profile has something to tell."""
-    local.record(plan, store, "")
+    begin.record(plan, store, "")
 
     def launch(target: str) -> Path:
         about = {"suite": "headline", "scale": "mini", "dataset": "shapes", "notify": target}
@@ -355,17 +355,17 @@ def test_a_webhook_gets_the_event(
 
 
 def test_cancel_writes_the_file_that_workers_look_for(plan: Plan, store: Store) -> None:
-    local.record(plan, store, "")
-    states = local.snapshot(plan, store)
+    begin.record(plan, store, "")
+    states = choosing.snapshot(plan, store)
     done = cancelling.cancel(store, states[:1])
     assert (done.asked, done.jobs, done.trouble) == (1, (), "")
-    assert local.snapshot(plan, store)[0].state is State.CANCELLED
+    assert choosing.snapshot(plan, store)[0].state is State.CANCELLED
 
 
 def test_logs_follow_a_run_through_its_attempts(
     plan: Plan, store: Store, options: Options, counter: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local.record(plan, store, "")
+    begin.record(plan, store, "")
     run = store.run(plan.unique[0].run_id)
     with pytest.raises(UserError, match="unknown attempt"):
         list(suite_view.log(store, run, None, follow=False))
@@ -397,7 +397,7 @@ def test_logs_follow_a_run_through_its_attempts(
 
 
 def test_own_counters_tell_what_a_run_used(plan: Plan, store: Store, options: Options, counter: Make) -> None:
-    local.record(plan, store, "")
+    begin.record(plan, store, "")
     run = store.run(plan.unique[0].run_id)
     assert usage.of(run) is None
     write_json(run.attempt(1) / "stage.json", {"started": 1000.0, "ended": None, "outcome": None})
@@ -415,7 +415,7 @@ def test_own_counters_tell_what_a_run_used(plan: Plan, store: Store, options: Op
 
 
 def test_accounted_jobs_count_instead_of_their_attempts(plan: Plan, store: Store) -> None:
-    local.record(plan, store, "")
+    begin.record(plan, store, "")
     run = store.run(plan.unique[0].run_id)
     about = {"started": 0.0, "ended": 100.0, "outcome": "done"}
     write_json(run.attempt(1) / "stage.json", {**about, "execution": {"job_id": "7", "array_id": "5_0"}})

@@ -130,12 +130,12 @@ def narrowed(plan: Plan, data_root: Path) -> Plan:
 
 @pytest.mark.parametrize(("name", "scale", "dataset"), cases())
 def test_every_row_trains_scores_and_reports(name: str, scale: str, dataset: str, data: Path, store: Store) -> None:
-    from experiments.launch import local
+    from experiments.launch import begin
     from reports.build import build
 
     overrides = (("dataset.crop", 64),) if dataset == "nuclei" else ()
     plan = narrowed(planning.make(Request(name, scale, dataset, seeds=(0,), overrides=overrides), data), data)
-    local.record(plan, store, "the sweep")
+    begin.record(plan, store, "the sweep")
     for run in plan.unique:
         outcome = run_attempt(store.root, run.run_id, "all", Options(data, capture=False), None, run.config)
         assert outcome.name in ("done", "skipped"), f"{run.row.name}: {outcome}"

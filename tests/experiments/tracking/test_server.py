@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.launch import local, watching
-from experiments.launch.local import Width
+from experiments.launch import inputs, local, watching
+from experiments.launch.machine import Width
 from experiments.store.files import append_json, read_json
 from experiments.store.identity import eval_id
 from experiments.store.launches import live_workers
@@ -177,7 +177,7 @@ def trained(tmp_path: Path) -> tuple[Plan, Path]:
     """One piloted run of a real model, its dataset prepared; and where the datasets are."""
     data = tmp_path / "data"
     request = Request("headline", rows=("mp-former",), seeds=(0,), overrides=tuple(SMALL.items()))
-    return local.prepare_data(planning.make(request, data), data), data
+    return inputs.prepare_data(planning.make(request, data), data), data
 
 
 @contextlib.contextmanager
