@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.store.run_dir import Store
-from experiments.suites import rows as registry
+from experiments.suites import catalogue
 from experiments.suites.scales import suite_name
 from mpformer.runtime.errors import UserError, choices
 from reports import caption, compare, definitions
@@ -96,7 +96,7 @@ def records(store: Store, suites: Sequence[str], scale: str, dataset: str | None
 
 def _own_dataset(suite: str, scale: str) -> str | None:
     """The dataset that a suite has at a scale unless another is asked for."""
-    suites = registry.all_suites()
+    suites = catalogue.all_suites()
     return suites[suite].datasets(scale)[0] if suite in suites else None
 
 

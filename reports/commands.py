@@ -35,15 +35,15 @@ def report(
 ) -> int:
     """Write tables (Markdown, LaTeX, ...) and self-contained pages for SUITES (none: all that were launched)."""
     from experiments.status import suite_view
-    from experiments.suites import rows as registry
+    from experiments.suites import catalogue
     from reports import build
 
     if everything and suites:
         raise UserError(f"--all is every suite that was launched; leave it out, or {', '.join(suites)}")
     for name in suites:
-        registry.find(name).place(scale, dataset)
+        catalogue.find(name).place(scale, dataset)
     if not suites:
-        registry.of_dataset(scale, dataset)
+        catalogue.of_dataset(scale, dataset)
     if check:
         return _check_report(suites, root, scale, dataset)
     suite_view.refresh(root, warn)

@@ -9,8 +9,7 @@ import click
 import pytest
 
 from experiments.cli.main import cli
-from experiments.suites import planning, scales
-from experiments.suites import rows as registry
+from experiments.suites import catalogue, planning, rows, scales
 from experiments.suites.planning import Request
 from mpformer.runtime.errors import UserError
 
@@ -32,11 +31,11 @@ def taught() -> Iterator[dict[str, Any]]:
         yield namespace
     finally:
         for name in TAUGHT:
-            registry._SUITES.pop(name, None)
+            rows.SUITES.pop(name, None)
 
 
 def test_the_suites_of_the_tutorial_are_suites(taught: dict[str, Any], tmp_path: Path) -> None:
-    registry.all_suites()
+    catalogue.all_suites()
     plan = planning.make(Request("mask-weight"), tmp_path)
     assert len(plan.unique) == 18
     assert [row.name for row in plan.rows][:2] == ["mask2former,weight=2", "mp-former,weight=2"]
@@ -61,11 +60,11 @@ def test_the_tutorials_typo_is_refused_as_it_says() -> None:
 
 def test_the_tutorial_lists_the_arguments_of_a_suite() -> None:
     text = (DOCS / "suites.md").read_text()
-    given = set(registry.Suite.__dataclass_fields__) - {"name", "make", "description"}
-    rows = re.findall(r"^\| (`.*?`) \|", text, flags=re.M)
-    assert given == {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    given = set(rows.Suite.__dataclass_fields__) - {"name", "make", "description"}
+    table = re.findall(r"^\| (`.*?`) \|", text, flags=re.M)
+    assert given == {name for line in table for name in re.findall(r"`(\w+)`", line)}
     listed = set(re.findall(r"`([a-z]+-?[a-z]*)`", text.split("with `--dataset nuclei`")[1].split("The others")[0]))
-    runs = {n for n, s in registry.all_suites().items() if "nuclei" not in s.not_applicable}
+    runs = {n for n, s in catalogue.all_suites().items() if "nuclei" not in s.not_applicable}
     assert listed == runs
 
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 def suites(scale: str, dataset: str | None, as_json: bool) -> None:
     """List the suites with the table of the paper that they stand for, their rows, seeds and cost."""
     from experiments.status.tables import duration
-    from experiments.suites import rows as registry
+    from experiments.suites import catalogue
 
-    chosen = registry.of_dataset(scale, dataset)
+    chosen = catalogue.of_dataset(scale, dataset)
     listed = [_suite_record(suite, *suite.place(scale, dataset)) for suite in chosen]
     if as_json:
         return print_json(listed)
@@ -77,13 +77,14 @@ def _suite_record(suite: Any, scale: str, dataset: str) -> dict[str, Any]:
 def plan(suite: str, as_json: bool, root: Path, data_root: Path, profile: str, **asked: Any) -> None:
     """Show the runs of SUITE: their state, ids, and what they are expected to cost."""
     from experiments.launch import costs
+    from experiments.status import standing
     from experiments.status.states import State
     from experiments.store.run_dir import Store
     from experiments.suites import planning
 
     resolved = planning.make(plan_request(suite, **asked), data_root)
     store = Store(root)
-    states = planning.states(resolved, store)
+    states = standing.of_plan(resolved, store)
     left = [run_id for run_id, state in states.items() if state.state is not State.DONE]
     where = costs.place(profile, len(left))
     expected = costs.estimates(resolved, store, where)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from experiments.status import standing
 from experiments.status.states import RunState, State
 from experiments.store.run_dir import Store
-from experiments.suites import planning
 from experiments.suites.planning import Plan
 from mpformer.runtime.errors import UserError
 
@@ -14,7 +14,7 @@ _RETRIED = (State.FAILED, State.TIMEOUT, State.LOST)
 
 def snapshot(plan: Plan, store: Store, max_age: float = 0.0) -> list[RunState]:
     """Return the states of the plan's runs now, in the plan's order; Slurm is asked every ``max_age`` seconds."""
-    return list(planning.states(plan, store, max_age).values())
+    return list(standing.of_plan(plan, store, max_age).values())
 
 
 def only_new(plan: Plan, store: Store) -> Plan:

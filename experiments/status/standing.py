@@ -8,6 +8,7 @@ from experiments.status.scheduler import NOWHERE, Answer
 from experiments.status.states import RunState, derive, finished, unfinished
 from experiments.store.launches import queued_runs
 from experiments.store.run_dir import Store
+from experiments.suites.planning import Plan
 
 Key = tuple[str, str]
 """Run id and evaluation id."""
@@ -36,6 +37,12 @@ def of(store: Store, runs: Iterable[Key], max_age: float = 0.0) -> Standing:
         for key, state in found.items()
     }
     return Standing(states, answer)
+
+
+def of_plan(plan: Plan, store: Store, max_age: float = 0.0) -> dict[str, RunState]:
+    """Return the state of each of a plan's runs by run id, what Slurm says included."""
+    found = of(store, [(run.run_id, run.eval_id) for run in plan.unique], max_age)
+    return {run_id: state for (run_id, _), state in found.states.items()}
 
 
 def remembered(store: Store, runs: Iterable[Key]) -> dict[Key, RunState]:

@@ -31,9 +31,9 @@ def chosen(root: Path, suite: str | None, scale: str, dataset: str | None) -> li
     records = Store(root).suite_records()
     if suite is None:
         return records
-    from experiments.suites import rows
+    from experiments.suites import catalogue
 
-    scale, dataset = rows.place(suite, scale, dataset)
+    scale, dataset = catalogue.place(suite, scale, dataset)
     wanted = (suite, scale, dataset)
     found = [record for record in records if (record["suite"], record["scale"], record["dataset"]) == wanted]
     if not found:

@@ -8,9 +8,9 @@ and a schedule keeps its length relative to the suite's first one, up to twice.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.suites import rows, scales
+from experiments.suites import scales
 from experiments.suites.ablations import GUIDED_FIRST, MASK2FORMER, MP_FORMER, RELEASE
-from experiments.suites.rows import Row, suite
+from experiments.suites.rows import SUITES, Row, suite
 from mpformer.config.schema import Config, SwinConfig
 
 _NOT_PAPER = "nuclei stands for none of the paper's datasets; headline, components and convergence compare on it"
@@ -43,7 +43,7 @@ def pairs(settings: Sequence[str], name: str, scale: str, dataset: str) -> Itera
 
 def changes_to(setting: str, first: str, name: str, scale: str, dataset: str) -> dict[str, Any]:
     """Return what turns the base of suite ``name`` into a setting of the paper, or into what stands for it at mini."""
-    base = rows.find(name).base(scale, dataset)
+    base = SUITES[name].base(scale, dataset)
     if scale == "paper":
         return difference(base, scales.paper(setting))
     changes: dict[str, Any] = {}
@@ -273,6 +273,6 @@ def _released(method: str, label: str, toggles: Mapping[str, Any], setting: str,
     text = f"{label}, {task}, {_BACKBONE_LABELS[backbone]}, {length}"
     if scale != "paper":
         return Row(name, text, baseline=name)
-    changes = difference(rows.find("released").base(scale, dataset), scales.paper(setting)) | dict(toggles)
+    changes = difference(SUITES["released"].base(scale, dataset), scales.paper(setting)) | dict(toggles)
     file = f"{method}_{dataset}_{task}_{backbone}.pkl"
     return Row(name, text, changes | {"model.init_weights": file, "schedule.evaluation_only": True}, baseline=name)

@@ -7,13 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.status import standing
-from experiments.status.states import RunState
 from experiments.store.files import read_json, write_json
 from experiments.store.identity import canonical, eval_id, run_id
 from experiments.store.run_dir import Store
-from experiments.suites import datasets, scales
-from experiments.suites import rows as registry
+from experiments.suites import catalogue, datasets, scales
 from experiments.suites.rows import Row, Suite
 from mpformer.config.schema import Config
 from mpformer.runtime.errors import UserError, choices
@@ -70,7 +67,7 @@ class Plan:
 
 def make(request: Request, data_root: Path) -> Plan:
     """Resolve a request; raises UserError that lists valid suites, scales, datasets, rows, keys or values."""
-    suite = registry.find(request.suite)
+    suite = catalogue.find(request.suite)
     scale, dataset = suite.place(request.scale, request.dataset)
     if dataset in suite.not_applicable:
         raise UserError(f"suite {suite.name!r} does not apply on {dataset}: {suite.not_applicable[dataset]}")
@@ -93,7 +90,7 @@ def make(request: Request, data_root: Path) -> Plan:
 
 def as_launched(request: Request, store: Store) -> Request:
     """Return the request with overrides, rows and seeds that it leaves open taken from the suite's record, if any."""
-    scale, dataset = registry.place(request.suite, request.scale, request.dataset)
+    scale, dataset = catalogue.place(request.suite, request.scale, request.dataset)
     record = read_json(_record_path(store, request.suite, scale, dataset))
     if not isinstance(record, dict) or request.overrides:
         return request
@@ -125,12 +122,6 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     if not seeds:
         raise UserError(f"seeds {text!r} are an empty range; write 0,1,2 or 0-4")
     return tuple(dict.fromkeys(seeds))
-
-
-def states(plan: Plan, store: Store, max_age: float = 0.0) -> dict[str, RunState]:
-    """Return the state of each of the plan's runs, what Slurm says included."""
-    found = standing.of(store, [(run.run_id, run.eval_id) for run in plan.unique], max_age)
-    return {run_id: state for (run_id, _), state in found.states.items()}
 
 
 def declared_seconds(suite: Suite, scale: str, dataset: str) -> float:

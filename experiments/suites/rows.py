@@ -106,7 +106,8 @@ class Suite:
         return rows[name]
 
 
-_SUITES: dict[str, Suite] = {}
+SUITES: dict[str, Suite] = {}
+"""Every suite that was defined so far, by name; :mod:`experiments.suites.catalogue` sees that all of ours are."""
 
 
 def suite(*, title: str, baseline: str, **fields: Any) -> Callable[[RowMaker], RowMaker]:
@@ -114,45 +115,10 @@ def suite(*, title: str, baseline: str, **fields: Any) -> Callable[[RowMaker], R
 
     def register(make: RowMaker) -> RowMaker:
         name = make.__name__.replace("_", "-")
-        if name in _SUITES and _SUITES[name].make.__module__ != make.__module__:
-            raise UserError(f"suite {name!r} is already registered by {_SUITES[name].make.__module__}")
+        if name in SUITES and SUITES[name].make.__module__ != make.__module__:
+            raise UserError(f"suite {name!r} is already registered by {SUITES[name].make.__module__}")
         description = " ".join((make.__doc__ or "").split())
-        _SUITES[name] = Suite(name=name, title=title, make=make, baseline=baseline, description=description, **fields)
+        SUITES[name] = Suite(name=name, title=title, make=make, baseline=baseline, description=description, **fields)
         return make
 
     return register
-
-
-def all_suites() -> dict[str, Suite]:
-    """Return the registered suites by name, in the order of definition."""
-    import experiments.suites.ablations  # isort: skip
-    import experiments.suites.paper_tables  # noqa: F401  (importing registers them)
-
-    return dict(_SUITES)
-
-
-def find(name: str) -> Suite:
-    """Return one suite; raises UserError that lists the suites there are."""
-    suites = all_suites()
-    if name not in suites:
-        raise choices("suite", name, suites)
-    return suites[name]
-
-
-def of_dataset(scale: str, dataset: str | None) -> list[Suite]:
-    """Return the suites that have the dataset at a scale, all for None; raises UserError with the valid choices."""
-    suites = list(all_suites().values())
-    found = [suite for suite in suites if dataset is None or dataset in suite.datasets(scale)]
-    if not found:
-        known = dict.fromkeys(name for suite in suites for name in suite.datasets(scale))
-        raise choices(f"dataset at scale {scale!r}", str(dataset), known)
-    return found
-
-
-def place(name: str, scale: str, dataset: str | None) -> tuple[str, str]:
-    """Return scale and dataset of a suite, the default filled in; raises UserError with the valid choices.
-
-    A suite that this version does not have any more, but that was launched once, has the scale's default dataset.
-    """
-    suites = all_suites()
-    return suites[name].place(scale, dataset) if name in suites else scales.check(scale, dataset)

@@ -24,10 +24,10 @@ from experiments.launch.begin import recover
 from experiments.slurm import arrays, limits, submission
 from experiments.slurm.batches import Target
 from experiments.slurm.submission import Submitted, launch
+from experiments.status import standing
 from experiments.store import journal
 from experiments.store.files import read_json
 from experiments.store.run_dir import Store
-from experiments.suites import planning
 from experiments.suites.planning import Plan
 from tests.support import counting_jobs, tiny_jobs
 from tests.support.counting_jobs import Counting, plan, profile, trainings
@@ -94,7 +94,7 @@ def logs(done: Submitted) -> str:
 
 
 def labels(made: Plan, store: Store) -> set[str]:
-    return {state.label for state in planning.states(made, store).values()}
+    return {state.label for state in standing.of_plan(made, store).values()}
 
 
 def test_a_suite_is_queued_and_done_from_its_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_stages_on_other_resources(data: Path, store: Store, tmp_path: Path) -> 
     assert [one.stage for one in done.submissions] == ["train", "evaluate"]
     assert done.submissions[0].runs == done.submissions[1].runs
     ended(done)
-    states = {run_id: state.label for run_id, state in planning.states(made, store).items()}
+    states = {run_id: state.label for run_id, state in standing.of_plan(made, store).items()}
     assert states.pop(failing) == "FAILED(nan)"
     assert set(states.values()) == {"DONE"}, logs(done)
     attempts = [store.run(run_id).attempts() for run_id in states]

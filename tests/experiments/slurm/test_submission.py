@@ -25,6 +25,7 @@ from experiments.slurm.arrays import Array
 from experiments.slurm.batches import Target
 from experiments.slurm.job import SlurmJob
 from experiments.slurm.limits import Limits
+from experiments.status import standing
 from experiments.store import journal
 from experiments.store.files import read_json
 from experiments.store.run_dir import Store
@@ -312,6 +313,6 @@ def test_a_controller_that_does_not_answer_is_one_line(
     ):
         submission.launch(plan(data), store, data, Target("test", profile()))
     assert journal.submissions(store) == []
-    assert {state.label for state in planning.states(plan(data), store).values()} == {"PLANNED"}
+    assert {state.label for state in standing.of_plan(plan(data), store).values()} == {"PLANNED"}
     note, _ = dry(plan(data), store, data)
     assert "Unable to contact slurm controller" in note

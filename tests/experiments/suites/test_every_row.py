@@ -15,7 +15,7 @@ from experiments.execution.attempt import Options, run_attempt
 from experiments.store.files import read_json
 from experiments.store.identity import eval_id, run_id
 from experiments.store.run_dir import Store
-from experiments.suites import planning, rows, scales
+from experiments.suites import catalogue, planning, scales
 from experiments.suites.planning import Plan, PlannedRun, Request
 from mpformer.config.classes import num_classes
 from mpformer.config.schema import Config
@@ -38,7 +38,7 @@ _RUN: dict[str, Any] = {
 
 
 def cases() -> Iterator[Any]:
-    for suite in rows.all_suites().values():
+    for suite in catalogue.all_suites().values():
         for scale in ("mini", "paper"):
             for dataset in suite.datasets(scale):
                 if dataset not in suite.not_applicable:
@@ -156,7 +156,7 @@ def test_every_row_trains_scores_and_reports(name: str, scale: str, dataset: str
 def full_models() -> list[Config]:
     """Every different model of the suites at scale paper, with and without piloting."""
     found: dict[str, Config] = {}
-    for suite in rows.all_suites().values():
+    for suite in catalogue.all_suites().values():
         for dataset in suite.datasets("paper"):
             for row in suite.rows("paper", dataset):
                 config = suite.base("paper", dataset).replace(dict(row.changes))

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.suites import planning
-from experiments.suites import rows as registry
+from experiments.suites import catalogue, planning
 from experiments.suites.planning import Request
 from experiments.suites.rows import Suite
 from mpformer.config.schema import Config
@@ -19,7 +18,7 @@ ON_COCO = ("components", "guided-layers", "noise-type", "point-noise", "flip-noi
 OF_DATASETS = ("coco-instance", "coco-panoptic", *(f"{d}-{t}" for d in ("ade20k", "cityscapes") for t in TASKS))
 NAMES = (*ON_COCO, *OF_DATASETS, "convergence", "released")
 ON_NUCLEI = {"headline", "components", "guided-layers", "noise-type", "mp-groups", "convergence", "overhead"}
-SUITES = list(registry.all_suites().values())
+SUITES = list(catalogue.all_suites().values())
 
 
 def config_of(suite: Suite, row: str, scale: str, dataset: str) -> Config:
@@ -27,7 +26,7 @@ def config_of(suite: Suite, row: str, scale: str, dataset: str) -> Config:
 
 
 def test_every_suite_of_the_paper_is_there() -> None:
-    assert set(NAMES) == set(registry.all_suites())
+    assert set(NAMES) == set(catalogue.all_suites())
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)
@@ -51,7 +50,7 @@ def test_mini_has_as_many_backbones_as_the_paper(suite: Suite) -> None:
 
 @pytest.mark.parametrize("name", ON_COCO)
 def test_ablations_are_on_coco_instance_with_r50_and_12_epochs(name: str) -> None:
-    suite = registry.find(name)
+    suite = catalogue.find(name)
     (dataset,) = suite.datasets("paper")
     base = suite.base("paper", dataset)
     assert (dataset, base.dataset.task, base.schedule.max_iter, base.schedule.batch_size) == (
@@ -76,7 +75,7 @@ def test_a_comparison_holds_position_and_schedule_equal(suite: Suite) -> None:
 
 def test_convergence_runs_have_schedules_of_their_own_to_the_end() -> None:
     """Half the length is not a full-length run stopped: the learning rate falls to the end of its own schedule."""
-    suite = registry.find("convergence")
+    suite = catalogue.find("convergence")
     for scale, dataset in (("paper", "ade20k"), ("mini", "shapes")):
         for backbone in ("r50", "swin-l"):
             full, half = (config_of(suite, f"mp-former,{backbone}-{n}k", scale, dataset) for n in (160, 80))
@@ -146,7 +145,7 @@ def test_every_published_number_is_attached_to_a_row() -> None:
 
 def test_the_papers_ap_at_12_epochs_stands_beside_its_row() -> None:
     (number,) = (n for n in paper_numbers.read() if n.value == 40.15)
-    config = config_of(registry.find("coco-instance"), "mp-former,r50-12ep", "paper", "coco")
+    config = config_of(catalogue.find("coco-instance"), "mp-former,r50-12ep", "paper", "coco")
     assert paper_numbers.difference_of_settings(setting(config), number) == ""
     assert paper_numbers.family(config.toggles.model_dump()) == number.row
 
@@ -159,7 +158,7 @@ def test_a_report_on_cityscapes_says_whose_numbers_they_are() -> None:
 
 
 def test_released_rows_train_nothing_and_name_a_file_each() -> None:
-    suite = registry.find("released")
+    suite = catalogue.find("released")
     files = set()
     for dataset in suite.datasets("paper"):
         for row in suite.rows("paper", dataset):

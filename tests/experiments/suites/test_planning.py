@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from experiments.launch import costs
+from experiments.status import standing
 from experiments.status.states import State
 from experiments.store.files import read_json
 from experiments.store.run_dir import Store
-from experiments.suites import planning, scales
-from experiments.suites import rows as registry
+from experiments.suites import catalogue, planning, scales
 from experiments.suites.grid import grid
 from experiments.suites.planning import Request, make, parse_override, parse_seeds
 from experiments.suites.rows import Row, Suite
@@ -63,9 +63,9 @@ def test_seeds() -> None:
 
 
 @pytest.mark.parametrize("dataset", scales.datasets("mini"))
-@pytest.mark.parametrize("name", registry.all_suites())
+@pytest.mark.parametrize("name", catalogue.all_suites())
 def test_every_suite_resolves_and_its_rows_differ(name: str, dataset: str, tmp_path: Path) -> None:
-    suite = registry.find(name)
+    suite = catalogue.find(name)
     if all(row.not_applicable for row in suite.rows("mini", dataset)):
         pytest.skip("no row applies")
     plan = make(Request(name, dataset=dataset), tmp_path)
@@ -76,14 +76,14 @@ def test_every_suite_resolves_and_its_rows_differ(name: str, dataset: str, tmp_p
 
 
 def test_rows_about_classes_say_why_they_do_not_apply_on_nuclei() -> None:
-    rows = registry.find("components").rows("mini", "nuclei")
+    rows = catalogue.find("components").rows("mini", "nuclei")
     assert [row.name for row in rows if row.not_applicable] == ["mp-flip"]
     assert "one class" in rows[-1].not_applicable
-    assert all(row.not_applicable for row in registry.find("flip-noise").rows("mini", "nuclei"))
+    assert all(row.not_applicable for row in catalogue.find("flip-noise").rows("mini", "nuclei"))
 
 
 def test_components_are_cumulative() -> None:
-    rows = registry.find("components").rows("mini", "shapes")
+    rows = catalogue.find("components").rows("mini", "shapes")
     for above, below in itertools.pairwise(rows[1:]):
         changed = {key for key in below.changes if above.changes.get(key) != below.changes[key]}
         assert len(changed) == 1, f"{below.name} changes {changed}"
@@ -98,7 +98,7 @@ def test_the_headline_comparison_holds_position_and_schedule_equal(tmp_path: Pat
 def test_the_headline_row_is_the_preset() -> None:
     from mpformer.config.presets import PRESETS
 
-    row = registry.find("headline").row("mp-former", "mini", "shapes")
+    row = catalogue.find("headline").row("mp-former", "mini", "shapes")
     assert scales.base("mini").replace(dict(row.changes)).toggles == PRESETS["mp-former/paper"]
 
 
@@ -216,10 +216,10 @@ def test_the_record_of_another_dataset_has_a_file_of_its_own(tmp_path: Path, sto
 
 
 def test_a_thousand_runs_are_planned_in_two_seconds(data_root: Path, store: Store) -> None:
-    registry.all_suites()
+    catalogue.all_suites()
     start = time.process_time()
     plan = make(Request("components", seeds=tuple(range(200))), data_root)
-    states = planning.states(plan, store)
+    states = standing.of_plan(plan, store)
     costs.estimates(plan, store)
     assert len(states) == 1000
     assert {state.state for state in states.values()} == {State.PLANNED}
