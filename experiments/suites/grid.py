@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.suites.rows import Row
-from mpformer.config.schema import toggle_names, valid_keys
+from mpformer.config.schema import toggle_names, unread, valid_keys
 from mpformer.runtime.errors import UserError
 
 
@@ -38,8 +38,10 @@ def grid(
 def _key(axis: str) -> str:
     if axis in toggle_names():
         return f"toggles.{axis}"
-    if axis in valid_keys() or axis.startswith("extra_cfg."):
+    if axis in valid_keys():
         return axis
+    if axis.partition(".")[0] == "extra_cfg":
+        raise unread(axis)
     raise UserError(f"unknown axis {axis!r}; valid: {', '.join((*toggle_names(), 'seed'))}, or a dotted key")
 
 

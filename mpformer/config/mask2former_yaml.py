@@ -3,8 +3,8 @@
 What Mask2Former has a key for keeps that key (``MODEL.MASK_FORMER.*``, ``MODEL.SEM_SEG_HEAD.*``, ``MODEL.SWIN.*``,
 ``SOLVER.*``, ``INPUT.*``, ``TEST.*``); the toggles are ``MODEL.MASK_PILOTING.*``; every other field of the typed
 configuration is ``MPFORMER.<SECTION>.<FIELD>``. Both directions follow one table of links, so that a configuration
-survives the way there and back unchanged. Keys of detectron2 that no link knows are checked against its
-defaults and kept in ``extra_cfg``; a key or value that this project does not implement is an error.
+survives the way there and back unchanged. A key or value that this project does not implement is an error, and so is
+a key of detectron2 that nothing here reads, unless it has detectron2's default.
 """
 
 import ast
@@ -23,10 +23,10 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from mpformer.config.classes import num_classes
-from mpformer.config.schema import Config, toggle_names, valid_keys, validate
+from mpformer.config.schema import Config, toggle_names, unread, valid_keys, validate
 from mpformer.runtime.errors import UserError, choices
 
-__all__ = ["defaults", "from_cfg", "from_yaml", "to_cfg", "to_yaml", "validate_extra", "with_overrides"]
+__all__ = ["defaults", "from_cfg", "from_yaml", "to_cfg", "to_yaml", "with_overrides"]
 
 _log = logging.getLogger(__name__)
 _FORMER, _HEAD, _SWIN = "MODEL.MASK_FORMER", "MODEL.SEM_SEG_HEAD", "MODEL.SWIN"
@@ -172,7 +172,7 @@ class Link:
 
 
 def to_cfg(config: Config) -> CfgNode:
-    """Return the ``CfgNode`` of a configuration; raises UserError for an ``extra_cfg`` key that does not exist."""
+    """Return the ``CfgNode`` of a configuration, without the ``extra_cfg`` of a run of an earlier version."""
     cfg = defaults()
     for key, values in _FIXED.items():
         _set(cfg, key, values[0])
@@ -181,8 +181,6 @@ def to_cfg(config: Config) -> CfgNode:
         if (value := _get(tree, link.field, missing)) is not missing:
             _set(cfg, link.key, link.encode(value))
     for key, value in _derived(config).items():
-        _set(cfg, key, value)
-    for key, value in validate_extra(config).items():
         _set(cfg, key, value)
     return cfg
 
@@ -203,9 +201,8 @@ def from_cfg(cfg: CfgNode) -> Config:
             _put(tree, link.field, link.decode(flat[link.key]))
     _restore_derived(tree, flat)
     known = {link.key for link in _links()} | _FIXED.keys() | _IGNORED | _derived_keys()
-    tree["extra_cfg"] = {
-        key: value for key, value in flat.items() if key not in known and _plain(value) != _plain(base[key])
-    }
+    if others := [key for key, value in flat.items() if key not in known and _plain(value) != _plain(base[key])]:
+        raise unread(*others)
     return _with_classes(validate(tree), flat)
 
 
@@ -237,19 +234,6 @@ def _overridden(cfg: CfgNode, overrides: Sequence[str]) -> Config:
 def to_yaml(config: Config) -> str:
     """The configuration as YAML that :func:`from_yaml` reads back to the same."""
     return to_cfg(config).dump()
-
-
-def validate_extra(config: Config) -> dict[str, Any]:
-    """Check that every ``extra_cfg`` key is one of detectron2's that no typed field holds; returns them."""
-    base, linked = dict(_leaves(defaults())), {link.key: link.field for link in _links()}
-    for key in config.extra_cfg:
-        if key in linked:
-            raise UserError(f"extra_cfg key {key!r} is the field {linked[key]!r}: set that instead")
-        if key in _FIXED or key in _IGNORED or key in _derived_keys():
-            raise UserError(f"extra_cfg key {key!r} follows from other fields of the configuration")
-        if key not in base:
-            raise _unknown(key)
-    return config.extra_cfg
 
 
 def defaults() -> CfgNode:
@@ -369,7 +353,7 @@ def _links() -> tuple[Link, ...]:
 
 _DERIVED_FIELDS = {
     "dataset.name", "dataset.task", "dataset.augmentation.kind", "dataset.augmentation.crop_size",
-    "model.backbone.kind", "schedule.clip_norm", "schedule.amp", "extra_cfg",
+    "model.backbone.kind", "schedule.clip_norm", "schedule.amp",
 }  # fmt: skip
 
 

@@ -310,7 +310,10 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     seed: int = Field(0, ge=0)
-    extra_cfg: dict[str, Any] = Field(default_factory=dict, description="any other valid detectron2 key, dotted")
+    extra_cfg: dict[str, Any] = Field(
+        default_factory=dict,
+        description="keys of detectron2 that runs of earlier versions were given; nothing reads one, none can be set",
+    )
 
     def replace(self, changes: dict[str, Any]) -> "Config":
         """Return a copy with dotted keys set, such as ``{"toggles.point_noise": 0.2}``, validated again.
@@ -321,6 +324,12 @@ class Config(Section):
         for key, value in changes.items():
             _set(tree, key, value)
         return validate(tree)
+
+
+def unread(*keys: str) -> UserError:
+    """The error for keys of detectron2 that are no field of the configuration."""
+    names = ", ".join(key.removeprefix("extra_cfg.") for key in keys)
+    return UserError(f"nothing here reads {names}: leave it out, since it would change the run's id and nothing else")
 
 
 def validate(tree: dict[str, Any]) -> Config:
@@ -337,13 +346,13 @@ def toggle_names() -> tuple[str, ...]:
 
 
 def valid_keys(prefix: str = "", model: type[BaseModel] = Config) -> list[str]:
-    """Every dotted key of the configuration, for error messages."""
+    """Every dotted key of the configuration that can be set, for error messages."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
         nested = _models(field.annotation)
         for inner in nested:
             keys += valid_keys(f"{prefix}{name}.", inner)
-        if not nested:
+        if not nested and name != "extra_cfg":
             keys.append(prefix + name)
     return list(dict.fromkeys(keys))
 
@@ -356,9 +365,8 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
-    if parents[:1] == ["extra_cfg"]:
-        tree["extra_cfg"][key.removeprefix("extra_cfg.")] = value
-        return
+    if "extra_cfg" in (last, *parents[:1]):
+        raise unread(key)
     node = tree
     for name in parents:
         inner = node.get(name)

@@ -51,7 +51,6 @@ def train(config: Config, directory: Path, data_root: Path, callbacks: TrainCall
         RunFailure: ``nan``, ``disk``, ``oom`` or ``data``; the last sound checkpoint is kept.
     """
     callbacks = callbacks or TrainCallbacks()
-    _check_extra(config)
     if config.schedule.evaluation_only:
         return _untrained(config, directory, callbacks)
     device = prepare_process(config.runtime.device, config.runtime.threads)
@@ -351,15 +350,6 @@ def initial_model(config: Config) -> MPFormer:
             raise UserError(f"initial weights {path.name} differ from model.init_checksum: another file was planned")
         load_weights(model, path, allow_backbone=not config.schedule.evaluation_only)
     return model
-
-
-def _check_extra(config: Config) -> None:
-    """Say that keys of detectron2 which nothing here reads are recorded, not obeyed; UserError for unknown ones."""
-    if config.extra_cfg:
-        from mpformer.config.mask2former_yaml import validate_extra
-
-        names = ", ".join(validate_extra(config))
-        _log.warning("extra_cfg keys are part of the run's identity, but no component here reads them: %s", names)
 
 
 def _check_normalisation(config: Config, processes: int) -> None:

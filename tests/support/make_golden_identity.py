@@ -13,10 +13,11 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "identity.json"
 def configs() -> list[Config]:
     """A plain run, a piloted one, one on real images, and one with everything unusual."""
     shapes = base("mini", "shapes").replace({"dataset.fingerprint": "0" * 64})
-    unusual = {"toggles.mp_groups": "budget-100", "extra_cfg": {"SOLVER.NESTEROV": True}, "schedule.steps": (90, 95)}
+    changes = {"toggles.mp_groups": "budget-100", "schedule.steps": (90, 95)}
     piloted = {"toggles.mp_queries": True, "toggles.point_noise": 0.2, "toggles.flip_noise": 0.2}
     nuclei = base("mini", "nuclei").replace({"dataset.fingerprint": "1" * 64, "seed": 7})
-    return [shapes, shapes.replace(piloted), nuclei, shapes.replace({**piloted, **unusual})]
+    unusual = shapes.replace({**piloted, **changes}).model_copy(update={"extra_cfg": {"SOLVER.NESTEROV": True}})
+    return [shapes, shapes.replace(piloted), nuclei, unusual]
 
 
 if __name__ == "__main__":

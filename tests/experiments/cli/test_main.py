@@ -71,6 +71,7 @@ SHORT = ("--set", "schedule.max_iter=12")
         (["plan", "headline", "--set", "toggles.noise=1"], "unknown configuration key 'toggles.noise'; nearest"),
         (["plan", "headline", "--set", "toggles.mask_noise=dots"], "invalid value for toggles.mask_noise"),
         (["plan", "headline", "--set", "seed=1"], "use --seed or --seeds"),
+        (["plan", "headline", "--set", "extra_cfg.SOLVER.NESTEROV=true"], "nothing here reads SOLVER.NESTEROV: leave"),
         (["plan", "headline", "--seeds", "x"], "write 0,1,2 or 0-4"),
         (["plan", "headline", "--seed", "1", "--seeds", "1"], "not both"),
         (["plan", "headline", "--scale", "big"], "unknown scale 'big'; valid: mini"),

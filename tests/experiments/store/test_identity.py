@@ -31,7 +31,6 @@ CHANGES: dict[str, Any] = {
     "schedule.batch_size": 6,
     "schedule.clip_norm": 0.0,
     "seed": 1,
-    "extra_cfg.SOLVER.NESTEROV": True,
 }
 NO_CHANGES: dict[str, Any] = {
     "runtime.workers": 3,

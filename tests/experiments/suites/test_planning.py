@@ -136,7 +136,12 @@ def test_a_grid_is_a_product_with_readable_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("axis", "message"), [("noise", "unknown axis 'noise'; valid: mp_queries"), ("redraw", "no values")]
+    ("axis", "message"),
+    [
+        ("noise", "unknown axis 'noise'; valid: mp_queries"),
+        ("redraw", "no values"),
+        ("extra_cfg.SOLVER.NESTEROV", "nothing here reads SOLVER.NESTEROV"),
+    ],
 )
 def test_a_grid_refuses_unknown_and_empty_axes(axis: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
