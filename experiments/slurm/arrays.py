@@ -2,28 +2,23 @@
 
 submitit hands its pickles to the jobs after ``sbatch`` has returned: a launcher killed between the two leaves jobs that
 wait for them in vain. Here each element's pickle is written first, under its index, and the job itself links it to the
-name that submitit looks for. A batch of one is an array too: element i of array A is always ``A_i``.
+name that submitit looks for. submitit makes the batch script, and executes the pickle in the job. A batch of one is an
+array too: element i of array A is always ``A_i``.
 """
 
-import contextlib
 import functools
 import os
-import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.launch.profiles import SlurmProfile
 from experiments.slurm.job import MAX_TIMEOUTS, SETUP, TEARDOWN
-from mpformer.runtime.errors import UserError
+from experiments.status import slurm_client
 
 _LINK = '[ -e "$jobs/$element" ] || ln -s "$SLURM_ARRAY_TASK_ID.pkl" "$jobs/$element"'
-
-
-class SubmissionError(UserError):
-    """``sbatch`` refused or did not answer."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +46,17 @@ def script(array: Array) -> str:
 
 
 def submit(array: Array, functions: Sequence[Callable[[], Any]]) -> str:
-    """Submit an array, one element a function; returns the array's id, or raises SubmissionError, one line."""
-    from submitit.core.utils import FailedSubmissionError, UncompletedJobError
+    """Submit an array, one element a function; returns the array's id, or raises SlurmError."""
+    from submitit.helpers import DelayedSubmission
 
-    executor = _executor(array)
-    try:
-        with _clean_environment():
-            return str(executor.submit_array(functions)[0].job_id.partition("_")[0])
-    except (UncompletedJobError, FailedSubmissionError) as error:
-        raise SubmissionError(_telling(str(error))) from None
+    array.folder.mkdir(parents=True, exist_ok=True)
+    for index, function in enumerate(functions):
+        element = DelayedSubmission(function)
+        element.set_timeout(array.profile.minutes, MAX_TIMEOUTS)
+        element.dump(array.folder / f"{index}.pkl")
+    path = array.folder / "submission.sh"
+    path.write_text(script(array))
+    return slurm_client.submit(path, _clean_environment())
 
 
 def folder_problem(root: Path) -> str:
@@ -71,7 +68,7 @@ def folder_problem(root: Path) -> str:
 
 def _executor(array: Array) -> Any:
     python = None if array.profile.python is None else shlex.quote(array.profile.python)
-    executor = _executor_type()(array.folder, max_num_timeout=MAX_TIMEOUTS, python=python)
+    executor = _executor_type()(array.folder, python=python)
     parameters = array.profile.submitit()
     guard = SETUP if array.guarded else []
     signal = {"signal": f"USR2@{array.profile.signal_delay}"}  # whatever SUBMITIT_PREEMPT_SIGNAL says
@@ -101,8 +98,8 @@ def _setup_lines(folder: Path, code: Path) -> list[str]:
 def _executor_type() -> type[Any]:
     import submitit
 
-    class Arrays(submitit.SlurmExecutor):
-        """submitit's scripts, pickles and jobs; never AutoExecutor's guess."""
+    class Scripts(submitit.SlurmExecutor):
+        """Makes submitit's batch scripts, where there is no Slurm too; never AutoExecutor's guess."""
 
         @classmethod
         def affinity(cls) -> int:
@@ -112,43 +109,16 @@ def _executor_type() -> type[Any]:
         def name(cls) -> str:
             return "slurm"
 
-        def _internal_process_submissions(self, delayed_submissions: Any) -> list[Any]:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for index, delayed in enumerate(delayed_submissions):
-                delayed.set_timeout(self.parameters["time"], self.max_num_timeout)
-                delayed.dump(self.folder / f"{index}.pkl")
-            array = self._submit_command(self._submitit_command_str)
-            tasks = list(range(array.num_tasks))
-            return [
-                self.job_class(folder=self.folder, job_id=f"{array.job_id}_{index}", tasks=tasks)
-                for index in range(len(delayed_submissions))
-            ]
-
-    return Arrays
+    return Scripts
 
 
-@contextlib.contextmanager
-def _clean_environment() -> Iterator[None]:
-    """Keep from the submission and the jobs what would change them behind the profile's back.
+def _clean_environment() -> dict[str, str]:
+    """This process's environment without what would change the submission and the jobs behind the profile's back.
 
     ``SBATCH_*`` override scripts, ``SLURM_*`` are an enclosing job's, ``SUBMITIT_*`` change what a signal means.
     """
-    taken = {
-        name: os.environ.pop(name)
-        for name in list(os.environ)
-        if name.startswith(("SBATCH_", "SLURM_", "SRUN_", "SUBMITIT_")) and name not in _KEPT
-    }
-    try:
-        yield
-    finally:
-        os.environ.update(taken)
+    prefixes = ("SBATCH_", "SLURM_", "SRUN_", "SUBMITIT_")
+    return {name: value for name, value in os.environ.items() if name in _KEPT or not name.startswith(prefixes)}
 
 
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
-
-
-def _telling(text: str) -> str:
-    """sbatch's own words out of submitit's report of a failed command."""
-    lines = [line.strip() for line in text.splitlines()]
-    errors = [re.sub(r"^sbatch: (error: )?", "", line) for line in lines if line.startswith("sbatch: ")]
-    return "; ".join(dict.fromkeys(errors)) or " ".join(text.split())[:300]

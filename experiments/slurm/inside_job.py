@@ -3,12 +3,12 @@
 import contextlib
 import os
 import re
-import subprocess
 import time
 from pathlib import Path
 
 from experiments.execution.attempt import Outcome
-from experiments.status import failures
+from experiments.status import failures, slurm_client
+from experiments.status.slurm_client import SlurmError
 from mpformer.runtime.errors import RunFailure
 
 REQUEUE_SECONDS = 600.0
@@ -22,20 +22,22 @@ def requeue() -> None:
     """
     end = time.monotonic() + REQUEUE_SECONDS
     while True:
-        answer = _ask("scontrol", "requeue", os.environ.get("SLURM_JOB_ID", ""))
-        if answer is None or answer.returncode:
-            reason = "no answer" if answer is None else " ".join(answer.stderr.split())
-            if time.monotonic() > end or "disabled" in reason:
-                raise RunFailure("killed", f"the job could not be requeued: {reason}; launch again to continue")
-            time.sleep(5)
-        else:
+        try:
+            slurm_client.call("scontrol", "requeue", os.environ.get("SLURM_JOB_ID", ""))
             return
+        except SlurmError as error:
+            if time.monotonic() > end or "disabled" in error.said:
+                why = f"the job could not be requeued: {error.said}; launch again to continue"
+                raise RunFailure("killed", why) from None
+            time.sleep(5)
 
 
 def time_left() -> str:
     """Return the time to the job's limit as Slurm writes it, empty if it cannot be asked."""
-    answer = _ask("squeue", "-h", "-j", os.environ.get("SLURM_JOB_ID", ""), "-o", "%L")
-    return answer.stdout.strip() if answer is not None and not answer.returncode else ""
+    try:
+        return slurm_client.call("squeue", "-h", "-j", os.environ.get("SLURM_JOB_ID", ""), "-o", "%L").strip()
+    except SlurmError:
+        return ""
 
 
 def seconds(left: str) -> float:
@@ -45,13 +47,6 @@ def seconds(left: str) -> float:
         return float("inf")
     days, hours, minutes, rest = (int(part or 0) for part in found.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60.0 + rest
-
-
-def _ask(*command: str) -> "subprocess.CompletedProcess[str] | None":
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
 
 
 def oom_kills(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:

@@ -1,15 +1,13 @@
 """What a launch has to know of a site's Slurm: whether it is there, its name, and how much it takes at a time."""
 
-import os
+import getpass
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 
+from experiments.status import slurm_client
+from experiments.status.slurm_client import SlurmError
 from mpformer.runtime.errors import UserError
-
-PATIENCE = 30.0
-"""Seconds that a question to Slurm may take; its clients themselves give up on a dead controller after 9."""
 
 DEFAULT_ARRAY = 1001
 """Slurm's own default of MaxArraySize, for a dry run where there is no Slurm to ask."""
@@ -42,26 +40,11 @@ def require() -> None:
 
 
 def ask(*command: str) -> str:
-    """Return what a Slurm client prints; raises UserError with its last line if it does not answer."""
+    """Return what a Slurm client prints; raises UserError with its words if it does not answer."""
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PATIENCE,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except FileNotFoundError:
-        raise UserError(f"{command[0]} is not installed here; Slurm cannot be asked") from None
-    except subprocess.TimeoutExpired:
-        raise UserError(
-            f"Slurm does not answer: {command[0]} took more than {PATIENCE:.0f} s; try again later"
-        ) from None
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        raise UserError(f"Slurm does not answer: {lines[-1]}; try again later")
-    return done.stdout
+        return slurm_client.call(*command)
+    except SlurmError as error:
+        raise UserError(f"Slurm does not answer: {error.said}; try again later") from None
 
 
 def limits(max_array: int | None = None, max_submit: int | None = None) -> Limits:
@@ -69,11 +52,11 @@ def limits(max_array: int | None = None, max_submit: int | None = None) -> Limit
     settings = _settings(ask("scontrol", "show", "config"))
     array = _smallest(_number(settings, "MaxArraySize", -1), _scheduler_parameter(settings, "max_array_tasks"))
     cluster = settings.get("ClusterName", "")
-    queued, mine = (len(ask("squeue", "-h", "-r", "-o", "%i", *whose).split()) for whose in ((), ("-u", _user())))
+    mine = len(ask("squeue", "-h", "-r", "-o", "%i", "-u", getpass.getuser()).split())
     found = [] if max_submit is not None else _association_limits(settings, cluster, mine)
     most = _number(settings, "MaxJobCount", 0)
     if most is not None:
-        found.append((most - queued, "MaxJobCount"))
+        found.append((most - mine, "MaxJobCount"))  # the others' jobs are not counted: that takes the whole table
     if max_submit is not None:
         found.append((max_submit - mine, "max_submit"))
     submit, reason = min(found, default=(None, ""))
@@ -87,7 +70,7 @@ def _association_limits(settings: dict[str, str], cluster: str, mine: int) -> li
     if not {"limits", "safe"} & {word.strip().lower() for word in enforced}:
         return []
     columns = ("MaxSubmitJobs", "GrpSubmitJobs", "DefaultQOS", "QOS")
-    asked = ("show", "assoc", "where", f"user={_user()}", f"cluster={cluster}", f"format={','.join(columns)}")
+    asked = ("show", "assoc", "where", f"user={getpass.getuser()}", f"cluster={cluster}", f"format={','.join(columns)}")
     rows = [dict(zip(columns, line.split("|"), strict=False)) for line in ask("sacctmgr", "-nP", *asked).splitlines()]
     found = [(int(row[key]), key) for row in rows for key in columns[:2] if row.get(key, "").isdigit()]
     return [(most - mine, name) for most, name in [*found, *_qos_limits(rows)]]
@@ -106,12 +89,6 @@ def _qos_limits(rows: list[dict[str, str]]) -> list[tuple[int, str]]:
         for key, value in zip(keys, values, strict=False)
         if value.isdigit()
     ]
-
-
-def _user() -> str:
-    import getpass
-
-    return getpass.getuser()
 
 
 def _settings(text: str) -> dict[str, str]:

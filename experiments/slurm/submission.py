@@ -5,6 +5,7 @@ do in their own files.
 """
 
 import json
+import random
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from experiments.slurm.job import SlurmJob
 from experiments.slurm.limits import Limits
 from experiments.slurm.report_job import ReportJob
 from experiments.status import scheduler
+from experiments.status.slurm_client import SlurmError
 from experiments.store import journal
 from experiments.store.files import write_json
 from experiments.store.journal import BatchRun, Journal, Submission
@@ -212,7 +214,9 @@ def _submit(work: _Work, target: Target, batches: Sequence[Batch], cluster: str,
         try:
             beginning.confirm()
             ids[batch.number] = _submit_one(work, target, batch, ids, cluster, book)
-        except (arrays.SubmissionError, OSError) as error:
+        except SlurmError as error:
+            problem = problem or f"sbatch: {error.said}"
+        except OSError as error:
             problem = problem or f"sbatch: {error}"
         except UserError as error:  # another launch goes on in this one's place: what is missing is its
             return problem or str(error)
@@ -227,24 +231,36 @@ def _submit_one(work: _Work, target: Target, batch: Batch, ids: dict[int, str], 
     functions = work.functions(batch, target)
     about = Submission(work.launch, batch.number, batch.stage, array.name, runs, target.name, cluster, time.time())
     book.submitting(about)
-    try:
-        job_id = arrays.submit(array, functions)
-    except arrays.SubmissionError as error:
-        job_id = _accepted_all_the_same(about, book, str(error))
-        if not job_id:
-            raise
+    job_id = _insist(about, book, lambda: arrays.submit(array, functions))
     book.submitted(batch.number, job_id)
     return job_id
 
 
-def _accepted_all_the_same(about: Submission, book: Journal, error: str) -> str:
-    """The id of a batch that the controller took although ``sbatch`` gave up waiting for its answer; else empty.
+PAUSES = (1.0, 3.0, 6.0, 12.0, 24.0)
+"""Seconds before each further attempt at an ``sbatch`` that failed for the moment."""
 
-    If Slurm cannot be asked either, the journal leaves open what became of the batch, and the next launch asks.
+
+def _insist(about: Submission, book: Journal, submit: Callable[[], str]) -> str:
+    """Submit a batch, again and again if that fails for the moment only; returns its id, or raises SlurmError.
+
+    ``sbatch`` may give up although the controller took the batch: before another attempt Slurm is asked for its name.
+    If it cannot be asked either, the journal leaves open what became of the batch, and the next launch asks.
     """
-    answer = scheduler.ask([about])
-    if answer.jobs:
-        return answer.jobs[0].id.partition("_")[0]
-    if answer.controller:
-        book.failed(about.batch, error)
-    return ""
+    pauses = iter(PAUSES)
+    known = True
+    while True:
+        if known:  # what became of the last attempt: otherwise another one might submit the batch twice
+            try:
+                return submit()
+            except SlurmError as error:
+                refusal = error
+        pause = next(pauses, None) if refusal.passing else None
+        time.sleep((pause or 0.0) * random.uniform(0.8, 1.2))
+        answer = scheduler.ask([about])
+        if answer.jobs:
+            return answer.jobs[0].id.partition("_")[0]
+        known = answer.controller
+        if pause is None:
+            if known:
+                book.failed(about.batch, refusal.said)
+            raise refusal

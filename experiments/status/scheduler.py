@@ -1,4 +1,4 @@
-"""What Slurm says of the jobs of a store: squeue, then sacct where there is accounting, with limited patience.
+"""What Slurm says of the jobs of a store: squeue, then sacct where there is accounting.
 
 Slurm comes second everywhere: files say what a run has done, Slurm what is to be expected of it. A job is believed to
 be ours by its *name*, which no other batch has (:mod:`experiments.store.journal`), never by its number alone: numbers
@@ -7,9 +7,9 @@ said.
 """
 
 import contextlib
+import getpass
 import os
 import re
-import subprocess
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +18,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from experiments.status import slurm_client
+from experiments.status.slurm_client import SlurmError
 from experiments.store import journal
 from experiments.store.files import read_json, write_json
 from experiments.store.journal import Submission
 from experiments.store.run_dir import Store
-
-PATIENCE = 12.0
-"""Seconds that one call may take; squeue itself gives up on a dead controller after 9."""
 
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
@@ -34,8 +33,11 @@ ENDED = (
 )  # fmt: skip
 """Slurm's words by what they mean for a run; any other word is not guessed at."""
 
-ASK_PERIOD = 10.0
-"""Seconds between two questions to Slurm while somebody watches."""
+ASK_PERIOD = 15.0
+"""Seconds between two questions to Slurm while somebody watches, however many they are."""
+
+CLUSTER_PERIOD = 3600.0
+"""Seconds for which the cluster's name is remembered."""
 
 STAGES = ("all", "train", "evaluate")
 """Batches whose elements execute a run's stage."""
@@ -135,10 +137,10 @@ class Placement:
 
 
 def ask(submissions: Sequence[Submission]) -> Answer:
-    """Ask Slurm for the jobs of these batches; each of its clients has PATIENCE seconds. Raises nothing."""
+    """Ask Slurm for the jobs of these batches. Raises nothing."""
     names = {submission.name for submission in submissions}
     with ThreadPoolExecutor(3) as pool:
-        queue = pool.submit(_squeue, names)
+        queue = pool.submit(_squeue, {submission.user for submission in submissions})
         accounts = pool.submit(_sacct, submissions)
         cluster = pool.submit(_cluster)
     (queued, trouble), (accounted, accounting, more) = queue.result(), accounts.result()
@@ -169,32 +171,24 @@ def _joined(queued: Sequence[Job], accounted: Sequence[Job]) -> list[Job]:
 _USED = ("elapsed", "exit_code", "max_rss", "gpus", "cpus")
 
 
-def _call(command: Sequence[str]) -> tuple[str | None, str]:
+def _call(*command: str) -> tuple[str | None, str]:
     """Return a client's output, or None and one line about why there is none."""
-    environment = {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, errors="replace", timeout=PATIENCE
-        )
-    except FileNotFoundError:
-        return None, f"{command[0]} is not installed here: Slurm cannot be asked"
-    except subprocess.TimeoutExpired:
-        return None, f"{command[0]} did not answer within {PATIENCE:.0f} s"
-    except OSError as error:
-        return None, f"{command[0]}: {error.strerror}"
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        return None, f"{command[0]} does not answer: {lines[-1].removeprefix(command[0] + ': ')}"
-    return done.stdout, ""
+        return slurm_client.call(*command), ""
+    except SlurmError as error:
+        return None, str(error)
 
 
-_QUEUE = "%i|%A|%T|%r|%V|%S|%N|%j"
+_COLUMNS = "%i|%A|%T|%r|%V|%S|%N|%j"
 
 
-def _squeue(names: Collection[str]) -> tuple[list[Job] | None, str]:
-    """The jobs in the queue and those that ended within MinJobAge; a name may hold the separator, and comes last."""
-    wanted = ["--name", ",".join(sorted(names))] if len(names) <= 200 else []
-    output, trouble = _call(["squeue", "-h", "-r", "-t", "all", *wanted, "-o", _QUEUE])
+def _squeue(users: Collection[str]) -> tuple[list[Job] | None, str]:
+    """These users' jobs in the queue, and those that ended within MinJobAge; of one user, no others are sent.
+
+    A name may hold the separator, and comes last.
+    """
+    whose = ",".join(sorted({*users, getpass.getuser()} - {""}))
+    output, trouble = _call("squeue", "-h", "-r", "-t", "all", "-u", whose, "-o", _COLUMNS)
     return (None, trouble) if output is None else ([_queued(line) for line in output.splitlines() if line], "")
 
 
@@ -218,7 +212,7 @@ def _sacct(submissions: Sequence[Submission]) -> tuple[list[Job], bool | None, s
         asked.append(["--name", names, "-S", time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))])
     jobs: list[Job] = []
     for selection in asked:
-        output, trouble = _call(["sacct", "-n", "-P", "-D", *selection, "-o", _ACCOUNTS])
+        output, trouble = _call("sacct", "-n", "-P", "-D", *selection, "-o", _ACCOUNTS)
         if output is None:
             return [], *_no_accounting(trouble)
         jobs += _accounted(output.splitlines())
@@ -251,11 +245,19 @@ def _accounted(lines: Iterable[str]) -> list[Job]:
     return [replace(job, max_rss=memory.get(job.id) or None) for job in found.values()]
 
 
+_CLUSTERS: dict[str, tuple[float, str]] = {}
+
+
 def _cluster() -> str:
     """The name of the cluster that answers here; empty if it is not known."""
-    output, _ = _call(["scontrol", "show", "config"])
-    found = re.search(r"^ClusterName\s*=\s*(\S+)", output or "", re.MULTILINE)
-    return found[1] if found else ""
+    conf = os.environ.get("SLURM_CONF", "")
+    asked, name = _CLUSTERS.get(conf, (0.0, ""))
+    if not name or time.time() - asked > CLUSTER_PERIOD:
+        output, _ = _call("scontrol", "show", "config")
+        found = re.search(r"^ClusterName\s*=\s*(\S+)", output or "", re.MULTILINE)
+        name = found[1] if found else ""
+        _CLUSTERS[conf] = (time.time(), name)
+    return name
 
 
 def _split(line: str, count: int) -> list[str]:
@@ -289,19 +291,38 @@ def placements(
 ) -> tuple[dict[str, Placement], Answer | None]:
     """Ask Slurm where these runs are, and keep the answer in the store; None if they were never given to Slurm.
 
-    An answer to the same question that is less than ``max_age`` seconds old is used again: a live table looks more
-    often than a controller likes to be asked. The journal is read before Slurm is asked: a job that is submitted
-    meanwhile is in the answer, or in neither.
+    An answer to the same question that is less than ``max_age`` seconds old is used again, another process's too: live
+    tables look more often than a controller likes to be asked. The journal is read before Slurm is asked: a job that is
+    submitted meanwhile is in the answer, or in neither.
     """
     concerned = _concerned(store, run_ids)
     if not concerned:
         return {}, None
-    answer = _recent(list({id(one): one for places in concerned.values() for one, _ in places}.values()), max_age)
     before = read_json(store.root / SNAPSHOT)
     known = before.get("jobs", {}) if isinstance(before, dict) else {}
+    if known and max_age and time.time() - before["time"] < max_age and (shared := _shared(before, concerned)):
+        return shared
+    answer = _recent(list({id(one): one for places in concerned.values() for one, _ in places}.values()), max_age)
     jobs = {(job.name, job.id.partition("_")[2] or "0"): job for job in answer.jobs}
     found = {run_id: _placed(places, jobs, answer, known.get(run_id)) for run_id, places in concerned.items()}
     _keep(store, found, answer, known)
+    return found, answer
+
+
+def _shared(
+    before: Mapping[str, Any], concerned: Mapping[str, Sequence[tuple[Submission, int]]]
+) -> tuple[dict[str, Placement], Answer] | None:
+    """What whoever looked last was told, if it was of all these runs, and nothing was submitted since; else None."""
+    asked = before["time"]
+    answer = Answer(asked, (), True, before["accounting"], before["cluster"], tuple(before["problems"]))
+    found: dict[str, Placement] = {}
+    for run_id, places in concerned.items():
+        line = before["jobs"].get(run_id) or {}
+        mine = (one for one, _ in places if (one.launch, one.batch) == (line.get("launch"), line.get("batch")))
+        submission = next(mine, None)
+        if submission is None or line["time"] != asked or max(one.created for one, _ in places) >= asked:
+            return None
+        found[run_id] = Placement(submission, line["index"], _job(line["job"]), time=asked)
     return found, answer
 
 
@@ -426,7 +447,7 @@ def cancel(jobs: Sequence[Job]) -> str:
     for name in dict.fromkeys(job.name for job in jobs):
         ids = [job.id for job in jobs if job.name == name]
         for start in range(0, len(ids), 200):
-            troubles.append(_call(["scancel", f"--name={name}", *ids[start : start + 200]])[1])
+            troubles.append(_call("scancel", f"--name={name}", *ids[start : start + 200])[1])
     return next((trouble for trouble in troubles if trouble), "")
 
 

@@ -55,6 +55,8 @@ class Submission:
     job_id: str | None = None
     """The array's id; None if ``sbatch`` was not heard of again, or refused (see ``error``)."""
     error: str | None = None
+    user: str = ""
+    """The account whose jobs they are, by the journal's owner; empty if that is not known."""
 
     @property
     def unrecorded(self) -> bool:
@@ -96,22 +98,28 @@ class Journal:
     def submissions(self) -> list[Submission]:
         """Return the batches in the order of their submission."""
         found: dict[int, Submission] = {}
+        user = self._owner()
         for event in self._events():
             number = int(event["batch"])
             if event["event"] == "submitting":
-                found[number] = self._submission(event)
+                found[number] = self._submission(event, user)
             elif number in found and event["event"] == "submitted":
                 found[number] = replace(found[number], job_id=str(event["job_id"]), error=None)
             elif number in found and event["event"] == "failed":
                 found[number] = replace(found[number], error=str(event["error"]))
         return list(found.values())
 
-    def _submission(self, event: dict[str, Any]) -> Submission:
+    def _owner(self) -> str:
+        try:
+            return self.path.owner()
+        except (OSError, KeyError):
+            return ""
+
+    def _submission(self, event: dict[str, Any], user: str) -> Submission:
         runs = tuple(BatchRun(run["run_id"], run["eval_id"]) for run in event["runs"])
-        place = {"profile": event.get("profile", ""), "cluster": event.get("cluster", "")}
-        return Submission(
-            self.launch, int(event["batch"]), event["stage"], event["name"], runs, created=event["time"], **place
-        )
+        about: dict[str, Any] = {"profile": event.get("profile", ""), "cluster": event.get("cluster", "")}
+        about |= {"created": event["time"], "user": user}
+        return Submission(self.launch, int(event["batch"]), event["stage"], event["name"], runs, **about)
 
     def _append(self, event: str, batch: int, **about: Any) -> None:
         line = json.dumps({"event": event, "batch": batch, **about, "time": time.time()}) + "\n"

@@ -25,6 +25,7 @@ from experiments.slurm import arrays, limits, submission
 from experiments.slurm.batches import Target
 from experiments.slurm.submission import Submitted, launch
 from experiments.status import standing
+from experiments.status.slurm_client import SlurmError
 from experiments.store import journal
 from experiments.store.files import read_json
 from experiments.store.run_dir import Store
@@ -143,7 +144,7 @@ def test_the_script_of_a_dry_run_is_the_one_submitted(
     assert len(printed) == 3
     done = launch(made, store, data, target, runner=Counting())
     for number, text in enumerate(printed):
-        (path,) = (done.directory / "jobs" / str(number)).glob("*_submission.sh")
+        (path,) = (done.directory / "jobs" / str(number)).glob("submission.sh")
         for one in done.submissions:
             text = text.replace(f"<id of batch {one.batch}>", str(one.job_id))
         assert sorted(path.read_text().replace("'", "").splitlines()) == sorted(text.replace("'", "").splitlines())
@@ -327,7 +328,7 @@ def test_a_batch_that_slurm_took_although_sbatch_gave_up_is_recorded(
 
     def submit(*given: Any) -> str:
         real(*given)
-        raise arrays.SubmissionError("Batch job submission failed: Socket timed out on send/recv operation")
+        raise SlurmError("sbatch", "Batch job submission failed: Socket timed out on send/recv operation")
 
     monkeypatch.setattr(arrays, "submit", submit)
     done = go(plan(data), store, data)

@@ -25,7 +25,7 @@ from experiments.slurm.arrays import Array
 from experiments.slurm.batches import Target
 from experiments.slurm.job import SlurmJob
 from experiments.slurm.limits import Limits
-from experiments.status import standing
+from experiments.status import scheduler, standing
 from experiments.store import journal
 from experiments.store.files import read_json
 from experiments.store.run_dir import Store
@@ -283,7 +283,7 @@ AccountingStorageEnforce = associations,limits,qos
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What the clients print, by the first words that match."""
-    said = {"scontrol": CONFIG, "squeue -h -r -o %i -u": "1\n2\n3\n", "squeue": "1\n2\n3\n4\n"}
+    said = {"scontrol": CONFIG, "squeue -h -r -o %i -u": "1\n2\n3\n"}
 
     def ask(*command: str) -> str:
         line = " ".join(command)
@@ -301,7 +301,7 @@ def test_limits_are_asked_and_can_be_overridden(answers: dict[str, str]) -> None
     answers["sacctmgr -nP show qos"] = "normal|||\nlong|5||\n"
     assert site.limits() == Limits("lab", 300, 397, "GrpSubmitJobs")
     answers["scontrol"] = CONFIG.replace(",limits", "").replace(",max_array_tasks=300", "")
-    assert site.limits() == Limits("lab", 500, 9996, "MaxJobCount")
+    assert site.limits() == Limits("lab", 500, 9997, "MaxJobCount")
 
 
 def test_a_controller_that_does_not_answer_is_one_line(
@@ -316,3 +316,75 @@ def test_a_controller_that_does_not_answer_is_one_line(
     assert {state.label for state in standing.of_plan(plan(data), store).values()} == {"PLANNED"}
     note, _ = dry(plan(data), store, data)
     assert "Unable to contact slurm controller" in note
+
+
+SBATCH = """#!/bin/sh
+cd "$(dirname "$0")"
+echo call >> sbatch.calls
+name=$(sed -n 's/^#SBATCH --job-name=//p' "$2")
+if [ -e taken ]; then echo "88_0|89|PENDING|None|1767268800|N/A||$name" >> squeue.out; fi
+[ "$(wc -l < sbatch.calls)" -gt "$(cat failures)" ] && echo 77 && exit 0
+echo "sbatch: error: Batch job submission failed: $(cat said)" >&2
+exit 1
+"""
+TIMED_OUT = "Socket timed out on send/recv operation"
+
+
+@pytest.fixture
+def shaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Slurm whose ``sbatch`` fails as often as the file ``failures`` says, with the words of the file ``said``."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    says = {"scontrol": "echo 'ClusterName = lab'", "sacct": "echo 'accounting storage is disabled' >&2; exit 1"}
+    for name, body in {**says, "squeue": 'cat "$(dirname "$0")/squeue.out"', "sbatch": SBATCH}.items():
+        (folder / name).write_text(body if body.startswith("#!") else f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    (folder / "squeue.out").touch()
+    (folder / "said").write_text(TIMED_OUT)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setattr(submission, "PAUSES", (0.01,) * 5)
+    monkeypatch.setattr(scheduler, "_CLUSTERS", {})
+    return folder
+
+
+def submitted(data: Path, store: Store, shaky: Path, failures: int) -> tuple[submission.Submitted, int]:
+    """What became of a launch of one array, and how often ``sbatch`` was called."""
+    (shaky / "failures").write_text(str(failures))
+    done = submission.launch(plan(data), store, data, Target("test", profile()))
+    return done, len((shaky / "sbatch.calls").read_text().splitlines())
+
+
+def test_sbatch_that_fails_for_the_moment_is_tried_again(data: Path, store: Store, shaky: Path) -> None:
+    done, calls = submitted(data, store, shaky, failures=5)
+    assert (done.problem, done.submissions[0].job_id, calls) == ("", "77", 6)
+
+
+def test_after_five_further_attempts_it_is_one_line(data: Path, store: Store, shaky: Path) -> None:
+    done, calls = submitted(data, store, shaky, failures=6)
+    assert (done.problem, calls) == (f"sbatch: Batch job submission failed: {TIMED_OUT}", 6)
+    assert done.submissions[0].error == f"Batch job submission failed: {TIMED_OUT}"
+
+
+def test_what_will_not_change_is_tried_once(data: Path, store: Store, shaky: Path) -> None:
+    (shaky / "said").write_text("Invalid partition name specified")
+    done, calls = submitted(data, store, shaky, failures=1)
+    assert (done.problem, calls) == ("sbatch: Batch job submission failed: Invalid partition name specified", 1)
+
+
+def test_a_batch_that_was_taken_all_the_same_is_found_by_its_name_in_the_same_launch(
+    data: Path, store: Store, shaky: Path
+) -> None:
+    (shaky / "taken").touch()
+    done, calls = submitted(data, store, shaky, failures=9)
+    assert (done.problem, done.submissions[0].job_id, calls) == ("", "88", 1)
+
+
+def test_while_nobody_knows_what_became_of_it_a_batch_is_not_submitted_again(
+    data: Path, store: Store, shaky: Path
+) -> None:
+    """squeue is away too: the journal leaves the batch open, and the next launch looks it up."""
+    (shaky / "sbatch").write_text(SBATCH.replace("echo call", "rm squeue.out; echo call"))
+    done, calls = submitted(data, store, shaky, failures=9)
+    assert calls == 1
+    assert TIMED_OUT in done.problem
+    assert done.submissions[0].unrecorded

@@ -3,6 +3,7 @@
 squeue, sacct and scontrol are small scripts that print what a real Slurm 22.05 printed, or fail as it fails.
 """
 
+import getpass
 import json
 import os
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from experiments.launch import begin
-from experiments.status import readahead, scheduler, standing, states, suite_view, usage
+from experiments.status import readahead, scheduler, slurm_client, standing, states, suite_view, usage
 from experiments.status.states import RunState, State, should_start
 from experiments.store import claims
 from experiments.store.files import read_json, write_json
@@ -87,6 +88,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake.say("squeue")
     fake.say("scontrol", "Configuration data as of now\nClusterName             = lab\nMinJobAge = 300 sec\n")
     fake.no_accounting()
+    monkeypatch.setattr(scheduler, "_CLUSTERS", {})
     return fake
 
 
@@ -376,7 +378,7 @@ def test_accounting_that_is_away_is_said(submitted: Submitted, slurm: FakeSlurm)
 def test_clients_that_hang_are_not_waited_for(
     submitted: Submitted, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "PATIENCE", 0.3)
+    monkeypatch.setattr(slurm_client, "PATIENCE", 0.3)
     for name in ("squeue", "sacct", "scontrol"):
         (slurm.folder / f"{name}.sleep").write_text("60")
     assert submitted.state().state is State.UNKNOWN
@@ -451,6 +453,42 @@ def test_a_live_table_asks_slurm_now_and_then_only(submitted: Submitted, slurm: 
     for _ in range(4):
         standing.of(submitted.store, key, max_age=60)
     assert slurm.calls("squeue") == 1
+
+
+def test_of_several_who_watch_one_asks(submitted: Submitted, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process was told lately counts, unless it is not about every run, or something was submitted."""
+    slurm.queued(0, "PENDING", "Priority")
+    slurm.queued(1, "RUNNING")
+    key = [(run.run_id, run.eval_id) for run in submitted.plan.unique]
+
+    def elsewhere(keys: Any, max_age: float = 60) -> dict[Any, RunState]:
+        monkeypatch.setattr(scheduler, "_ANSWERS", {})  # as in another process
+        return standing.of(submitted.store, keys, max_age).states
+
+    first = elsewhere(key[:3])
+    assert (elsewhere(key[:3]), slurm.calls("squeue")) == (first, 1)
+    assert elsewhere(key[:2]) == {one: first[one] for one in key[:2]}
+    assert slurm.calls("squeue") == 1
+    elsewhere(key)
+    assert slurm.calls("squeue") == 2, "it is about a further run"
+    elsewhere(key, max_age=0)
+    assert slurm.calls("squeue") == 3, "a launch asks by itself"
+    later = Submission("20260101-000001-later1", 0, "all", "headline.later.0", (BatchRun(*key[0]),), "a100", "lab", 0.0)
+    of_launch(submitted.store, later.launch).submitting(later)
+    elsewhere(key)
+    assert slurm.calls("squeue") == 4, "something was submitted since"
+
+
+def test_slurm_is_asked_about_the_jobs_of_those_who_launched_and_nobody_elses(
+    submitted: Submitted, slurm: FakeSlurm
+) -> None:
+    """For one user the controller itself leaves out the others' jobs; its configuration is asked for once."""
+    for _ in range(3):
+        submitted.state()
+    calls = (slurm.folder / "squeue.calls").read_text().splitlines()
+    assert len(calls) == 3
+    assert all(f"-u {getpass.getuser()} " in call and "--name" not in call for call in calls), calls
+    assert slurm.calls("scontrol") == 1
 
 
 def test_rounds_of_a_requeued_job_add_up(submitted: Submitted, slurm: FakeSlurm) -> None:
