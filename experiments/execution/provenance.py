@@ -17,8 +17,8 @@ from mpformer.runtime.rank import current_rank
 
 PACKAGES = (
     "mpformer", "torch", "torchvision", "detectron2", "numpy", "scipy", "pydantic", "submitit", "mlflow", "pycocotools",
-    "hotcoco", "panopticapi", "panopticapi-lite", "cityscapesscripts", "torch-ms-deform-attn", "opencv-python-headless",
-    "pillow", "pyarrow",
+    "hotcoco", "panopticapi", "panopticapi-lite", "cityscapesscripts", "deformops", "triton", "torch-ms-deform-attn",
+    "opencv-python-headless", "pillow", "pyarrow",
 )  # fmt: skip
 """Packages that can change a number."""
 

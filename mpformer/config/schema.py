@@ -298,6 +298,17 @@ class RuntimeConfig(Section):
     accumulation: int = Field(1, ge=1, description="micro-batches an optimiser step")
     device: str = "auto"
     compile: bool = False
+    deterministic: bool = Field(
+        True,
+        description="GPUs: kernels that repeat their sums bit by bit, slower (make bench-gpu measures it), and no search"
+        " for the fastest convolutions; the sums of deformable attention's gradient stay in any order. CPUs always are",
+    )
+    tf32: bool = Field(
+        True, description="GPUs: float32 products and convolutions round what they multiply to 10 bits of mantissa"
+    )
+    slow_attention: bool = Field(
+        False, description="GPUs: go on without a kernel of deformable attention, with grid_sample"
+    )
 
 
 class Config(Section):

@@ -1,19 +1,23 @@
 """Multi-scale deformable attention (Deformable DETR, Zhu et al., ICLR 2021, section 4.1).
 
-The sampling is a product with a sparse matrix on CPU; elsewhere it runs in the ``torch-ms-deform-attn`` package's
-kernel where that is installed, in ``grid_sample`` otherwise. All give the same numbers up to rounding.
+The sampling is a product with a sparse matrix on CPU. On GPUs it runs in a package's kernel: ``deformops``' Triton
+kernels (Stolle, TMLR 2026) where that is installed, else those of ``torch-ms-deform-attn``; ``grid_sample`` is for who
+asks for it (:func:`require_kernel`). All give the same numbers up to rounding.
 """
 
 import math
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpformer.modeling.sparse_sampling import Sizes, sparse_kernel
+from mpformer.runtime.errors import UserError
 
 Kernel = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
 
@@ -37,29 +41,69 @@ def grid_sample_kernel(value: Tensor, sizes: Sizes, locations: Tensor, weights: 
     return (stacked * flat).sum(-1).view(batch, heads * depth, queries).transpose(1, 2)
 
 
+def deformops_kernel(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Compute what :func:`grid_sample_kernel` computes in the ``deformops`` package's Triton kernels.
+
+    Its choice by itself may fall on CUDA kernels, which want a compiler, so Triton is named.
+    """
+    from deformops.registry import Backend, msda
+
+    return msda(value, *_level_table(sizes, value.device), locations, weights, backend=Backend.TRITON)
+
+
 def package_kernel(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
     """Compute what :func:`grid_sample_kernel` computes in the ``torch-ms-deform-attn`` package's kernel."""
     from torch_ms_deform_attn import ms_deform_attn
 
-    shapes = torch.tensor(sizes, dtype=torch.int64, device=value.device)
-    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+    shapes, starts = (table.long() for table in _level_table(sizes, value.device))
     return ms_deform_attn(value.contiguous(), shapes, starts, locations.contiguous(), weights.contiguous())
 
 
+def _level_table(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(levels, 2) int32 heights and widths, and (levels,) int32 index of each level's first token."""
+    starts = accumulate((h * w for h, w in sizes[:-1]), initial=0)
+    shapes, first = (torch.tensor(table, dtype=torch.int32, device=device) for table in (sizes, list(starts)))
+    return shapes, first
+
+
 def kernel_name(device: str) -> str:
-    """Name the kernel of a type of device (``cpu``, ``cuda``), such as ``torch-ms-deform-attn 0.1.1``."""
-    names: dict[Kernel, str] = {sparse_kernel: "sparse matrix", grid_sample_kernel: "grid_sample"}
-    return names.get(kernel_of(device)) or f"torch-ms-deform-attn {_package_version()}"
+    """Name the kernel of a type of device (``cpu``, ``cuda``), such as ``deformops 3.0.1 (Triton)``."""
+    return _NAMES[kernel_of(device)]
 
 
 def kernel_of(device: str) -> Kernel:
-    """Kernel for a type of device: the fastest measured one (benchmarks/README.md), when compiling one that can be."""
+    """Kernel for a type of device: the first that is there, when compiling the first that can be compiled."""
     if device == "cpu" and not torch.compiler.is_compiling():
         return sparse_kernel
+    if _deformops_serves(device):
+        return deformops_kernel
     return package_kernel if _package_serves(device) else grid_sample_kernel
 
 
+def require_kernel(device: torch.device, slow: bool) -> None:
+    """Raise UserError for a GPU without a kernel, unless ``slow`` (``runtime.slow_attention``) allows grid_sample."""
+    if device.type == "cuda" and not slow and kernel_of("cuda") is grid_sample_kernel:
+        raise UserError(
+            "no kernel of deformable attention for this GPU: set up with Python 3.12 or 3.13 (make setup"
+            " PYTHON=python3.12 installs deformops, nothing is compiled) or compile torch-ms-deform-attn (make setup"
+            " KERNEL=yes); runtime.slow_attention=true goes on with grid_sample, which is slower and keeps 1.8 times"
+            " the pixel decoder's memory"
+        )
+
+
 @torch.compiler.assume_constant_result
+@cache
+def _deformops_serves(device: str) -> bool:
+    """Whether the package is installed and its Triton kernels run on this machine's GPU."""
+    if device != "cuda" or find_spec("deformops") is None:
+        return False
+    from deformops.registry import Backend, msda
+
+    return msda.is_registered(Backend.TRITON) and torch.cuda.get_device_capability() >= (7, 0)
+
+
+@torch.compiler.assume_constant_result
+@cache
 def _package_serves(device: str) -> bool:
     """Whether the package is installed and was built for this type of device."""
     if find_spec("torch_ms_deform_attn") is None:
@@ -69,11 +113,19 @@ def _package_serves(device: str) -> bool:
     return bool({"cpu": True, "cuda": _C.with_cuda, "mps": _C.with_mps}.get(device, False))
 
 
-def _package_version() -> str:
+def _version(package: str) -> str:
     try:
-        return version("torch-ms-deform-attn")
+        return version(package)
     except PackageNotFoundError:
         return "(no metadata)"
+
+
+_NAMES: dict[Kernel, str] = {
+    sparse_kernel: "sparse matrix",
+    grid_sample_kernel: "grid_sample",
+    deformops_kernel: f"deformops {_version('deformops')} (Triton)",
+    package_kernel: f"torch-ms-deform-attn {_version('torch-ms-deform-attn')}",
+}
 
 
 class DeformableAttention(nn.Module):
