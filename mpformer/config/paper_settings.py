@@ -97,7 +97,9 @@ def setting(name: str) -> Config:
         model=_model(dataset, backbone, task),
         schedule=_schedule(dataset, task, match["length"], match["kind"], drop),
         evaluation=_evaluation(dataset, task, backbone),  # type: ignore[arg-type]
-        runtime=RuntimeConfig(checkpoint_period=2500, eval_period=5000, probe_images=64, log_period=20, workers=4),
+        runtime=RuntimeConfig(
+            checkpoint_period=2500, eval_period=5000, probe_images=64, log_period=20, workers=4, deterministic=False
+        ),
     )
 
 

@@ -300,8 +300,8 @@ class RuntimeConfig(Section):
     compile: bool = False
     deterministic: bool = Field(
         True,
-        description="GPUs: kernels that repeat their sums bit by bit, slower (make bench-gpu measures it), and no search"
-        " for the fastest convolutions; the sums of deformable attention's gradient stay in any order. CPUs always are",
+        description="GPUs: kernels that add in a fixed order, slower (make bench-gpu measures it), and no search for"
+        " the fastest convolutions; deformable attention's gradient stays added in any order. CPUs always are",
     )
     tf32: bool = Field(
         True, description="GPUs: float32 products and convolutions round what they multiply to 10 bits of mantissa"

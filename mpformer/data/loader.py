@@ -2,20 +2,23 @@
 
 The batch of iteration t is a pure function of (configuration, t): image k = t * batch size + slot lies at place k mod N
 of the permutation of epoch k div N, and the augmentation of (t, slot) has a random stream of its own. So worker
-processes, the number of devices and resuming change nothing.
+processes, the number of devices and resuming change nothing. For a GPU the tensors come in page-locked memory, so that
+they can be copied while it computes.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.structures import Instances
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mpformer.config.classes import num_classes
@@ -42,6 +45,23 @@ class _Loaded:
     batch: Batch
     skipped: tuple[str, ...] = ()
     failure: str = ""
+
+    def pin_memory(self) -> "_Loaded":
+        """The same with its tensors in page-locked memory; called by torch's loader, which looks into no dataclass."""
+        return replace(self, batch=with_tensors(self.batch, Tensor.pin_memory))
+
+
+def with_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with every tensor, those of the instances too, replaced by what ``change`` makes of it."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(value)
+        if isinstance(value, Instances):
+            return Instances(value.image_size, **{name: changed(field) for name, field in value.get_fields().items()})
+        return value
+
+    return [{name: changed(value) for name, value in item.items()} for item in batch]
 
 
 class TrainSet(Dataset):
@@ -129,7 +149,7 @@ def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
 class TrainBatches:
     """An endless iterator over this process's batches; counts what it had to skip."""
 
-    def __init__(self, dataset: TrainSet, start_iteration: int, workers: int) -> None:
+    def __init__(self, dataset: TrainSet, start_iteration: int, workers: int, pinned: bool) -> None:
         self.dataset = dataset
         self.skipped: set[str] = set()
         self._loaded = iter(
@@ -140,7 +160,7 @@ class TrainBatches:
                 num_workers=workers,
                 collate_fn=_as_is,
                 generator=torch.Generator(),  # leaves torch's global random state alone
-                pin_memory=torch.cuda.is_available(),
+                pin_memory=pinned,
             )
         )
 
@@ -176,11 +196,11 @@ def _as_is(loaded: Any) -> Any:
 
 
 def train_batches(
-    config: Config, data_root: Path, start_iteration: int = 0, rank: int = 0, size: int = 1
+    config: Config, data_root: Path, start_iteration: int = 0, rank: int = 0, size: int = 1, pinned: bool = False
 ) -> TrainBatches:
     """The batches from an iteration on: this process's slots of each effective batch (slot mod size = rank).
 
-    Raises UserError if the dataset is not there or is broken; the iterator raises RunFailure("data") for a corrupt
+    ``pinned`` puts their tensors into page-locked memory, for a GPU. Raises UserError if the dataset is not there or is broken; the iterator raises RunFailure("data") for a corrupt
     image (unless ``dataset.on_corrupt`` is ``skip``).
     """
-    return TrainBatches(TrainSet(config, data_root, rank, size), start_iteration, config.runtime.workers)
+    return TrainBatches(TrainSet(config, data_root, rank, size), start_iteration, config.runtime.workers, pinned)

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone import Backbone, BasicStem, ResNet
@@ -62,15 +64,28 @@ def narrow_group_norm(channels: int) -> nn.GroupNorm:
 
 
 class FoldedConv2d(Conv2d):
-    """A convolution whose frozen batch normalisation is multiplied into its weight: same numbers, fewer passes."""
+    """A convolution whose frozen batch normalisation is multiplied into its weight: same numbers, fewer passes.
+
+    What is multiplied with and added is made when weights are loaded, not in every step.
+    """
+
+    factor: Tensor
+    """(O, 1, 1, 1)."""
+    shift: Tensor
+    """(O,)."""
+
+    def refold(self) -> None:
+        """Take factor and shift from the normalisation's statistics."""
+        norm = self.norm
+        with torch.no_grad():
+            factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            self.register_buffer("factor", factor[:, None, None, None], persistent=False)
+            self.register_buffer("shift", norm.bias - norm.running_mean * factor, persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (B, C, H, W) as convolution, normalisation and activation in turn would."""
-        norm = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        bias = norm.bias - norm.running_mean * scale
-        weight = self.weight * scale[:, None, None, None]
-        maps = F.conv2d(maps, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        weight = self.weight * self.factor
+        maps = F.conv2d(maps, weight, self.shift, self.stride, self.padding, self.dilation, self.groups)
         return maps if self.activation is None else self.activation(maps)
 
 
@@ -79,3 +94,9 @@ def fold_frozen_norms(module: nn.Module) -> None:
     for child in module.modules():
         if type(child) is Conv2d and isinstance(child.norm, FrozenBatchNorm2d):
             child.__class__ = FoldedConv2d
+            child.refold()
+            child.register_load_state_dict_post_hook(_refold)
+
+
+def _refold(convolution: FoldedConv2d, _: Any) -> None:
+    convolution.refold()

@@ -7,7 +7,7 @@ the whole batch's normaliser) sums to the loss of the whole batch.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,25 @@ class Shares:
         if not name.startswith("loss_ce"):
             return self.objects
         return self.piloted_class if "pilot" in name else self.matched_class
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A part of this process's images of one iteration."""
+
+    batch: list[dict[str, Any]]
+    share: Shares
+    slot: int
+    """Its place among the iteration's micro-batches."""
+    last: bool
+
+
+def micro_batches(batches: Iterable[list[dict[str, Any]]], config: Config) -> Iterator[MicroBatch]:
+    """Cut each iteration's batch into ``runtime.accumulation`` micro-batches with their shares."""
+    for batch in batches:
+        parts = split(batch, config.runtime.accumulation)
+        for slot, (part, share) in enumerate(zip(parts, shares(parts, config), strict=True)):
+            yield MicroBatch(part, share, slot, last=slot == len(parts) - 1)
 
 
 def split(batch: Sequence[dict[str, Any]], parts: int) -> list[list[dict[str, Any]]]:

@@ -179,3 +179,25 @@ def test_only_what_is_scored_is_read(shapes_config: Config, shapes_root: Path) -
     assert truth.annotations is not None
     assert truth.ids is None
     assert truth.semantic is None
+
+
+def test_batches_for_a_gpu_are_pinned_and_others_are_not(
+    shapes_config: Config, shapes_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tensor, those of the instances too, as torch's loader asks for it where there is an accelerator."""
+    pinned: set[int] = set()
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone()
+        pinned.add(copy.data_ptr())
+        return copy
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    for wanted in (True, False):
+        items = next(train_batches(shapes_config, shapes_root, pinned=wanted))
+        tensors = [t for i in items for t in (i["image"], i["instances"].gt_classes, i["instances"].gt_masks)]
+        assert len(tensors) == 3 * shapes_config.schedule.batch_size
+        assert all((t.data_ptr() in pinned) is wanted for t in tensors)
+        assert items[0]["file_name"]
+        pinned.clear()

@@ -79,25 +79,6 @@ def test_sparse_sampling_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_kernels_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert deformable.kernel_of("cpu") is deformable.sparse_kernel
-    assert deformable.kernel_name("cpu") == "sparse matrix"
-    monkeypatch.setattr(deformable, "_package_serves", lambda device: True)
-    assert deformable.kernel_of("cuda") is deformable.package_kernel
-    assert deformable.kernel_name("cuda").startswith("torch-ms-deform-attn")
-    monkeypatch.setattr(deformable, "_package_serves", lambda device: False)
-    assert deformable.kernel_name("cuda") == "grid_sample"
-
-
-def test_a_package_built_for_cpus_is_not_used_on_gpus() -> None:
-    """As after a set-up on a login node without a GPU."""
-    pytest.importorskip("torch_ms_deform_attn")
-    assert deformable._package_serves("cpu")
-    if not torch.cuda.is_available():
-        assert not deformable._package_serves("cuda")
-        assert deformable.kernel_of("cuda") is deformable.grid_sample_kernel
-
-
 def test_softmax_written_out_is_softmax() -> None:
     logits = drawn(2, 5, 12) * 40
     logits[0, 0] = 1e4

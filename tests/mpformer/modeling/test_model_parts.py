@@ -1,5 +1,8 @@
 """Parts of the model: shapes, parameter counts, kernels, matching, losses, precision, determinism, inference."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -8,6 +11,7 @@ import torch.nn.functional as F
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpformer.config.schema import Config, DatasetConfig, ModelConfig, ResNetConfig, SwinConfig
 from mpformer.modeling import criterion, matcher
@@ -68,20 +72,6 @@ def test_impossible_shapes_are_user_errors() -> None:
         small_model(model__hidden_dim=36)
 
 
-def test_package_kernel_equals_grid_sample() -> None:
-    pytest.importorskip("torch_ms_deform_attn")
-    sizes = ((3, 4), (6, 8))
-    made = [torch.randn(2, 60, 4, 8), torch.rand(2, 60, 4, 2, 3, 2) * 1.4 - 0.2, torch.rand(2, 60, 4, 2, 3)]
-    results = []
-    for kernel in (deformable.package_kernel, deformable.grid_sample_kernel):
-        value, locations, weights = (t.clone().requires_grad_() for t in made)
-        out = kernel(value, sizes, locations, weights)
-        out.square().sum().backward()
-        results.append([out, value.grad, locations.grad, weights.grad])
-    for ours, plain in zip(*results, strict=True):
-        torch.testing.assert_close(ours, plain, atol=2e-4, rtol=1e-4)
-
-
 def test_attention_is_multihead_attention() -> None:
     ours, theirs = Attention(32, 4), nn.MultiheadAttention(32, 4, batch_first=True)
     theirs.load_state_dict(ours.state_dict())
@@ -102,13 +92,36 @@ def test_sine_position_is_detrs() -> None:
 
 
 def test_frozen_norms_fold_to_the_same_numbers() -> None:
+    """Once, when weights are loaded: a step multiplies the weight and convolves, nothing else."""
     backbone = build_backbone(ResNetConfig(stem_channels=8, res2_channels=16, width_per_group=4), 32)
     conv = next(m for m in backbone.modules() if isinstance(m, FoldedConv2d) and isinstance(m.norm, FrozenBatchNorm2d))
-    for name, low, high in (("weight", 0.5, 2), ("bias", -1, 1), ("running_mean", -1, 1), ("running_var", 0.5, 2)):
-        getattr(conv.norm, name).uniform_(low, high)
+    state = copy.deepcopy(backbone.state_dict())
+    assert not any(name.endswith(("factor", "shift")) for name in state), "released files have no such tensors"
+    for name, value in state.items():
+        if ".norm." in name:
+            value.uniform_(0.5, 2)
+    backbone.load_state_dict(state)
     maps = torch.randn(2, conv.in_channels, 16, 16)
     plain = conv.norm(F.conv2d(maps, conv.weight, None, conv.stride, conv.padding))
-    torch.testing.assert_close(conv(maps), plain, atol=1e-5, rtol=1e-4)
+    with counted() as names:
+        folded = conv(maps)
+    torch.testing.assert_close(folded, plain, atol=1e-5, rtol=1e-4)
+    assert names == ["aten.mul.Tensor", "aten.convolution.default"]
+    torch.testing.assert_close(copy.deepcopy(backbone).double().stem.conv1.factor, backbone.stem.conv1.factor.double())
+
+
+@contextmanager
+def counted() -> Iterator[list[str]]:
+    """The operators of the body, in order."""
+    names: list[str] = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.append(str(func))
+            return func(*args, **kwargs or {})
+
+    with Counting():
+        yield names
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(16, 4), (32, 8), (48, 4), (64, 32), (256, 32)])
