@@ -200,7 +200,7 @@ def _diff(view: RunView) -> str:
 
 
 def _facts(view: RunView) -> list[tuple[str, str]]:
-    found = view.provenance
+    found, numerics = view.provenance, view.trained.get("numerics") or {}
     packages = ", ".join(f"{name} {version}" for name, version in (found.get("packages") or {}).items())
     facts = {
         "state": view.standing.state + (f" ({view.standing.reason})" if view.standing.reason else ""),
@@ -220,6 +220,8 @@ def _facts(view: RunView) -> list[tuple[str, str]]:
         "peak memory of training": _gib(view.trained.get("peak_memory_bytes")),
         "evaluated in": _duration((view.result or {}).get("seconds")),
         "peak memory of evaluation": _gib((view.result or {}).get("peak_memory_bytes")),
+        "resumed training": str(numerics.get("resume") or ""),
+        "numerics": "; ".join(f"{name}: {value}" for name, value in numerics.items() if name != "resume"),
         "weights": str(view.trained.get("weights_sha256") or "")[:16],
         "scored with": _scorers(view),
     }

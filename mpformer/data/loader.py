@@ -200,7 +200,7 @@ def train_batches(
 ) -> TrainBatches:
     """The batches from an iteration on: this process's slots of each effective batch (slot mod size = rank).
 
-    ``pinned`` puts their tensors into page-locked memory, for a GPU. Raises UserError if the dataset is not there or is broken; the iterator raises RunFailure("data") for a corrupt
-    image (unless ``dataset.on_corrupt`` is ``skip``).
+    ``pinned`` puts their tensors into page-locked memory, for a GPU. Raises UserError if the dataset is not there or is
+    broken; the iterator raises RunFailure("data") for a corrupt image (unless ``dataset.on_corrupt`` is ``skip``).
     """
     return TrainBatches(TrainSet(config, data_root, rank, size), start_iteration, config.runtime.workers, pinned)

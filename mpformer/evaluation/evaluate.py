@@ -27,6 +27,7 @@ from mpformer.evaluation.layer_pass import ImageOutput, image_outputs
 from mpformer.evaluation.layer_scores import add_layer
 from mpformer.evaluation.scoring import per_image
 from mpformer.evaluation.scoring.scorer import SegmentationScorer, scorer_versions
+from mpformer.modeling.deformable_attention import require_kernel
 from mpformer.modeling.meta_arch import MPFormer, build_model
 from mpformer.modeling.weights import load_weights
 from mpformer.runtime.errors import RunFailure
@@ -53,7 +54,8 @@ def evaluate(
     weights that do not fit, RunFailure("nan") for outputs that are not finite, RunFailure("disk" | "data").
     """
     began = time.perf_counter()
-    device = prepare_process(config.runtime.device, config.runtime.threads)
+    device = prepare_process(config.runtime.device, config.runtime.threads, tf32=config.runtime.tf32)
+    require_kernel(device, config.runtime.slow_attention)
     model = build_model(config)
     load_weights(model, weights)
     items = validation_items(config, data_root)

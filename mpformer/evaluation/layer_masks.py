@@ -27,7 +27,7 @@ def write_further_masks(config: Config, weights: Path, images: Sequence[int], ou
     for data or weights that are missing or do not fit.
     """
     items = _only(validation_items(config, data_root), images)
-    device = prepare_process(config.runtime.device, config.runtime.threads)
+    device = prepare_process(config.runtime.device, config.runtime.threads, tf32=config.runtime.tf32)
     model = build_model(config)
     load_weights(model, weights)
     records = {int(record["image_id"]): record for record in _present(out)}

@@ -49,7 +49,7 @@ def predict(images: Sequence[Path], weights: Path, config: Config, out: Path) ->
 
 def load_model(weights: Path, config: Config) -> MPFormer:
     """Build the model of `config` in evaluation mode, with the toggles that the file's parameters ask for."""
-    device = prepare_process(config.runtime.device, config.runtime.threads)
+    device = prepare_process(config.runtime.device, config.runtime.threads, tf32=config.runtime.tf32)
     model = build_model(config.replace(detect_toggles(weights)))
     load_weights(model, weights)
     return model.to(device).eval()

@@ -1,6 +1,11 @@
-"""What a training or evaluation sets in its process: threads, deterministic kernels, the device."""
+"""What a training or evaluation sets in its process: threads, kernels, the device."""
 
+import contextlib
+import os
 import resource
+import socket
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -8,27 +13,79 @@ from mpformer.runtime.errors import UserError
 from mpformer.runtime.rank import current_rank
 
 
-def prepare_process(device: str, threads: int) -> torch.device:
-    """Set threads and deterministic kernels; returns the device of that name (``auto``: CUDA where there is one).
+def prepare_process(device: str, threads: int, *, deterministic: bool = True, tf32: bool = True) -> torch.device:
+    """Set threads and kernels; returns the device of that name (``auto``: CUDA where there is one).
 
+    ``deterministic`` and ``tf32`` are for GPUs (``runtime.deterministic``, ``runtime.tf32``); on CPUs kernels always
+    repeat their sums and float32 is float32. Operators without a deterministic kernel warn and run anyway.
     Raises UserError for an unknown device, or for CUDA where there is none.
-    Operators without a deterministic kernel (CUDA's ``grid_sample`` backward) warn and run anyway.
     """
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    found = _device(device)
+    deterministic = deterministic or found.type == "cpu"
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # filling new memory is for finding bugs, not for determinism, and takes a few per cent of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"runtime.device is {device!r} but there is no CUDA here; valid: auto, cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"unknown runtime.device {device!r}; valid: auto, cpu, cuda, cuda:0 ...") from None
-    if found.type == "cuda" and found.index is None:
-        torch.cuda.set_device(current_rank().local)
+    if found.type == "cuda":
+        _prepare_cuda(found, deterministic, tf32)
     return found
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"runtime.device is {name!r} but there is no CUDA here; valid: auto, cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown runtime.device {name!r}; valid: auto, cpu, cuda, cuda:0 ...") from None
+
+
+def _prepare_cuda(device: torch.device, deterministic: bool, tf32: bool) -> None:
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    os.environ.setdefault("TRITON_CACHE_DIR", str(triton_cache()))
+    if device.index is None:
+        torch.cuda.set_device(current_rank().local)
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    # what is fastest is found by trying, so that two starts may choose differently
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def triton_cache() -> Path:
+    """A directory of this node and user for compiled Triton kernels, made if it is not there.
+
+    Homes are shared by the nodes of a cluster and slow to lock; what lies in a directory of someone else would be run.
+    """
+    base = Path(tempfile.gettempdir())
+    path = base / f"mpformer-triton-{os.getuid()}-{socket.gethostname()}"
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    about = path.lstat()
+    ours = path.is_dir() and not path.is_symlink() and about.st_uid == os.getuid() and not about.st_mode & 0o022
+    return path if ours else Path(tempfile.mkdtemp(prefix="mpformer-triton-", dir=base))
+
+
+def kernel_settings(device: torch.device) -> dict[str, str | bool]:
+    """How the kernels of this process compute, for the record of a run; read back from torch."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    found: dict[str, str | bool] = {"resume": _exactness(device, deterministic), "deterministic kernels": deterministic}
+    if device.type == "cuda":
+        found["GPU"] = torch.cuda.get_device_name(device)
+        found["TF32 products"] = torch.get_float32_matmul_precision() != "highest"
+        found["TF32 convolutions"] = torch.backends.cudnn.allow_tf32
+        found["search for the fastest convolutions"] = torch.backends.cudnn.benchmark
+    return found
+
+
+def _exactness(device: torch.device, deterministic: bool) -> str:
+    if device.type == "cpu":
+        return "bit-exact"
+    if deterministic:
+        return "not bit-exact: the gradient of deformable attention is added in any order"
+    return "not bit-exact: runtime.deterministic is off"
 
 
 def peak_memory(device: torch.device) -> int:

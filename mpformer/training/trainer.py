@@ -2,8 +2,8 @@
 
 One iteration is one optimiser step on ``schedule.batch_size`` images, however many processes and
 micro-batches share them. Everything that iteration i draws comes from streams named by i, so that a
-run killed at any moment continues from its last checkpoint to bit-identical weights (same threads, world
-size and kernels).
+run killed at any moment continues from its last checkpoint to bit-identical weights on CPUs (same threads, world
+size and kernels), and to weights that differ by the order of some sums on GPUs.
 """
 
 import logging
@@ -23,15 +23,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mpformer.config.schema import Config
 from mpformer.data.loader import TrainBatches, train_batches
+from mpformer.modeling.backbones import FoldedConv2d
+from mpformer.modeling.deformable_attention import kernel_name, require_kernel
 from mpformer.modeling.meta_arch import MPFormer, build_model
 from mpformer.modeling.weights import load_weights, local_path
 from mpformer.runtime import distributed, random_streams
 from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
 from mpformer.runtime.errors import RunFailure, UserError
-from mpformer.runtime.process import peak_memory, prepare_process
+from mpformer.runtime.process import kernel_settings, peak_memory, prepare_process
 from mpformer.runtime.rank import Rank
 from mpformer.runtime.signals import handled
 from mpformer.training import accumulation, checkpoints, optimisation
+from mpformer.training.accumulation import MicroBatch
+from mpformer.training.prefetch import prefetched
 from mpformer.training.probes import Prober
 
 __all__ = ["Interrupted", "TrainCallbacks", "train"]
@@ -53,7 +57,10 @@ def train(config: Config, directory: Path, data_root: Path, callbacks: TrainCall
     callbacks = callbacks or TrainCallbacks()
     if config.schedule.evaluation_only:
         return _untrained(config, directory, callbacks)
-    device = prepare_process(config.runtime.device, config.runtime.threads)
+    how = config.runtime
+    device = prepare_process(how.device, how.threads, deterministic=how.deterministic, tf32=how.tf32)
+    require_kernel(device, how.slow_attention)
+    _say_if_slow(config, device)
     with distributed.process_group(device) as rank, _failures():
         trainer = Trainer(config, directory, data_root, _main_only(callbacks, rank), device, rank)
         _check_normalisation(config, rank.world_size)
@@ -95,6 +102,8 @@ class Trainer(TrainerBase):
         self.config, self.directory, self.data_root = config, directory, data_root
         self.device, self.rank = device, rank
         self.core = initial_model(config).to(device).train()
+        if config.schedule.amp != "off":  # what half precision's convolutions are fastest in
+            self.core.to(memory_format=torch.channels_last)
         self.optimizer = optimisation.optimizer(self.core, config.schedule)
         self.scheduler = optimisation.scheduler(self.optimizer, config.schedule)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.schedule.amp == "fp16")
@@ -103,6 +112,7 @@ class Trainer(TrainerBase):
         self.prober = Prober(config, directory, data_root)
         self.meter = Meter()
         self.batches: TrainBatches  # from `resume` on
+        self.parts: Iterator[MicroBatch]  # of these batches, on the device
         self.interrupted: str | None = None
         self.seconds = 0.0
         self.register_hooks([_Schedule(), _Log(callbacks), _Probe(callbacks), _Save(), _Stop(callbacks)])
@@ -111,7 +121,13 @@ class Trainer(TrainerBase):
         model = torch.compile(model) if self.config.runtime.compile else model  # type: ignore[assignment]
         if self.rank.world_size == 1:
             return model
-        return DistributedDataParallel(model, find_unused_parameters=True)
+        return DistributedDataParallel(model, **self._parallel_settings)
+
+    @property
+    def _parallel_settings(self) -> dict[str, bool]:
+        """Every parameter takes part in every step, with objects or without; only BN's statistics change by rank."""
+        live = getattr(self.config.model.backbone, "norm", "") == "BN"
+        return {"find_unused_parameters": False, "gradient_as_bucket_view": True, "broadcast_buffers": live}
 
     def resume(self) -> int:
         """Load the newest sound checkpoint, cut the metrics back to it, and return its iteration (0: none)."""
@@ -122,7 +138,9 @@ class Trainer(TrainerBase):
         if self.rank.main:
             checkpoints.cut_back(self.directory / "metrics.jsonl", start)
             self.prober.cut_back(start)
-        self.batches = train_batches(self.config, self.data_root, start, self.rank.number, self.rank.world_size)
+        pinned = self.device.type == "cuda"
+        self.batches = train_batches(self.config, self.data_root, start, self.rank.number, self.rank.world_size, pinned)
+        self.parts = prefetched(accumulation.micro_batches(self.batches, self.config), self.device)
         return start
 
     def snapshot(self) -> dict[str, Any]:
@@ -152,12 +170,13 @@ class Trainer(TrainerBase):
     def run_step(self) -> None:
         """One optimiser step: micro-batches weighted to equal the whole batch, clipped, stepped."""
         began = time.perf_counter()
-        micro = accumulation.split(next(self.batches), self.config.runtime.accumulation)
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, torch.Tensor] = {}
-        for slot, (batch, share) in enumerate(zip(micro, accumulation.shares(micro, self.config), strict=True)):
-            for name, value in self._backward(batch, share, slot, last=slot == len(micro) - 1).items():
+        for part in self.parts:
+            for name, value in self._backward(part).items():
                 losses[name] = losses[name] + value if name in losses else value
+            if part.last:
+                break
         # one wait for the device, not one a loss; those of the whole batch, so that all processes see the same NaN
         values = distributed.mean(torch.stack(list(losses.values()))).tolist()
         numbers = self._finite(dict(zip(losses, values, strict=True)))
@@ -169,15 +188,14 @@ class Trainer(TrainerBase):
         self.seconds += elapsed
         self.meter.add(numbers, elapsed)
 
-    def _backward(
-        self, batch: list[dict[str, Any]], share: accumulation.Shares, slot: int, last: bool
-    ) -> dict[str, torch.Tensor]:
+    def _backward(self, part: MicroBatch) -> dict[str, torch.Tensor]:
         """Forward and backward of one micro-batch; returns its share of the losses, summed over layers."""
-        waits = isinstance(self.model, DistributedDataParallel) and not last
+        waits = isinstance(self.model, DistributedDataParallel) and not part.last
+        noise, points = self._stream("noise", part.slot), self._stream("points", part.slot)
         with self.model.no_sync() if waits else nullcontext():  # type: ignore[operator]
             with self._autocast():
-                losses = self.model(batch, noise=self._stream("noise", slot), points=self._stream("points", slot))
-            weighted = {name: value * share.of(name) for name, value in losses.items()}
+                losses = self.model(part.batch, noise=noise, points=points)
+            weighted = {name: value * part.share.of(name) for name, value in losses.items()}
             self.scaler.scale(torch.stack(list(weighted.values())).sum()).backward()
         return accumulation.summed(weighted)
 
@@ -234,9 +252,24 @@ class Trainer(TrainerBase):
             "accumulation": self.config.runtime.accumulation,
             "threads": self.config.runtime.threads,
             "device": str(self.device),
+            "numerics": self.numerics(),
             # with dataset.on_corrupt: skip, since the last start
             "skipped_images": len(self.batches.skipped),
         }
+
+    def numerics(self) -> dict[str, str | bool]:
+        """How the run computes, a line each: what may change its numbers by rounding, or its speed, but not its id."""
+        found = kernel_settings(self.device)
+        found["deformable attention"] = kernel_name(self.device.type)
+        found["precision"] = {"off": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.config.schedule.amp]
+        found["channels last"] = self.config.schedule.amp != "off"
+        found["compiled"] = self.config.runtime.compile
+        found["fused optimiser"] = bool(self.optimizer.defaults.get("fused"))
+        if any(isinstance(module, FoldedConv2d) for module in self.core.modules()):
+            found["frozen normalisation"] = "folded when weights are loaded"
+        if self.rank.world_size > 1:
+            found |= {name.replace("_", " "): value for name, value in self._parallel_settings.items()}
+        return found
 
 
 class Meter:
@@ -363,6 +396,12 @@ def _check_normalisation(config: Config, processes: int) -> None:
             config.schedule.batch_size,
             parts,
         )
+
+
+def _say_if_slow(config: Config, device: torch.device) -> None:
+    """bf16 is part of the run id, so a CPU without an instruction for it computes in it all the same."""
+    if device.type == "cpu" and config.schedule.amp == "bf16" and not torch.cpu.get_capabilities().get("amx_bf16"):
+        _log.warning("schedule.amp=bf16 is computed in bfloat16, on this processor without AMX slower than float32")
 
 
 def _main_only(callbacks: TrainCallbacks, rank: Rank) -> TrainCallbacks:

@@ -88,3 +88,16 @@ def test_class_mean_per_process_differs_from_the_global_one(ranks: list[dict[str
         torch.testing.assert_close(ours, expected["loss_ce"], atol=1e-5, rtol=1e-4)
     together = step(model, items, points)
     assert abs((found[0] + found[1]) / 2 - together["loss_ce"]) > 1e-3
+
+
+@pytest.mark.parametrize("counts", [(2, 1), (0, 0)])
+@pytest.mark.parametrize(
+    "toggles",
+    [{}, {"query_position": False}, {"mp_queries": True}, {"mp_queries": True, "layer0_supervision": False},
+     {"mp_queries": True, "class_embedding": "learnt"}, {"mp_queries": True, "guided_layers": "first"}],
+)  # fmt: skip
+def test_every_parameter_gets_a_gradient(toggles: dict[str, Any], counts: tuple[int, ...]) -> None:
+    """Distributed training relies on it: nothing looks for parameters that took no part."""
+    model = small_model(**{f"toggles__{name}": value for name, value in toggles.items()})
+    torch.stack(list(model(batch(counts), noise=rng(), points=rng()).values())).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []

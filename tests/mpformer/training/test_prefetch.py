@@ -1,4 +1,4 @@
-"""Micro-batches come on the device, copied ahead on a stream of their own; a stand-in for CUDA notes what it is asked."""
+"""Micro-batches come on the device, copied ahead on a stream of their own; a stand-in for CUDA notes what is asked."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,13 +3,15 @@
 import json
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpformer.config.schema import (
     Config,
@@ -96,6 +98,11 @@ def test_lines_and_files_of_a_run(whole: Path) -> None:
     assert record["iterations"] == 12
     assert record["weights"] == "checkpoints/final.pth"
     assert (whole / record["weights"]).exists()
+    assert record["numerics"] == {
+        "resume": "bit-exact", "deterministic kernels": True, "deformable attention": "sparse matrix",
+        "precision": "float32", "channels last": False, "compiled": False,
+        "fused optimiser": record["numerics"]["fused optimiser"],
+    }  # fmt: skip
     found = lines(whole)
     assert [(line["kind"], line["iteration"]) for line in found] == [
         ("train", 4),
@@ -280,12 +287,34 @@ def test_training_in_another_thread(data_root: Path, tmp_path: Path) -> None:
     assert found[0]["iterations"] == 1
 
 
-def test_mixed_precision_trains_and_resumes(data_root: Path, tmp_path: Path) -> None:
+def test_mixed_precision_trains_and_resumes(data_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In bfloat16 on every processor, said where that is slow; the id says bf16, so nothing falls back to float32."""
     config = CONFIG.replace({"schedule.amp": "bf16", "runtime.eval_period": 0, "schedule.max_iter": 4})
-    whole = train(config, tmp_path / "a", data_root)
+    with dtypes_of_products() as seen:
+        whole = train(config, tmp_path / "a", data_root)
+    backward_too = {"aten.convolution.default", "aten.convolution_backward.default", "aten.addmm.default"}
+    for name in backward_too:
+        assert seen[name] == {torch.bfloat16}, name
+    assert ("slower than float32" in caplog.text) is not torch.cpu.get_capabilities()["amx_bf16"]
+    assert whole["numerics"]["precision"] == "bfloat16"
+    assert whole["numerics"]["channels last"] is True
     with pytest.raises(Interrupted):
         train(config, tmp_path / "b", data_root, TrainCallbacks(stop=stop_at(2)))
     assert train(config, tmp_path / "b", data_root)["weights_sha256"] == whole["weights_sha256"]
+
+
+@contextmanager
+def dtypes_of_products() -> Iterator[dict[str, set[torch.dtype]]]:
+    """By operator, the types of its tensors in the body."""
+    seen: dict[str, set[torch.dtype]] = {}
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.setdefault(str(func), set()).update(x.dtype for x in args if isinstance(x, torch.Tensor))
+            return func(*args, **kwargs or {})
+
+    with Noting():
+        yield seen
 
 
 def test_swin_with_stochastic_depth_resumes_exactly(data_root: Path, tmp_path: Path) -> None:

@@ -114,3 +114,36 @@ def test_two_processes_train_one_run(shapes_root: Path, shapes_config: object, t
     assert json.loads((tmp_path / "trained1.json").read_text())["weights_sha256"] == ""
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [4]
+
+
+TWO_STEPS = """
+import sys, torch
+from pathlib import Path
+from mpformer.runtime.callbacks import TrainCallbacks
+from mpformer.runtime.distributed import process_group
+from mpformer.training import accumulation
+from mpformer.training.trainer import Trainer
+from tests.support.small_models import batch, small_config
+device = torch.device("cpu")
+config = small_config(schedule__batch_size=2, toggles__mp_queries=True, runtime__accumulation=2)
+with process_group(device) as rank:
+    trainer = Trainer(config, Path(sys.argv[1]) / str(rank.number), Path(), TrainCallbacks(), device, rank)
+    counts = [(2, 1), (0, 0)][rank.number]
+    trainer.parts = accumulation.micro_batches([batch(counts), batch(counts, seed=1)], config)
+    for trainer.iter in range(2):
+        trainer.run_step()
+    torch.save(trainer.core.state_dict(), Path(sys.argv[1]) / f"{rank.number}.pth")
+"""
+
+
+def test_a_process_without_objects_uses_every_parameter(tmp_path: Path) -> None:
+    """Else the second step would raise, since nobody looks for parameters without a gradient; both end up the same."""
+    shared = os.environ | {"WORLD_SIZE": "2", "MPFORMER_RENDEZVOUS": str(tmp_path / "rendezvous.json")}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", TWO_STEPS, str(tmp_path)], env=shared | {"RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(240) for process in processes] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
