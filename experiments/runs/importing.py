@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.status import usage
 from experiments.store import claims
 from experiments.store.files import read_json, sha256
 from experiments.store.identity import SCHEME, run_id
@@ -53,7 +54,7 @@ def _import(store: Store, run: RunDir, dry_run: bool) -> Imported:
         return _fill_in(ours, run)
     aside = ours.path.with_name(f".importing.{run.run_id}.{uuid.uuid4().hex[:8]}")
     try:
-        _copy(run.path, aside)
+        _copy(run, aside)
         aside.rename(ours.path)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
@@ -100,7 +101,7 @@ def _fill_in(ours: RunDir, run: RunDir) -> Imported:
     if claim is None or claim.number != 1:
         return Imported(run.run_id, "kept", "something works on it here")
     try:
-        _copy(run.path, ours.path, skip=("run.json", "claims", "reservations"))
+        _copy(run, ours.path, skip=("run.json", "claims", "reservations"))
         for number in range(claim.number + 1, claims.highest(run.path / "claims") + 1):
             claims.create(ours.path / "claims" / f"{number}.released", "")
             claims.create(ours.path / "claims" / str(number), "")
@@ -109,8 +110,10 @@ def _fill_in(ours: RunDir, run: RunDir) -> Imported:
     return Imported(run.run_id, "imported")
 
 
-def _copy(source: Path, target: Path, skip: tuple[str, ...] = ("reservations",)) -> None:
+def _copy(run: RunDir, target: Path, skip: tuple[str, ...] = ("reservations",)) -> None:
     """Copy files that are not there, those last that say that something is complete."""
+    source = run.path
+    usage.keep(run, target)
     files = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
     for name in sorted(files, key=lambda name: LAST.index(name.name) + 1 if name.name in LAST else 0):
         if name.parts[0] in skip:

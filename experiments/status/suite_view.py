@@ -1,7 +1,7 @@
 """What the commands that look at the store show: status, logs, differences.
 
 Looking writes what Slurm said, for reports and for when it does not answer: ``scheduler.json`` its last word on the
-queue, ``runs/<id>/usage.json`` what accounting says was used, ``settled.json`` the list of jobs whose usage is written.
+queue, ``launches/<id>/usage.json`` what accounting says its jobs used.
 """
 
 import hashlib

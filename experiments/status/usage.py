@@ -1,20 +1,23 @@
 """What runs really used: sacct's Elapsed and MaxRSS where there is accounting, the attempts' own counters elsewhere.
 
-``runs/<run_id>/usage.json`` keeps what accounting said of the run's jobs that are over, so that reports, and whoever
-copies the run, need no Slurm. Time that no accounted job covers is taken from the attempts' own records.
+``launches/<launch>/usage.json`` keeps what accounting said of the launch's jobs that are over, so that reports need no
+Slurm. Runs that were imported have what was said of theirs in ``runs/<run_id>/usage.json``, and so have those of stores
+from before there was one file a launch; both are read. Time that no accounted job covers is taken from the attempts'
+own records.
 """
 
 import contextlib
-import json
+import functools
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from experiments.status import scheduler
 from experiments.status.scheduler import STAGES, Job
 from experiments.store import journal
-from experiments.store.files import read_json, write_json, write_text
+from experiments.store.files import read_json, write_json
 from experiments.store.journal import Submission
 from experiments.store.run_dir import RunDir, Store
 
@@ -22,6 +25,9 @@ FILE = "usage.json"
 
 FORGOTTEN = 86400.0
 """Seconds after a submission from which on accounting that does not know a job is not asked about it again."""
+
+Jobs = Mapping[str, Mapping[str, Any]]
+"""What accounting said of jobs, by their Slurm ids."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,30 @@ def of(run: RunDir) -> Used | None:
     return Used(len(numbers), own + accounted, gpu_seconds, peak, " and ".join(sources))
 
 
-def _jobs(run: RunDir) -> Mapping[str, Mapping[str, Any]]:
-    content = read_json(run.path / FILE)
-    return content.get("jobs") or {} if isinstance(content, dict) else {}
+def _jobs(run: RunDir) -> Jobs:
+    """The accounted jobs of a run, of all its launches."""
+    own = read_json(run.path / FILE)
+    found: dict[str, Mapping[str, Any]] = dict((own.get("jobs") or {}) if isinstance(own, dict) else {})
+    for path in sorted((run.path.parents[1] / "launches").glob(f"*/{FILE}")):
+        with contextlib.suppress(OSError):
+            found |= _by_run(path, path.stat().st_mtime_ns).get(run.run_id, {})
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _by_run(path: Path, _: int) -> dict[str, Jobs]:
+    """A launch's accounted jobs by their run; the file's time of change tells its states apart."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for job in _read(path).jobs.values():
+        found.setdefault(job["run_id"], {})[job["element"]] = job
+    return dict(found)
+
+
+def keep(run: RunDir, copy: Path) -> None:
+    """Write what accounting said of a run's jobs into a copy of it: its launches stay behind."""
+    jobs = _jobs(run)
+    if jobs:
+        write_json(copy / FILE, {"schema": 1, "jobs": dict(jobs)})
 
 
 def _ids(jobs: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -94,29 +121,6 @@ def _seconds(stage: Mapping[str, Any]) -> float:
     return 0.0 if started is None or ended is None else max(0.0, ended - started)
 
 
-def settle(store: Store, run_ids: Collection[str]) -> None:
-    """Ask accounting what the jobs of these runs used, for those that are over and not yet written down.
-
-    Without accounting, or when it does not answer, nothing is written; a store that cannot be written is left alone.
-    """
-    noted = _noted(store)
-    found = [one for one in _elements(store, run_ids) if one.key not in noted]
-    written = {one.key for one in found if _settled(store.run(one.run_id), one.element)}
-    written |= _ask([one for one in found if one.key not in written], store)
-    if written:
-        with contextlib.suppress(OSError):
-            write_text(store.root / NOTED, json.dumps(sorted(noted | written)), durable=False)
-
-
-NOTED = "settled.json"
-"""File of the store: the array elements of which nothing more is to be written down; without it all are looked at."""
-
-
-def _noted(store: Store) -> frozenset[str]:
-    content = read_json(store.root / NOTED)
-    return frozenset(map(str, content)) if isinstance(content, list) else frozenset()
-
-
 @dataclass(frozen=True)
 class _Element:
     """A run's place in a batch."""
@@ -127,33 +131,73 @@ class _Element:
 
     @property
     def element(self) -> str:
+        """Its Slurm id."""
         return f"{self.submission.job_id}_{self.index}"
 
     @property
     def key(self) -> str:
-        """Unlike Slurm's id, never used again."""
-        return f"{self.submission.name}/{self.index}"
+        """Its place in the launch; unlike Slurm's id, never used again."""
+        return f"{self.submission.batch}/{self.index}"
 
 
-def _ask(open_: Sequence[_Element], store: Store) -> set[str]:
-    """Write down what accounting knows of these elements; returns the keys of those that are settled now."""
+@dataclass(frozen=True)
+class _Settled:
+    """What a launch's file holds: jobs by their place, and the places of those that accounting does not know."""
+
+    jobs: dict[str, dict[str, Any]]
+    unknown: list[str]
+
+    def has(self, one: _Element) -> bool:
+        return one.key in self.jobs or one.key in self.unknown
+
+    def add(self, one: _Element, job: Job | None) -> None:
+        if job is None:
+            self.unknown.append(one.key)
+            return
+        said = {name: value for name, value in asdict(job).items() if name not in ("id", "source", "reason")}
+        self.jobs[one.key] = {"run_id": one.run_id, "element": one.element, **said}
+
+
+def _read(path: Path) -> _Settled:
+    content = read_json(path)
+    found = content if isinstance(content, dict) else {}
+    return _Settled(dict(found.get("jobs") or {}), list(found.get("unknown") or ()))
+
+
+def settle(store: Store, run_ids: Collection[str]) -> None:
+    """Ask accounting what the jobs of these runs used, for those that are over and not yet written down.
+
+    Without accounting, or when it does not answer, nothing is written; a store that cannot be written is left alone.
+    """
+    elements = list(_elements(store, run_ids))
+    files = {name: _read(store.launches / name / FILE) for name in {one.submission.launch for one in elements}}
+    open_ = [one for one in elements if not files[one.submission.launch].has(one)]
+    changed = set()
+    for one, job in _over(open_):
+        files[one.submission.launch].add(one, job)
+        changed.add(one.submission.launch)
+    for name in changed:
+        with contextlib.suppress(OSError):
+            about = {"jobs": files[name].jobs, "unknown": files[name].unknown}
+            write_json(store.launches / name / FILE, {"schema": 1, **about})
+
+
+def _over(open_: Sequence[_Element]) -> Iterator[tuple[_Element, Job | None]]:
+    """The elements that are over, by what accounting knows; None: it does not know the job, and never will."""
     if not open_:
-        return set()
+        return
     jobs, accounting = scheduler.accounted(list({id(one.submission): one.submission for one in open_}.values()))
     if accounting is None:
-        return set()
+        return
     known = {(job.name, job.id): job for job in jobs}
-    written = set()
     for one in open_:
         job = known.get((one.submission.name, one.element))
         late = not accounting or time.time() - one.submission.created > FORGOTTEN
-        over = late if job is None else job.over
-        if over and _write(store.run(one.run_id), one.element, job):
-            written.add(one.key)
-    return written
+        if late if job is None else job.over:
+            yield one, job
 
 
-def _elements(store: Store, run_ids: Collection[str]) -> Iterable[_Element]:
+def _elements(store: Store, run_ids: Collection[str]) -> Iterator[_Element]:
     """The array elements that executed these runs."""
     wanted = set(run_ids)
     for submission in journal.submissions(store):
@@ -161,24 +205,3 @@ def _elements(store: Store, run_ids: Collection[str]) -> Iterable[_Element]:
             for index, each in enumerate(submission.runs):
                 if each.run_id in wanted:
                     yield _Element(each.run_id, submission, index)
-
-
-def _settled(run: RunDir, element: str) -> bool:
-    content = read_json(run.path / FILE)
-    return isinstance(content, dict) and element in {*(content.get("jobs") or {}), *(content.get("unknown") or ())}
-
-
-def _write(run: RunDir, element: str, job: Job | None) -> bool:
-    """Write down what a job used, or that accounting does not know it; False if the run cannot be written."""
-    content = read_json(run.path / FILE) or {"schema": 1}
-    jobs, unknown = dict(content.get("jobs") or {}), list(content.get("unknown") or ())
-    if job is None:
-        unknown.append(element)
-    else:
-        left_out = ("id", "source", "reason")
-        jobs[element] = {name: value for name, value in asdict(job).items() if name not in left_out}
-    try:
-        write_json(run.path / FILE, {**content, "jobs": jobs, "unknown": unknown})
-    except OSError:
-        return False
-    return True

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from experiments.launch import begin
-from experiments.status import readahead, scheduler, slurm_client, standing, states, suite_view, usage
+from experiments.status import readahead, scheduler, slurm_client, standing, states, suite_view
 from experiments.status.states import RunState, State, should_start
 from experiments.store import claims
-from experiments.store.files import read_json, write_json
+from experiments.store.files import write_json
 from experiments.store.journal import BatchRun, Submission, of_launch
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import Plan
@@ -499,22 +499,6 @@ def test_rounds_of_a_requeued_job_add_up(submitted: Submitted, slurm: FakeSlurm)
     slurm.queued(0, "COMPLETED")
     (job,) = scheduler.ask([_submission()]).jobs
     assert (job.elapsed, job.source) == (150, "squeue")
-
-
-def test_what_is_written_down_is_not_asked_for_nor_looked_at_again(submitted: Submitted, slurm: FakeSlurm) -> None:
-    slurm.accounted(0, "COMPLETED", elapsed=50)
-    run_ids = [run.run_id for run in submitted.plan.unique]
-    usage.settle(submitted.store, run_ids)
-    assert (submitted.run().path / usage.FILE).exists()
-    noted = read_json(submitted.store.root / usage.NOTED)
-    assert f"{NAME}/0" in noted
-    assert slurm.calls("sacct") == 1
-    (submitted.run().path / usage.FILE).unlink()
-    usage.settle(submitted.store, run_ids[:1])
-    assert slurm.calls("sacct") == 1, "not asked again"
-    (submitted.store.root / usage.NOTED).unlink()
-    usage.settle(submitted.store, run_ids[:1])
-    assert (submitted.run().path / usage.FILE).exists(), "without the list everything is looked at"
 
 
 def test_reading_ahead_changes_nothing_and_leaves_no_process(

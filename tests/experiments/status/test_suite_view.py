@@ -16,7 +16,7 @@ from experiments.execution import attempt
 from experiments.execution.attempt import Options, run_attempt
 from experiments.launch import begin, choosing
 from experiments.runs import cancelling, importing, pruning, reevaluating
-from experiments.status import notify, standing, suite_view, usage
+from experiments.status import notify, standing, suite_view
 from experiments.status.states import State
 from experiments.store import claims
 from experiments.store.files import read_json, write_json
@@ -394,38 +394,6 @@ def test_logs_follow_a_run_through_its_attempts(
     text = list(suite_view.log(store, run, None, follow=True, period=0.05))
     thread.join()
     assert "".join(text) == "round 2\n--- attempt 3 ---\nround 3\n"
-
-
-def test_own_counters_tell_what_a_run_used(plan: Plan, store: Store, options: Options, counter: Make) -> None:
-    begin.record(plan, store, "")
-    run = store.run(plan.unique[0].run_id)
-    assert usage.of(run) is None
-    write_json(run.attempt(1) / "stage.json", {"started": 1000.0, "ended": None, "outcome": None})
-    write_json(run.attempt(1) / "progress.json", {"time": 1060.0})
-    write_json(run.attempt(2) / "stage.json", {"started": 2000.0, "ended": 2540.0, "outcome": "done"})
-    used = usage.of(run)
-    assert used is not None
-    assert (used.attempts, used.seconds, used.gpu_seconds, used.source) == (2, 600.0, 0, "own counters")
-    trained = {"weights_sha256": "0", "device": "cuda:0", "world_size": 4, "peak_memory_bytes": 2**30}
-    write_json(run.path / "trained.json", trained)
-    used = usage.of(run)
-    assert used is not None
-    assert used.gpu_seconds == 2400.0
-    assert used.text() == "0 h 10 min in 2 attempts, 0.67 GPU-hours, peak memory 1.00 GiB (own counters)"
-
-
-def test_accounted_jobs_count_instead_of_their_attempts(plan: Plan, store: Store) -> None:
-    begin.record(plan, store, "")
-    run = store.run(plan.unique[0].run_id)
-    about = {"started": 0.0, "ended": 100.0, "outcome": "done"}
-    write_json(run.attempt(1) / "stage.json", {**about, "execution": {"job_id": "7", "array_id": "5_0"}})
-    write_json(run.attempt(2) / "stage.json", about)
-    job = {"elapsed": 300.0, "gpus": 2, "max_rss": 2**31, "raw_id": "7"}
-    write_json(run.path / usage.FILE, {"schema": 1, "jobs": {"5_0": job}})
-    used = usage.of(run)
-    assert used is not None
-    assert (used.seconds, used.gpu_seconds, used.peak_bytes) == (400.0, 600.0, 2**31)
-    assert used.source == "sacct and own counters"
 
 
 def test_commands_about_runs(
