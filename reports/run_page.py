@@ -9,7 +9,9 @@ from typing import Any
 from urllib.parse import quote
 
 from experiments.status import usage
-from experiments.store.files import read_json
+from experiments.store import mlflow_record
+from experiments.store.mlflow_record import Copied
+from mpformer.config.dotted import leaves
 from reports import caption, chart
 from reports.collect import RowRuns, SuiteReport
 from reports.escape import slug
@@ -23,17 +25,6 @@ class Change:
     key: str
     baseline: str
     here: str
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            found.update(flat(value, f"{prefix}{key}."))
-        else:
-            found[prefix + key] = value
-    return found
 
 
 def changes(here: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[Change]:
@@ -105,15 +96,12 @@ class Mirrored:
 
 
 def mlflow_runs(view: RunView) -> tuple[Mirrored, ...]:
-    """The run on every MLflow server that it was copied to, from the mirror's own ledger (``mlflow.json``)."""
-    content = read_json(view.directory.path / "mlflow.json")
-    servers = content.get("servers") if isinstance(content, dict) else None
-    found = servers.items() if isinstance(servers, dict) else ()
-    return tuple(_mirrored(str(uri), ledger) for uri, ledger in found if isinstance(ledger, dict))
+    """The run on every MLflow server that it was copied to, from what the mirror wrote (``mlflow.json``)."""
+    return tuple(_mirrored(uri, copied) for uri, copied in mlflow_record.copies(view.directory).items())
 
 
-def _mirrored(uri: str, ledger: Mapping[str, Any]) -> Mirrored:
-    run, experiment = str(ledger.get("mlflow_run") or ""), str(ledger.get("experiment") or "")
+def _mirrored(uri: str, copied: Copied) -> Mirrored:
+    run, experiment = copied.mlflow_run, copied.experiment
     if not uri.startswith(("http://", "https://")):
         return Mirrored(uri, run, command=f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
     place = f"experiments/{quote(experiment, '')}/runs/{quote(run, '')}" if experiment else ""
@@ -156,7 +144,7 @@ def run_file(view: RunView) -> str:
 
 def section(report: SuiteReport, row: RowRuns, view: RunView) -> RunSection:
     """Everything that is said about a run."""
-    base, here = _baseline_config(report, row, view.seed), flat(view.config)
+    base, here = _baseline_config(report, row, view.seed), dict(leaves(view.config))
     return RunSection(
         file=run_file(view),
         view=view,
@@ -186,7 +174,7 @@ def _baseline_config(report: SuiteReport, row: RowRuns, seed: int) -> Mapping[st
     baseline = report.baseline_of(row)
     views = baseline.views if baseline else ()
     found = next((view for view in sorted(views, key=lambda view: view.seed != seed) if view.config), None)
-    return flat(found.config) if found else {}
+    return dict(leaves(found.config)) if found else {}
 
 
 def _diff(view: RunView) -> str:

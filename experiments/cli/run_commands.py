@@ -64,11 +64,11 @@ def void(run: str, reason: str, root: Path) -> None:
 @json_option
 def diff(first: str, second: str, root: Path, as_json: bool) -> None:
     """Show how two runs differ: configuration, code, packages, threads."""
-    from experiments.status import suite_view
+    from experiments.runs import differences
     from experiments.store.run_dir import Store
 
     store = Store(root)
-    found = suite_view.difference(store.find(first), store.find(second))
+    found = differences.difference(store.find(first), store.find(second))
     if as_json:
         return print_json(found)
     if not found:

@@ -4,7 +4,6 @@ Looking writes what Slurm said, for reports and for when it does not answer: ``s
 queue, ``launches/<id>/usage.json`` what accounting says its jobs used.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -383,34 +382,3 @@ def _attempt_log(run: RunDir, number: int, follow: bool, period: float) -> Itera
         if not live:
             return
         time.sleep(period)
-
-
-def difference(first: RunDir, second: RunDir) -> dict[str, tuple[Any, Any]]:
-    """Return what differs between two runs, by dotted key: configuration, then code, packages and threads."""
-    one, two = _described(first), _described(second)
-    keys = dict.fromkeys((*one, *two))
-    return {key: (one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)}
-
-
-def _described(run: RunDir) -> dict[str, Any]:
-    flat = dict(_flat(run.record()["config"], ""))
-    attempts = run.attempts()
-    origin = read_json(run.attempt(attempts[-1]) / "provenance.json") if attempts else None
-    if isinstance(origin, dict):
-        git = origin.get("git") or {}
-        about = {"git.sha": git.get("sha"), "git.diff": _digest(git.get("diff")), "threads": origin.get("threads")}
-        packages = {f"package.{name}": version for name, version in (origin.get("packages") or {}).items()}
-        flat |= about | packages | {"python": origin.get("python"), "processor": origin.get("processor")}
-    return flat
-
-
-def _flat(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, tree
-
-
-def _digest(text: str | None) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12] if text else "clean"

@@ -146,8 +146,12 @@ class Store:
         """Return the path of a suite's record; ``dataset`` is None for the scale's default."""
         return self.root / "suites" / f"{suite}@{scale}{f'+{dataset}' if dataset else ''}.json"
 
+    def suites(self) -> dict[str, dict[str, Any]]:
+        """Return the records of all launched suites by name, such as ``headline@mini``."""
+        names = sorted(name for name in names_in(self.root / "suites") if name.endswith(".json"))
+        records = {name.removesuffix(".json"): read_json(self.root / "suites" / name) for name in names}
+        return {name: record for name, record in records.items() if isinstance(record, dict)}
+
     def suite_records(self) -> list[dict[str, Any]]:
         """Return the records of all launched suites."""
-        names = sorted(name for name in names_in(self.root / "suites") if name.endswith(".json"))
-        records = (read_json(self.root / "suites" / name) for name in names)
-        return [record for record in records if isinstance(record, dict)]
+        return list(self.suites().values())

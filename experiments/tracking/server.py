@@ -1,67 +1,41 @@
 """The mirror of a run store on one MLflow server: each metric of ``metrics.jsonl`` exactly once.
 
-``metrics.jsonl`` is the truth. Next to it, ``mlflow.json`` (the *ledger*) says how far it has been copied, for each
-server. It is written before a batch is sent (``pending``) and after. If the process died in between, if the file was
-cut back by a resumed run, or if the server does not hold what the ledger says, the run's history is fetched from the
-server and only what is missing is sent. A metric is known by its key and step. If the server holds another *value*
-under them (the run was voided and done again), the old MLflow run is marked as superseded and a new one begun.
+``metrics.jsonl`` is the truth. What was copied of it is written next to it (:mod:`experiments.store.mlflow_record`),
+before a batch is sent and after, and as a tag on the server with the batch. As long as the file has only grown since,
+its new lines are sent. In every other case (a resumed run cut the file back, the run was done again, the process died
+in the middle of a request, the server's database is another or an older one) the MLflow run is deleted, and the run is
+sent anew from its first line.
 """
 
 import hashlib
 import json
-import math
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.store import mlflow_record
 from experiments.store.files import read_json, write_json
 from experiments.store.identity import eval_id
+from experiments.store.mlflow_record import Copied
 from experiments.store.run_dir import RunDir, Store
-from experiments.suites import scales
-from mpformer.config.schema import validate
+from mpformer.config.dotted import value_at
+from mpformer.config.schema import Config
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-BATCH = 1000
-"""Most metrics that MLflow takes in one request."""
+BATCH = 900
+"""Most metrics of one request; MLflow takes 1,000 metrics and tags."""
 
-RUN_TAG, STORE_TAG, SUPERSEDED_TAG = "mpformer.run_id", "mpformer.store", "mpformer.superseded"
-
-TIMING = ("seconds",)
-"""Metrics that differ when an iteration is executed again after a resume; their first value stays."""
+RUN_TAG, STORE_TAG, SENT_TAG = "mpformer.run_id", "mpformer.store", "mpformer.sent"
 
 _TAG = re.compile("[@+]")
 """What MLflow does not allow in a tag's name."""
 
 _PARAMS = ("schedule.max_iter", "schedule.batch_size", "schedule.base_lr", "dataset.task", "dataset.fingerprint")
-
-Point = tuple[str, int]
-"""Key and step of a metric."""
-
-
-class Contradiction(Exception):
-    """The server holds another value under the same key and step."""
-
-
-@dataclass
-class Ledger:
-    """How far a run has been copied to one server."""
-
-    mlflow_run: str = ""
-    offset: int = 0
-    line: str = ""
-    """Checksum of the last line before ``offset``."""
-    pending: bool = False
-    high: dict[str, int] = field(default_factory=dict)
-    """Largest step sent, by key."""
-    state: dict[str, str] = field(default_factory=dict)
-    """Tags and status as they were last sent."""
-    experiment: str = ""
-    """Id of the MLflow run's experiment, which its address contains."""
 
 
 @dataclass(frozen=True)
@@ -88,28 +62,17 @@ class Value:
     value: float
     milliseconds: int
 
-    @property
-    def point(self) -> Point:
-        """What a metric is known by."""
-        return self.key, self.step
-
 
 def places(store: Store) -> dict[str, Place]:
     """Return where each launched run belongs, by run id."""
     rows: dict[str, dict[str, str]] = {}
     experiments: dict[str, str] = {}
-    for record in store.suite_records():
-        name = suite_name(record)
+    for name, record in store.suites().items():
         for row in record["rows"]:
             for run in row["runs"]:
                 rows.setdefault(run["run_id"], {})[name] = row["name"]
                 experiments[run["run_id"]] = f"{record['dataset']}/{record['scale']}"
     return {run_id: Place(experiments[run_id], suites) for run_id, suites in rows.items()}
-
-
-def suite_name(record: Mapping[str, Any]) -> str:
-    """Return a launched suite's name, as its record and its report are called."""
-    return scales.suite_name(record["suite"], record["scale"], record["dataset"])
 
 
 def values(line: Mapping[str, Any], setting: str) -> list[Value]:
@@ -161,27 +124,20 @@ class Tail:
                 self.damaged += 1
         return found
 
-    def unchanged(self, ledger: Ledger) -> bool:
-        """Whether the file still holds, before the ledger's offset, the line that was sent last."""
-        if not ledger.offset:
+    def only_grew(self, copied: Copied) -> bool:
+        """Whether the file still holds, where it was read to, the line that was sent last."""
+        if not copied.offset:
             return True
         with self.path.open("rb") as file:
-            start = max(0, ledger.offset - 65536)
+            start = max(0, copied.offset - 65536)
             file.seek(start)
-            before = file.read(ledger.offset - start)
-        return len(before) == ledger.offset - start and checksum(before.splitlines(keepends=True)[-1]) == ledger.line
+            before = file.read(copied.offset - start)
+        return len(before) == copied.offset - start and checksum(before.splitlines(keepends=True)[-1]) == copied.line
 
 
 def checksum(line: bytes) -> str:
     """Return a short checksum of a line."""
     return hashlib.sha256(line).hexdigest()[:16]
-
-
-def same(one: float, other: float) -> bool:
-    """Whether two values are the same number; a server may clip infinities and keep no NaN apart."""
-    if not math.isfinite(one) or not math.isfinite(other):
-        return True
-    return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
 
 
 class Mirror:
@@ -192,103 +148,78 @@ class Mirror:
         self.sent = 0
         self.damaged = 0
         self._experiments: dict[str, str] = {}
-        self._remote: dict[str, dict[str, Any]] = {}
-        self._ledgers: dict[str, Ledger] = {}
+        self._remote: dict[str, dict[str, list[Any]]] = {}
+        self._copied: dict[str, Copied] = {}
         self._store_id = store_id(store)
 
     def run(self, run: RunDir, place: Place, status: str) -> None:
         """Bring one run up to date; ``status`` is MLflow's: RUNNING, FINISHED, FAILED, KILLED or SCHEDULED."""
         if not run.metrics.exists():
             return
-        try:
-            self._run(run, place, status)
-        except Contradiction:
-            self.client.set_tag(self._ledgers[run.run_id].mlflow_run, SUPERSEDED_TAG, "true")
-            self.client.set_terminated(self._ledgers[run.run_id].mlflow_run, "KILLED")
-            self._remote[place.experiment].pop(run.run_id, None)
-            self._ledgers[run.run_id] = Ledger()
-            self._run(run, place, status)
+        tail, config = Tail(run.metrics), run.config()
+        copied = self._entered(run, config, place, tail)
+        for lines, offset, last in tail.chunks(copied.offset):
+            found = [value for line in lines for value in values(line, eval_id(config))]
+            copied = self._send(run, copied, found, offset, last)
+        self.damaged += tail.damaged
+        self._send_state(run, copied, {**place.tags, "status": status})
 
     def settled(self, run: RunDir, place: Place) -> bool:
         """Whether this process has seen the run finished and completely copied, and nothing has changed since."""
-        ledger = self._ledgers.get(run.run_id)
-        if ledger is None or ledger.state != {**place.tags, "status": "FINISHED"} or run.void_file.exists():
+        copied = self._copied.get(run.run_id)
+        if copied is None or copied.state != {**place.tags, "status": "FINISHED"} or run.void_file.exists():
             return False
-        return run.metrics.exists() and run.metrics.stat().st_size == ledger.offset
+        return run.metrics.exists() and run.metrics.stat().st_size == copied.offset
 
-    def _run(self, run: RunDir, place: Place, status: str) -> None:
-        ledger, history = self._entered(run, place)
-        tail = Tail(run.metrics)
-        if not tail.unchanged(ledger):
-            ledger.offset = 0
-        setting = eval_id(validate(run.record()["config"]))
-        for lines, offset, last in tail.chunks(ledger.offset):
-            wanted = [value for line in lines for value in values(line, setting)]
-            self._send(run, ledger, history, self._missing(wanted, ledger, history))
-            ledger.offset, ledger.line, ledger.pending = offset, last, False
-            self._save(run, ledger)
-        self.damaged += tail.damaged
-        self._tell_state(run, ledger, {**place.tags, "status": status})
+    def _entered(self, run: RunDir, config: Config, place: Place, tail: Tail) -> Copied:
+        """Return what the server holds of the run, after deleting what does not agree with the file."""
+        copied = self._copied.get(run.run_id) or self._confirmed(run, place)
+        if copied.mlflow_run and not copied.pending and tail.only_grew(copied):
+            return copied
+        for remote in self._known(place.experiment).pop(run.run_id, []):
+            self.client.delete_run(remote.info.run_id)
+        created = self._create(run, config, place)
+        return self._save(run, Copied(created, self.experiment(place.experiment)))
 
-    def _entered(self, run: RunDir, place: Place) -> tuple[Ledger, "History"]:
-        """Return the run's ledger, in agreement with the server, and its history there (fetched when needed)."""
-        if run.run_id in self._ledgers and self._ledgers[run.run_id].mlflow_run:
-            ledger = self._ledgers[run.run_id]
-            return ledger, History(self.client, ledger.mlflow_run)
-        ledger = self._load(run)
-        remote = self._known(place.experiment).get(run.run_id)
-        identifier = remote.info.run_id if remote is not None else self._create(run, place)
-        history = History(self.client, identifier)
-        agrees = ledger.mlflow_run == identifier and not ledger.pending
-        if remote is None or not agrees or set(ledger.high) - set(remote.data.metrics):
-            ledger = Ledger(identifier, high=history.high() if remote is not None else {})
-        ledger.experiment = self.experiment(place.experiment)
-        self._ledgers[run.run_id] = ledger
-        self._save(run, ledger)
-        return ledger, history
+    def _confirmed(self, run: RunDir, place: Place) -> Copied:
+        """What an earlier process has copied, if the server says the same; otherwise nothing."""
+        copied = mlflow_record.copies(run).get(self.uri, Copied())
+        known = {remote.info.run_id: remote for remote in self._known(place.experiment).get(run.run_id, [])}
+        there = known.pop(copied.mlflow_run, None)
+        agrees = there is not None and not known and there.data.tags.get(SENT_TAG, "0") == str(copied.offset)
+        return copied if agrees else Copied()
 
-    def _missing(self, wanted: Sequence[Value], ledger: Ledger, history: "History") -> list[Value]:
-        """Return the values that the server does not hold yet; raises Contradiction."""
-        missing: dict[Point, Value] = {}
-        for value in wanted:
-            if value.point in history.sent:
-                continue
-            there = history.value(value.point) if value.step <= ledger.high.get(value.key, -1) else None
-            if there is None:
-                missing.setdefault(value.point, value)
-            elif value.key not in TIMING and not same(there, value.value):
-                raise Contradiction(f"{value.key} at step {value.step}: {there} there, {value.value} here")
-        return list(missing.values())
+    def _send(self, run: RunDir, copied: Copied, found: Sequence[Value], offset: int, last: str) -> Copied:
+        from mlflow.entities import Metric, RunTag
 
-    def _send(self, run: RunDir, ledger: Ledger, history: "History", missing: Sequence[Value]) -> None:
-        from mlflow.entities import Metric
-
-        if missing:
-            ledger.pending = True
-            self._save(run, ledger)
-        metrics = [Metric(value.key, value.value, value.milliseconds, value.step) for value in missing]
-        for start in range(0, len(metrics), BATCH):
-            self.client.log_batch(ledger.mlflow_run, metrics=metrics[start : start + BATCH])
-        for value in missing:
-            ledger.high[value.key] = max(value.step, ledger.high.get(value.key, -1))
-        history.sent.update(value.point for value in missing)
+        metrics = [Metric(value.key, value.value, value.milliseconds, value.step) for value in found]
+        self._save(run, replace(copied, pending=True))
+        for start in range(0, max(len(metrics), 1), BATCH):
+            whole = start + BATCH >= len(metrics)
+            tags = [RunTag(SENT_TAG, str(offset))] if whole else []
+            self.client.log_batch(copied.mlflow_run, metrics=metrics[start : start + BATCH], tags=tags)
         self.sent += len(metrics)
+        return self._save(run, replace(copied, offset=offset, line=last, pending=False))
 
-    def _tell_state(self, run: RunDir, ledger: Ledger, state: dict[str, str]) -> None:
-        if ledger.state == state:
+    def _send_state(self, run: RunDir, copied: Copied, state: dict[str, str]) -> None:
+        if copied.state == state:
             return
         for key, value in state.items():
-            if key != "status" and ledger.state.get(key) != value:
-                self.client.set_tag(ledger.mlflow_run, key, value)
+            if key != "status" and copied.state.get(key) != value:
+                self.client.set_tag(copied.mlflow_run, key, value)
         if state["status"] in ("RUNNING", "SCHEDULED"):
-            self.client.update_run(ledger.mlflow_run, status=state["status"])
+            self.client.update_run(copied.mlflow_run, status=state["status"])
         else:
             ended = int(run.metrics.stat().st_mtime * 1000)
-            self.client.set_terminated(ledger.mlflow_run, state["status"], end_time=ended)
-        ledger.state = state
-        self._save(run, ledger)
+            self.client.set_terminated(copied.mlflow_run, state["status"], end_time=ended)
+        self._save(run, replace(copied, state=state))
 
-    def _create(self, run: RunDir, place: Place) -> str:
+    def _save(self, run: RunDir, copied: Copied) -> Copied:
+        self._copied[run.run_id] = copied
+        mlflow_record.write(run, self.uri, copied)
+        return copied
+
+    def _create(self, run: RunDir, config: Config, place: Place) -> str:
         from mlflow.entities import Param
 
         record = run.record()
@@ -296,10 +227,11 @@ class Mirror:
         created = self.client.create_run(
             self.experiment(place.experiment), int(record["created"] * 1000), tags=tags, run_name=run.run_id
         )
-        params = {**record["toggles"], "seed": record["seed"]} | {key: _at(record["config"], key) for key in _PARAMS}
+        tree = config.model_dump()
+        params = {**tree["toggles"], "seed": config.seed} | {key: value_at(tree, key) for key in _PARAMS}
         listed = [Param(key, str(value)) for key, value in params.items()]
         self.client.log_batch(created.info.run_id, params=listed)
-        self._remote[place.experiment][run.run_id] = created
+        self._known(place.experiment)[run.run_id] = [created]
         return str(created.info.run_id)
 
     def experiment(self, name: str) -> str:
@@ -314,10 +246,13 @@ class Mirror:
                 self._experiments[name] = found.experiment_id
         return self._experiments[name]
 
-    def _known(self, experiment: str) -> dict[str, Any]:
+    def _known(self, experiment: str) -> dict[str, list[Any]]:
         """Return this store's MLflow runs in an experiment, by run id."""
         if experiment not in self._remote:
-            self._remote[experiment] = {run.data.tags[RUN_TAG]: run for run in self._search(experiment)}
+            found: dict[str, list[Any]] = {}
+            for run in self._search(experiment):
+                found.setdefault(run.data.tags[RUN_TAG], []).append(run)
+            self._remote[experiment] = found
         return self._remote[experiment]
 
     def _search(self, experiment: str) -> Iterator[Any]:
@@ -325,7 +260,7 @@ class Mirror:
         where = f"tags.`{STORE_TAG}` = '{self._store_id}'"
         while True:
             page = self.client.search_runs([self.experiment(experiment)], where, max_results=1000, page_token=token)
-            yield from (run for run in page if RUN_TAG in run.data.tags and SUPERSEDED_TAG not in run.data.tags)
+            yield from (run for run in page if RUN_TAG in run.data.tags)
             token = page.token
             if not token:
                 return
@@ -359,43 +294,6 @@ class Mirror:
             self.client.create_run(self.experiment(experiment), tags=tags, run_name=f"report {name}").info.run_id
         )
 
-    def _load(self, run: RunDir) -> Ledger:
-        content = (read_json(run.path / "mlflow.json") or {}).get("servers", {}).get(self.uri)
-        return Ledger(**content) if content else Ledger()
-
-    def _save(self, run: RunDir, ledger: Ledger) -> None:
-        path = run.path / "mlflow.json"
-        servers = (read_json(path) or {}).get("servers", {})
-        write_json(path, {"schema": 1, "servers": {**servers, self.uri: vars(ledger)}})
-
-
-class History:
-    """What a server holds of one run, fetched when first asked for."""
-
-    def __init__(self, client: "MlflowClient", identifier: str) -> None:
-        self._client, self._identifier = client, identifier
-        self.sent: set[Point] = set()
-        self._points: dict[Point, float] | None = None
-
-    def points(self) -> dict[Point, float]:
-        """Every metric of the run."""
-        if self._points is None:
-            keys = list(self._client.get_run(self._identifier).data.metrics)
-            listed = [metric for key in keys for metric in self._client.get_metric_history(self._identifier, key)]
-            self._points = {(metric.key, metric.step): metric.value for metric in listed}
-        return self._points
-
-    def value(self, point: Point) -> float | None:
-        """The metric's value there, or None."""
-        return self.points().get(point)
-
-    def high(self) -> dict[str, int]:
-        """The largest step by key."""
-        found: dict[str, int] = {}
-        for key, step in self.points():
-            found[key] = max(step, found.get(key, -1))
-        return found
-
 
 def store_id(store: Store) -> str:
     """Return the name of a store, made at the first call: two stores on one server keep apart."""
@@ -405,12 +303,6 @@ def store_id(store: Store) -> str:
         content = {"store": uuid.uuid4().hex}
         write_json(path, content)
     return str(content["store"])
-
-
-def _at(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        tree = tree[part]
-    return tree
 
 
 def _folder(name: str) -> str | None:

@@ -160,10 +160,8 @@ def status(run: RunDir, queued: frozenset[str]) -> str:
 
 def _reports(store: Store) -> Iterator[tuple[Path, str]]:
     """Yield the folders of rendered suites with their experiments."""
-    from experiments.tracking.server import suite_name
-
-    for record in store.suite_records():
-        folder = store.root / "reports" / suite_name(record)
+    for name, record in store.suites().items():
+        folder = store.root / "reports" / name
         if folder.is_dir():
             yield folder, f"{record['dataset']}/{record['scale']}"
 

@@ -23,6 +23,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from mpformer.config.classes import num_classes
+from mpformer.config.dotted import MISSING, leaves, put, value_at
 from mpformer.config.schema import Config, toggle_names, unread, valid_keys, validate
 from mpformer.runtime.errors import UserError, choices
 
@@ -175,13 +176,13 @@ def to_cfg(config: Config) -> CfgNode:
     """Return the ``CfgNode`` of a configuration, without the ``extra_cfg`` of a run of an earlier version."""
     cfg = defaults()
     for key, values in _FIXED.items():
-        _set(cfg, key, values[0])
+        put(cfg, key, values[0])
     tree = config.model_dump()
     for link in _links():
-        if (value := _get(tree, link.field, missing)) is not missing:
-            _set(cfg, link.key, link.encode(value))
+        if (value := value_at(tree, link.field)) is not MISSING:
+            put(cfg, link.key, link.encode(value))
     for key, value in _derived(config).items():
-        _set(cfg, key, value)
+        put(cfg, key, value)
     return cfg
 
 
@@ -198,7 +199,7 @@ def from_cfg(cfg: CfgNode) -> Config:
     unused |= {f"model.backbone.{name}" for name in _other_backbone(flat)}
     for link in _links():
         if not any(f"{link.field}.".startswith(f"{field}.") for field in unused):
-            _put(tree, link.field, link.decode(flat[link.key]))
+            put(tree, link.field, link.decode(flat[link.key]))
     _restore_derived(tree, flat)
     known = {link.key for link in _links()} | _FIXED.keys() | _IGNORED | _derived_keys()
     if others := [key for key, value in flat.items() if key not in known and _plain(value) != _plain(base[key])]:
@@ -241,9 +242,9 @@ def defaults() -> CfgNode:
     cfg = get_cfg()
     add_deeplab_config(cfg)
     for key, value in _MASK2FORMER.items():
-        _set(cfg, key, value)
+        put(cfg, key, value)
     for key, value in _own_defaults().items():
-        _set(cfg, key, value)
+        put(cfg, key, value)
     return cfg
 
 
@@ -253,7 +254,7 @@ def _own_defaults() -> dict[str, Any]:
     from mpformer.config.schema import DatasetConfig, ShapesConfig
 
     tree = Config(dataset=DatasetConfig(name="shapes", task="panoptic", shapes=ShapesConfig())).model_dump()
-    own = {link.key: link.encode(_get(tree, link.field, None)) for link in _links() if _is_own(link.key)}
+    own = {link.key: link.encode(value_at(tree, link.field, None)) for link in _links() if _is_own(link.key)}
     return own | {"MPFORMER.SCHEDULE.AMP_DTYPE": "fp16", "MODEL.DEVICE": "auto", "SEED": 0}
 
 
@@ -532,10 +533,10 @@ def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def _assign(cfg: CfgNode, key: str, value: Any) -> None:
     """Set a key that must exist, to a value of its type."""
-    current = _get(cfg, key, missing)
-    if current is missing or (isinstance(current, CfgNode) and value is not None):
+    current = value_at(cfg, key)
+    if current is MISSING or (isinstance(current, CfgNode) and value is not None):
         raise _unknown(key)
-    _set(cfg, key, _coerced(key, value, current))
+    put(cfg, key, _coerced(key, value, current))
 
 
 def _coerced(key: str, value: Any, current: Any) -> Any:
@@ -571,40 +572,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-class _Missing:
-    """Stands for "there is no such key"."""
-
-
-missing = _Missing()
-
-
-def _get(node: Mapping[str, Any], key: str, default: Any) -> Any:
-    for part in key.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return default
-        node = node[part]
-    return node
-
-
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for part in parents:
-        tree = tree.setdefault(part, {})
-    tree[last] = value
-
-
-def _set(cfg: CfgNode, key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for part in parents:
-        if part not in cfg:
-            cfg[part] = CfgNode()
-        cfg = cfg[part]
-    cfg[last] = value
-
-
-def _leaves(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in cfg.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        elif not isinstance(value, Mapping):
-            yield prefix + name, value
+def _leaves(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The keys and values of a ``CfgNode``; an empty node is none."""
+    return ((key, value) for key, value in leaves(cfg) if not isinstance(value, Mapping))

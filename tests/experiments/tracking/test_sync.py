@@ -14,9 +14,10 @@ import pytest
 from experiments.store import claims
 from experiments.store.files import append_json, read_json, write_json
 from experiments.store.identity import eval_id
+from experiments.store.mlflow_record import Copied
 from experiments.store.run_dir import RunDir, Store
 from experiments.tracking import sync
-from experiments.tracking.server import History, Ledger, Mirror, Tail, checksum, places, values
+from experiments.tracking.server import BATCH, Mirror, Tail, checksum, places, values
 from mpformer.runtime.errors import UserError
 
 
@@ -57,23 +58,24 @@ def mirrored(store: Store, one: RunDir, plan: Any, empty_database: Path, monkeyp
 
 @pytest.fixture
 def history(store: Store) -> Callable[[], Counter[tuple[str, int, float]]]:
-    """How often the server holds each (key, step, value), over all runs that are not superseded."""
+    """How often the server holds each (key, step, value), over all runs that are not deleted."""
     from mlflow import MlflowClient
 
     def read() -> Counter[tuple[str, int, float]]:
         client = MlflowClient(sync.default_uri(store.root))
         found: Counter[tuple[str, int, float]] = Counter()
         for run in client.search_runs([e.experiment_id for e in client.search_experiments()]):
-            if "mpformer.superseded" not in run.data.tags:
-                for key in run.data.metrics:
-                    found.update((m.key, m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))
+            for key in run.data.metrics:
+                found.update((m.key, m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))
         return found
 
     return read
 
 
 def expected(*many: list[dict[str, Any]]) -> Counter[tuple[str, int, float]]:
-    return Counter((*value.point, value.value) for part in many for line in part for value in values(line, "own"))
+    return Counter(
+        (value.key, value.step, value.value) for part in many for line in part for value in values(line, "own")
+    )
 
 
 def restarted(store: Store) -> Mirror:
@@ -99,15 +101,15 @@ def test_tail_reads_whole_lines_only(tmp_path: Path) -> None:
     assert [line["iteration"] for line in parsed] == [1, 2]
     assert tail.damaged == 2
     assert path.read_bytes()[offset:] == b'{"iterat'
-    ledger = Ledger("m", offset, last)
-    assert tail.unchanged(ledger)
+    copied = Copied("m", offset=offset, line=last)
+    assert tail.only_grew(copied)
     path.write_bytes(path.read_bytes() + b'ion": 3}\n')
-    assert tail.unchanged(ledger)
+    assert tail.only_grew(copied)
     assert [line["iteration"] for parsed, _, _ in tail.chunks(offset) for line in parsed] == [3]
     path.write_bytes(b'{"iteration": 1}\n')
-    assert not tail.unchanged(ledger)
+    assert not tail.only_grew(copied)
     path.write_bytes(b'{"iteration": 1}\n{"iteration": 9}\nnot json\n{"no": 2}\n{"iteration": 3}\n')
-    assert not tail.unchanged(ledger), "as long as before, another line at that place"
+    assert not tail.only_grew(copied), "as long as before, another line at that place"
 
 
 def test_a_run_is_copied_with_its_suite_toggles_and_state(store: Store, mirrored: RunDir, history: Any) -> None:
@@ -144,7 +146,7 @@ def test_growth_cut_back_and_resume_add_each_metric_once(store: Store, mirrored:
     sync.one_pass(mirror, store, uri)
     write(mirrored, lines(1, 4))
     sync.one_pass(mirror, store, uri)
-    assert history() == expected(lines(1, 10))
+    assert history() == expected(lines(1, 4))
     again = [
         {**line, "time": line["time"] + 500} | ({"seconds": 0.7} if "loss" in line else {}) for line in lines(5, 14)
     ]
@@ -153,11 +155,7 @@ def test_growth_cut_back_and_resume_add_each_metric_once(store: Store, mirrored:
     write(mirrored, lines(1, 4), again)
     sync.one_pass(mirror, store, uri)
     sync.one_pass(restarted(store), store, uri)
-    found = history()
-    assert set(found.values()) == {1}
-    timeless = Counter(point for point in found if point[0] != "seconds")
-    assert timeless == Counter(point for point in expected(lines(1, 14)) if point[0] != "seconds")
-    assert sum(count for point, count in found.items() if point[0] == "seconds") == 14
+    assert history() == expected(lines(1, 4), again)
 
 
 @pytest.mark.parametrize("at", ["before", "after"])
@@ -168,6 +166,7 @@ def test_a_crash_around_the_request_loses_and_doubles_nothing(
     mirror, uri = restarted(store), sync.default_uri(store.root)
     sync.one_pass(mirror, store, uri)
     write(mirrored, lines(1, 300))
+    assert len(expected(lines(11, 300))) > BATCH, "several requests"
     real, count = mirror.client.log_batch, Counter[str]()
 
     def dying(*args: Any, **options: Any) -> None:
@@ -196,7 +195,30 @@ def test_a_ledger_that_the_server_contradicts_is_not_believed(
     sync.sync(store)
     assert history() == expected(lines(1, 10))
     (mirrored.path / "mlflow.json").unlink()
-    assert sync.sync(store).metrics == 0, "the ledger is rebuilt from the server"
+    sync.sync(store)
+    assert history() == expected(lines(1, 10))
+
+
+def test_an_older_database_is_found_out(store: Store, mirrored: RunDir, history: Any, tmp_path: Path) -> None:
+    write(mirrored, lines(1, 10))
+    sync.sync(store)
+    shutil.copy(store.root / "mlflow.db", tmp_path / "backup.db")
+    write(mirrored, lines(1, 14))
+    sync.sync(store)
+    shutil.copy(tmp_path / "backup.db", store.root / "mlflow.db")
+    sync.sync(store)
+    assert history() == expected(lines(1, 14))
+
+
+def test_a_record_of_an_earlier_version_is_read(store: Store, mirrored: RunDir, history: Any) -> None:
+    write(mirrored, lines(1, 10))
+    sync.sync(store)
+    content = read_json(mirrored.path / "mlflow.json")
+    for one in content["servers"].values():
+        one |= {"high": {"loss": 10}, "state": None}
+    write_json(mirrored.path / "mlflow.json", content)
+    assert sync.sync(store).metrics == 0
+    assert history() == expected(lines(1, 10))
 
 
 def test_a_run_done_again_with_other_numbers_gets_a_new_mlflow_run(
@@ -265,14 +287,15 @@ def test_background_process_copies_and_ends_by_itself(store: Store, mirrored: Ru
     assert history() == expected(lines(1, 10))
 
 
-def test_history_is_asked_for_only_when_needed(store: Store, mirrored: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    mirror, uri = restarted(store), sync.default_uri(store.root)
+def test_growth_costs_the_new_lines_alone(store: Store, mirrored: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     write(mirrored, lines(1, 10))
-    sync.one_pass(mirror, store, uri)
-    monkeypatch.setattr(History, "points", lambda self: pytest.fail("asked for the history"))
+    sync.one_pass(restarted(store), store, sync.default_uri(store.root))
     for line in lines(11, 12):
         append_json(mirrored.metrics, line)
-    sync.one_pass(mirror, store, uri)
+    mirror, uri = restarted(store), sync.default_uri(store.root)
+    monkeypatch.setattr(mirror.client, "create_run", lambda *_, **__: pytest.fail("sent anew"))
+    added = sync.one_pass(mirror, store, uri).metrics
+    assert added == len(expected(lines(11, 12)))
     assert (
         checksum(mirrored.metrics.read_bytes().splitlines(keepends=True)[-1])
         == read_json(mirrored.path / "mlflow.json")["servers"][uri]["line"]
