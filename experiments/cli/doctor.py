@@ -116,7 +116,7 @@ def python() -> Finding:
     )
 
 
-NEEDED = ("torch", "torchvision", "numpy", "scipy", "pyarrow", "pycocotools", "hotcoco", "submitit", "mlflow")
+NEEDED = ("torch", "torchvision", "numpy", "scipy", "pyarrow", "pycocotools", "submitit", "mlflow")
 
 
 def packages() -> Finding:

@@ -24,7 +24,7 @@ from mpformer.evaluation.compute_cost import costs
 from mpformer.evaluation.gradient_accuracy import attention_numbers
 from mpformer.evaluation.layer_masks import mask_record, pixels_of
 from mpformer.evaluation.layer_pass import ImageOutput, image_outputs
-from mpformer.evaluation.layer_scores import add_layer
+from mpformer.evaluation.layer_scores import LayerScores, record_last
 from mpformer.evaluation.scoring import per_image
 from mpformer.evaluation.scoring.scorer import SegmentationScorer, scorer_versions
 from mpformer.modeling.deformable_attention import require_kernel
@@ -97,8 +97,7 @@ class Collector:
         self.config = config
         self.images = 0
         self.scorer = SegmentationScorer(config)
-        layers = config.model.decoder_layers if wanted.layer_scores else 0
-        self.layer_scorers = [SegmentationScorer(config, fast=True) for _ in range(layers)]
+        self.layer_scores = LayerScores(config, range(config.model.decoder_layers)) if wanted.layer_scores else None
         self.recorder = LayerRecorder(table.is_thing, weights) if wanted.layer_analysis else None
         self.kept = _spread(images, wanted.layer_mask_images)
         self.mask_records: list[dict[str, Any]] = []
@@ -111,8 +110,9 @@ class Collector:
         """Score one image at every layer and record its analysis; raises RunFailure("nan")."""
         if not torch.isfinite(image.output.logits[:, image.index]).all():
             raise RunFailure("nan", f"the model's outputs for image {image.image_id} are not finite")
-        for layer, scorer in enumerate([*self.layer_scorers, self.scorer], start=-len(self.layer_scorers) - 1):
-            add_layer(scorer, image, layer)
+        record_last(self.scorer, image)
+        if self.layer_scores is not None:
+            self.layer_scores.add(image)
         if self.recorder is not None:
             self.recorder.add_prediction(
                 image.image_id, image.prediction, image.masks, image.labels, empty_attention=image.empty_attention
@@ -146,10 +146,10 @@ class Collector:
     def summary(self) -> dict[str, Any]:
         """Metrics, values of every layer, and the analysis' numbers, in percent."""
         final = self.scores()
-        by_layer = [*(scorer.result() for scorer in self.layer_scorers), final]
-        layers = {name: [scores.get(name) for scores in by_layer] for name in _LAYER_SCORES if name in final}
-        if not self.layer_scorers:
-            layers = {}
+        layers: dict[str, list[Any]] = {}
+        if self.layer_scores is not None:
+            by_layer = [*self.layer_scores.results(), final]
+            layers = {name: [scores.get(name) for scores in by_layer] for name in _LAYER_SCORES if name in final}
         shares = {str(s): 100 * n / self.objects if self.objects else None for s, n in self.empty.items()}
         analysis = self.recorder.summary() if self.recorder is not None else {"metrics": {}, "layers": {}}
         return {
@@ -171,12 +171,13 @@ def probe_scores(
     model: MPFormer, config: Config, items: Iterable[ValidationItem]
 ) -> tuple[dict[str, float], LayerRecorder]:
     """Quick scores of the last layer on some validation images, with the layer analysis' recorder."""
-    scorer = SegmentationScorer(config, fast=True)
+    last = config.model.decoder_layers
+    scores = LayerScores(config, range(last, last + 1))
     weights = MatchWeights(config.model.class_weight, config.model.mask_weight, config.model.dice_weight)
     recorder = LayerRecorder(class_table(config.dataset.name, config.dataset.task).is_thing, weights)
     for image in image_outputs(model, items):
-        add_layer(scorer, image, -1)
+        scores.add(image)
         recorder.add_prediction(
             image.image_id, image.prediction, image.masks, image.labels, empty_attention=image.empty_attention
         )
-    return scorer.result(), recorder
+    return scores.results()[0], recorder

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis.matching import ImagePrediction
+from analysis.matching import ALL, Grid, ImagePrediction, Selection
 from mpformer.data.validation import GroundTruth, ValidationItem
 from mpformer.modeling.inference import crop_and_resize, infer, resize
 from mpformer.modeling.meta_arch import MPFormer
@@ -22,6 +22,8 @@ from mpformer.modeling.pixel_decoder import MASK_STRIDE
 
 _BATCH_PIXELS = 16 * 128 * 128
 _BATCH_IMAGES = 16
+KEPT_LOGITS = 1 << 26
+"""Mask logits of an image's layers (256 MiB) that are computed once; of larger images each use makes them again."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,45 @@ class ImageOutput:
         """(L, Q) bool: attention masks that were fully blocked."""
         return self.output.empty_attention[:, self.index]
 
+    @property
+    def padded(self) -> tuple[int, int]:
+        """(height, width) of the model's input with padding."""
+        height, width = self.output.mask_features.shape[-2:]
+        return height * MASK_STRIDE, width * MASK_STRIDE
+
+    @property
+    def mask_cells(self) -> tuple[int, int]:
+        """(h, w) of the mask features."""
+        height, width = self.output.mask_features.shape[-2:]
+        return height, width
+
+    def mask_logits(self, start: int, stop: int, queries: Selection = ALL) -> Tensor:
+        """(stop - start, k, h, w) mask logits of some layers and queries, padding included, on the model's device."""
+        if self._all_logits is not None:
+            return self._all_logits[start:stop, queries]
+        return self._multiplied(start, stop, queries)
+
+    @cached_property
+    def _all_logits(self) -> Tensor | None:
+        layers, _, queries = self.output.logits.shape[:3]
+        height, width = self.mask_cells
+        few = layers * queries * height * width <= KEPT_LOGITS
+        return self._multiplied(0, layers, ALL) if few else None
+
+    def _multiplied(self, start: int, stop: int, queries: Selection) -> Tensor:
+        embed = self.output.mask_embed[start:stop, self.index][:, queries].float()
+        return (embed @ self.output.mask_features[self.index].flatten(1).float()).unflatten(-1, self.mask_cells)
+
     @cached_property
     def prediction(self) -> ImagePrediction:
         """All layers at mask-feature resolution, for matching and layer metrics; on the model's device."""
-        return ImagePrediction.from_embeddings(
-            self.output.mask_embed[:, self.index],
-            self.output.mask_features[self.index],
-            self.output.logits[:, self.index],
-            self.size,
-        )
+        grid = Grid.of(self.mask_cells, self.size, MASK_STRIDE)
+        height, width = grid.cells
+
+        def logits(start: int, stop: int, queries: Selection) -> Tensor:
+            return self.mask_logits(start, stop, queries)[..., :height, :width]
+
+        return ImagePrediction(logits, self.output.logits[:, self.index], grid)
 
     def result(self, layer: int = -1) -> dict[str, Any]:
         """One layer's predictions in detectron2's format, at the image's original size."""
@@ -94,8 +126,7 @@ class ImageOutput:
         """Class logits, mask logits (Q, h, w) and the padded input's (height, width)."""
         features = self.output.mask_features[self.index]
         masks = torch.einsum("qd,dhw->qhw", self.output.mask_embed[layer, self.index], features)
-        padded = (features.shape[-2] * MASK_STRIDE, features.shape[-1] * MASK_STRIDE)
-        return self.output.logits[layer, self.index], masks, padded
+        return self.output.logits[layer, self.index], masks, self.padded
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""Scoring every decoder layer without paying for it: masks are resized, made probabilities and encoded once a query.
+"""Scores of an image's layers: the last one's predictions for the recorded scorer, and every layer's counts.
 
-Mask2Former's instance rule lists a query once per likely class, so that a hundred detections share a few dozen masks.
-The numbers are those of :func:`mpformer.modeling.inference.infer` fed to the scorer one image at a time (a
-test holds the two equal).
+Mask2Former's instance rule lists a query once per likely class, so that a hundred detections share a few dozen masks,
+each of which is encoded once. The numbers are those of :func:`mpformer.modeling.inference.infer` fed to the
+recorded scorer one image at a time (a test holds the two equal).
 """
 
 from typing import Any
@@ -10,20 +10,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpformer.config.schema import Config
+from mpformer.evaluation.layer_counts import count_layers
 from mpformer.evaluation.layer_pass import ImageOutput
 from mpformer.evaluation.scoring.coco import encode_masks
+from mpformer.evaluation.scoring.from_counts import CountScorer
 from mpformer.evaluation.scoring.scorer import SegmentationScorer
 from mpformer.modeling import inference
 from mpformer.modeling.inference import InferenceSettings
 
 
-def add_layer(scorer: SegmentationScorer, image: ImageOutput, layer: int) -> None:
-    """Feed one layer's predictions of an image to a scorer; layer -1 is the last."""
+class LayerScores:
+    """AP, PQ and mIoU of some layers, image by image, without a mask being kept."""
+
+    def __init__(self, config: Config, layers: range) -> None:
+        self.layers = layers
+        self.scorer = CountScorer(config, len(layers))
+
+    def add(self, image: ImageOutput) -> None:
+        """Score one image at every layer."""
+        maps = self.scorer.maps(image.truth)
+        self.scorer.add(image.truth, maps, list(count_layers(image, self.layers, maps)))
+
+    def results(self) -> list[dict[str, float]]:
+        """Scores of each layer in percent; what has no ground truth at all is left out."""
+        return self.scorer.results()
+
+
+def record_last(scorer: SegmentationScorer, image: ImageOutput) -> None:
+    """Feed the last layer's predictions of an image to the recorded scorer."""
     settings = image.model.inference
     if not (settings.instance or settings.panoptic):  # semantic inference alone resizes in another order
-        scorer.add(image.result(layer), image.truth)
+        scorer.add(image.result(), image.truth)
         return
-    logits, masks = image.resized(layer)
+    logits, masks = image.resized(-1)
     probability = masks.sigmoid()
     results: dict[str, Any] = {}
     if settings.instance:

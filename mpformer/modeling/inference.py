@@ -56,7 +56,7 @@ def _relevant(settings: InferenceSettings, logits: Tensor) -> Tensor:
     """Queries (Q,) bool that an instance or panoptic result can contain: only their masks need resizing."""
     keep = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     if settings.panoptic:
-        keep |= _confident(settings, logits)
+        keep |= confident(settings, logits)
     if settings.instance:
         keep[best_pairs(settings, logits)[1]] = True
     return keep
@@ -126,10 +126,10 @@ def boxes_of(masks: Tensor) -> Tensor:
     return boxes * masks.flatten(1).any(1)[:, None]
 
 
-def _confident(settings: InferenceSettings, logits: Tensor) -> Tensor:
-    """Queries (Q,) bool whose best class is a class and is likely enough."""
+def confident(settings: InferenceSettings, logits: Tensor) -> Tensor:
+    """Queries (..., Q) bool of logits (..., Q, C+1) whose best class is a class and is likely enough."""
     scores, classes = logits.softmax(-1).max(-1)
-    return (classes != logits.shape[1] - 1) & (scores > settings.object_mask_threshold)
+    return (classes != logits.shape[-1] - 1) & (scores > settings.object_mask_threshold)
 
 
 def panoptic(settings: InferenceSettings, logits: Tensor, masks: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
@@ -138,7 +138,7 @@ def panoptic(settings: InferenceSettings, logits: Tensor, masks: Tensor) -> tupl
     A segment that keeps less than ``overlap_threshold`` of its own mask is dropped; stuff of one class is one
     segment. Returns ids (H, W) int32, 0 = nothing, and the segments.
     """
-    keep = _confident(settings, logits)
+    keep = confident(settings, logits)
     scores, classes = logits[keep].softmax(-1).max(-1)
     probability = masks[keep].sigmoid()
     ids = torch.zeros(masks.shape[-2:], dtype=torch.int32, device=masks.device)

@@ -1,8 +1,8 @@
 """AP, PQ and IoU of Cityscapes by the functions of its own scripts (the package ``cityscapesscripts``).
 
-The recorded scorers hand files to the scripts' matching, as the benchmark does. The fast ones, for evaluation during
-training and for every decoder layer, count pixels in memory and hand the counts to the scripts' averages; tests hold
-the two, and both with the scripts run on whole directories, to 1e-6.
+The recorded scores are of files handed to the scripts' matching, as the benchmark does. Evaluation during training and
+the scores of every decoder layer hand counted pixels to the scripts' averages; tests hold the two, and both with the
+scripts run on whole directories, to 1e-6.
 
 Cityscapes ignores objects under 100 pixels, takes no limit of detections, and averages over 19 classes whose label ids
 are not the model's classes.
@@ -13,11 +13,12 @@ import io
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,6 @@ class _Annotated:
     instances: dict[str, list[dict[str, Any]]]
     ids: NDArray[Any]
 
-    def encoded(self, label: str) -> list[Any]:
-        """The instances of a label as compressed RLE."""
-        return [_encode(self.ids == instance["instID"]) for instance in self.instances[label]]
-
 
 @lru_cache(maxsize=2)
 def _annotated(file: Path) -> _Annotated:
@@ -98,13 +95,12 @@ def _annotated(file: Path) -> _Annotated:
         return _Annotated(instances, np.array(image))
 
 
-@lru_cache(maxsize=2)
-def _regions(file: Path) -> dict[str, list[Any]]:
-    """RLE of each label's instances, in order, and of the ignored pixels under "void"."""
-    annotated = _annotated(file)
+def region_masks(truth: GroundTruth) -> NDArray[np.bool_]:
+    """(n, H, W): each official instance, label by label, and last the pixels that the benchmark ignores."""
+    annotated = _annotated(ground_truth_file(truth, "instanceIds"))
     ignored = [label.id for label in scripts("helpers.labels").labels if label.ignoreInEval]
-    regions = {label: annotated.encoded(label) for label in annotated.instances}
-    return regions | {_VOID: [_encode(np.isin(annotated.ids, ignored))]}
+    listed = [instance for instances in annotated.instances.values() for instance in instances]
+    return np.stack([*(annotated.ids == i["instID"] for i in listed), np.isin(annotated.ids, ignored)])
 
 
 @cache
@@ -117,26 +113,28 @@ def _arguments() -> Any:
     return chosen
 
 
-def _encode(mask: NDArray[np.bool_]) -> Any:
-    from pycocotools import mask as coco
-
-    return coco.encode(np.asfortranarray(mask.view(np.uint8)))
-
-
 @dataclass
 class CityscapesInstances:
-    """AP and AP50 of the benchmark; fed COCO results, whose ``category_id`` is the model's class + 1."""
+    """AP and AP50 of the benchmark, of COCO results or of counted pixels."""
 
     task: str
-    fast: bool = False
     matches: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add_encoded(self, detections: Sequence[dict[str, Any]], truth: GroundTruth) -> None:
-        """Match one image's detections; raises RunFailure("data") where the scripts refuse the image's files."""
+        """Match one image's COCO results, whose ``category_id`` is the model's class + 1.
+
+        Raises RunFailure("data") where the scripts refuse the image's files.
+        """
         file = ground_truth_file(truth, "instanceIds")
-        match = _match_encoded if self.fast else _match_by_scripts
-        objects, predictions = match(detections, file, label_ids(self.task))
-        self.matches[str(file)] = {"groundTruth": objects, "prediction": predictions}
+        self._keep(file, _match_by_scripts(detections, file, label_ids(self.task)))
+
+    def add_counted(self, detections: Iterable["CountedDetection"], truth: GroundTruth) -> None:
+        """Match one image's detections, counted against :func:`region_masks`; raises like :meth:`add_encoded`."""
+        file = ground_truth_file(truth, "instanceIds")
+        self._keep(file, _match_counted(detections, file, label_ids(self.task)))
+
+    def _keep(self, file: Path, matched: "Matched") -> None:
+        self.matches[str(file)] = dict(zip(("groundTruth", "prediction"), matched, strict=True))
 
     def result(self) -> dict[str, float]:
         """In percent; left out if no image has an object that counts."""
@@ -164,36 +162,33 @@ def _match_by_scripts(detections: Sequence[dict[str, Any]], file: Path, ids: Seq
         return module.assignGt2Preds(annotated.instances, annotated.ids, listed, _arguments())
 
 
-def _match_encoded(detections: Sequence[dict[str, Any]], file: Path, ids: Sequence[int]) -> Matched:
-    """The same pixel counts from run-length codes; of the scripts' dicts only what their averages read."""
-    from pycocotools import mask as coco
+@dataclass(frozen=True)
+class CountedDetection:
+    """A detection as its pixels: the model's class, the score, its area, and what it shares with each region."""
 
+    category: int
+    score: float
+    pixels: int
+    shared: Sequence[int]
+
+
+def _match_counted(detections: Iterable[CountedDetection], file: Path, ids: Sequence[int]) -> Matched:
+    """The scripts' matching from pixel counts; of the scripts' dicts only what their averages read."""
     objects = deepcopy(_annotated(file).instances)
     for instance in (instance for listed in objects.values() for instance in listed):
         instance["matchedPred"] = []
+    ends = np.cumsum([0, *map(len, objects.values())])
+    places = {label: slice(a, b) for label, (a, b) in zip(objects, pairwise(ends), strict=True)}
     predictions: dict[str, list[dict[str, Any]]] = {label: [] for label in _arguments().instLabels}
-    names, regions = scripts("helpers.labels").id2label, _regions(file)
-    found = [d for d in detections if coco.area(d["segmentation"])]
-    for detection in found:
-        label = names[ids[detection["category_id"] - 1]].name
-        if label not in predictions:
+    names = scripts("helpers.labels").id2label
+    for detection in detections:
+        label = names[ids[detection.category]].name
+        if label not in predictions or not detection.pixels:
             continue
-        code = detection["segmentation"]
-        about = {"pixelCount": int(coco.area(code)), "confidence": detection["score"]}
-        paired = _pair(objects[label], about, _shared(code, regions[label]))
-        void = _shared(code, regions[_VOID])[0]
-        predictions[label].append({**about, "voidIntersection": void, "matchedGt": paired})
+        about = {"pixelCount": detection.pixels, "confidence": detection.score}
+        paired = _pair(objects[label], about, detection.shared[places[label]])
+        predictions[label].append({**about, "voidIntersection": detection.shared[-1], "matchedGt": paired})
     return objects, predictions
-
-
-def _shared(code: Any, regions: list[Any]) -> list[int]:
-    """Pixels that a mask shares with each of the regions."""
-    from pycocotools import mask as coco
-
-    if not regions:
-        return []
-    shares = coco.iou([code], regions, [1] * len(regions))[0]  # of a "crowd": the share of the mask's own area
-    return [int(count) for count in np.rint(shares * coco.area(code))]
 
 
 def _pair(objects: list[dict[str, Any]], prediction: dict[str, Any], overlaps: Sequence[int]) -> list[dict[str, Any]]:
@@ -224,7 +219,6 @@ def _ignored(instance: dict[str, Any]) -> bool:
 class CityscapesSemantic(SemanticScorer):
     """The benchmark's IoU, averaged over its classes; what an image's counts are for a bootstrap stays the same."""
 
-    fast: bool = False
     confusion: Counts | None = None
 
     def add(self, sem_seg: Any, truth: GroundTruth) -> None:
@@ -232,13 +226,18 @@ class CityscapesSemantic(SemanticScorer):
         predicted = class_map(sem_seg)
         super().add(predicted, truth)
         ids = np.array(label_ids("semantic"), dtype=np.uint8)
+        _confuse_by_scripts(ids[predicted], ground_truth_file(truth, "labelIds"), self._matrix())
+
+    def add_confusion(self, pixels: NDArray[np.int64]) -> None:
+        """Add one image's pixels (C, C) by predicted and true class."""
+        ids = label_ids("semantic")
+        self._matrix()[np.ix_(ids, ids)] += pixels.T.astype(np.ulonglong)
+
+    def _matrix(self) -> Counts:
+        """Pixels by true and predicted label id."""
         if self.confusion is None:
             self.confusion = _pixel_arguments()[1].copy()
-        if self.fast:
-            assert truth.semantic is not None
-            self.confusion += _confused(ids, predicted, truth.semantic, len(self.confusion))
-        else:
-            _confuse_by_scripts(ids[predicted], ground_truth_file(truth, "labelIds"), self.confusion)
+        return self.confusion
 
     def result(self) -> dict[str, float]:
         """mIoU in percent over the classes that occur in ground truth or prediction."""
@@ -257,13 +256,6 @@ def _pixel_arguments() -> tuple[Any, Counts]:
     chosen = copy(module.args)
     chosen.quiet, chosen.evalInstLevelScore = True, False
     return chosen, module.generateMatrix(chosen)
-
-
-def _confused(ids: NDArray[np.uint8], predicted: NDArray[Any], true: NDArray[np.uint8], size: int) -> Counts:
-    """The matrix (size, size) of label ids, of one image's labelled pixels."""
-    labelled = true < len(ids)
-    pairs = ids[true[labelled]].astype(np.int64) * size + ids[predicted[labelled]]
-    return np.bincount(pairs, minlength=size * size).reshape(size, size).astype(np.ulonglong)
 
 
 def _confuse_by_scripts(predicted: NDArray[np.uint8], file: Path, confusion: Counts) -> None:

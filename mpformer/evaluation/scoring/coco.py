@@ -1,7 +1,4 @@
-"""COCO's average precision of instance masks: pycocotools is recorded, hotcoco serves evaluation during training.
-
-hotcoco matches each few images as they come, so that a scorer for every decoder layer holds no masks.
-"""
+"""COCO's average precision of instance masks, by pycocotools, and its matching where pixels were counted already."""
 
 import contextlib
 import io
@@ -19,8 +16,8 @@ from mpformer.data.validation import GroundTruth
 COCO_AREAS = (32**2, 96**2)
 #: detections of one image and class that COCO looks at
 MAX_DETECTIONS = 100
-#: images that wait to be matched together by hotcoco
-_IMAGES_AT_A_TIME = 32
+#: IoU thresholds as pycocotools compares with them
+THRESHOLDS = np.minimum(np.linspace(0.5, 0.95, 10), 1 - 1e-10)
 _SIZES = ("all", "small", "medium", "large")
 _KEYS = {"AP": (None, 0), "AP50": (0, 0), "AP75": (5, 0), "APs": (None, 1), "APm": (None, 2), "APl": (None, 3)}
 
@@ -35,17 +32,14 @@ def area_ranges(size_areas: tuple[int, int] | None) -> list[list[float]]:
 class InstanceScorer:
     """Takes detections and ground truth image by image; ``categories`` are the thing classes (model's class indices).
 
-    ``images``, ``annotations`` and ``detections`` are what has not been matched yet: everything for pycocotools, the
-    last few images for hotcoco.
+    ``images``, ``annotations`` and ``detections`` are what is matched at the end.
     """
 
     categories: Sequence[int]
     size_areas: tuple[int, int] | None = None
-    fast: bool = False
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     detections: list[dict[str, Any]] = field(default_factory=list)
-    _stream: Any = None
     _seen: list[int] = field(default_factory=list)
     _annotated: int = 0
     _evaluation: "InstanceEvaluation | None" = None
@@ -56,8 +50,6 @@ class InstanceScorer:
 
     def add_encoded(self, detections: list[dict[str, Any]], truth: GroundTruth) -> None:
         """Add one image whose detections are COCO results already; ``category_id`` is the class index + 1."""
-        if self.fast and len(self.images) >= _IMAGES_AT_A_TIME:
-            self._match()
         self._seen.append(truth.image_id)
         self.images.append({"id": truth.image_id, "height": truth.height, "width": truth.width})
         self.annotations += [self._annotation(a, truth) for a in truth.annotations or ()]
@@ -82,29 +74,13 @@ class InstanceScorer:
         """Match detections and ground truth; nothing can be added afterwards."""
         if self._evaluation is None:
             with contextlib.redirect_stdout(io.StringIO()):
-                evaluator = self._streamed() if self.fast else self._pycocotools()
+                evaluator = self._pycocotools()
                 evaluator.accumulate()
             self._evaluation = InstanceEvaluation(evaluator, tuple(self._seen), len(self.categories))
         return self._evaluation
 
     def _categories(self) -> list[dict[str, Any]]:
         return [{"id": c + 1, "name": str(c)} for c in self.categories]
-
-    def _match(self) -> None:
-        """Hand the waiting images to hotcoco and forget them."""
-        import hotcoco
-
-        if self._stream is None:
-            params = _configured(hotcoco.Params("segm"), self.size_areas)
-            self._stream = hotcoco.StreamingEval(self._categories(), "segm", params=params)
-        known = {c + 1 for c in self.categories}
-        scored = [d for d in self.detections if d["category_id"] in known]
-        self._stream.update(self.images, self.annotations, scored)
-        self.images, self.annotations, self.detections = [], [], []
-
-    def _streamed(self) -> Any:
-        self._match()
-        return self._stream.finalize()
 
     def _pycocotools(self) -> Any:
         from pycocotools.coco import COCO
@@ -180,6 +156,43 @@ def _columns(cells: list[Any]) -> dict[str, Any]:
         "gt_category": [c["category_id"] - 1 for c in cells for _ in c["gtIgnore"]],
         "gt_ignore": [bool(i) for c in cells for i in c["gtIgnore"]],
     }
+
+
+def match_by_counts(
+    ious: NDArray[np.float64], group: NDArray[np.int64], layer: NDArray[np.int64], ignored: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """COCO's greedy matching (pycocotools' ``evaluateImg``) of D detections of one image in several layers at once.
+
+    ious (D, n), 0 to objects of another class and the share of the detection's own area for crowds; group (D,) numbers
+    layer and class, ascending, each group's detections by falling score; layer (D,) from 0; ignored (n,) objects: the
+    crowds, which any number of detections may take. Returns which detections are matched at each threshold, and which
+    of them to an ignored object: (10, D) both.
+
+    Few detections reach an IoU of one half with any object; the n-th of each group are matched in one step.
+    """
+    matched = np.zeros((len(THRESHOLDS), len(ious)), dtype=bool)
+    skipped = matched.copy()
+    candidates = np.flatnonzero((ious >= THRESHOLDS[0]).any(1)) if ious.shape[1] else np.zeros(0, dtype=np.int64)
+    if not len(candidates):
+        return matched, skipped
+    groups = group[candidates]
+    turn = np.arange(len(candidates)) - np.searchsorted(groups, groups)
+    free = np.ones((int(layer.max()) + 1, len(THRESHOLDS), ious.shape[1]), dtype=bool)
+    for step in range(int(turn.max()) + 1):
+        at = candidates[turn == step]
+        for passed in (False, True):
+            if passed and not ignored.any():
+                break
+            offered = np.where(free[layer[at]] & (ignored == passed), ious[at][:, None], 0.0)
+            best = offered.shape[2] - 1 - offered[..., ::-1].argmax(-1)  # of equal ones the last
+            reached = np.take_along_axis(offered, best[..., None], -1)[..., 0] >= THRESHOLDS
+            reached &= ~matched[:, at].T
+            row, threshold = np.nonzero(reached)
+            matched[threshold, at[row]] = True
+            skipped[threshold, at[row]] = passed
+            if not passed:
+                free[layer[at[row]], threshold, best[row, threshold]] = False
+    return matched, skipped
 
 
 def coco_results(instances: Any, image_id: int) -> list[dict[str, Any]]:

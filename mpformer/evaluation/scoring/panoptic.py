@@ -1,4 +1,4 @@
-"""Panoptic quality (Kirillov et al., CVPR 2019): panopticapi is recorded, the same algorithm in memory is fast."""
+"""Panoptic quality (Kirillov et al., CVPR 2019): panopticapi is recorded; the same works on counted pixels."""
 
 import contextlib
 import io
@@ -44,7 +44,6 @@ class PanopticScorer:
     """Adds up per-class parts over images; ``is_thing`` says for each class what it is."""
 
     is_thing: Sequence[bool]
-    fast: bool = False
     compute: Compute | None = None
     """What counts the recorded parts; None: panopticapi's ``pq_compute_single_core``."""
     total: ByClass = field(default_factory=dict)
@@ -53,7 +52,7 @@ class PanopticScorer:
     def add(self, panoptic_seg: tuple[Any, Sequence[Mapping[str, Any]]], truth: GroundTruth) -> None:
         """Add one image: detectron2's (segment ids (H, W), segments_info); ids that are not in the info are void."""
         ids, segments = predicted_segments(panoptic_seg)
-        parts = compare(ids, segments, truth) if self.fast else compare_by_files(ids, segments, truth, self.compute)
+        parts = compare_by_files(ids, segments, truth, self.compute)
         self.images[truth.image_id] = parts
         for category, part in parts.items():
             self.total.setdefault(category, Parts()).add(part)
@@ -70,10 +69,11 @@ class PanopticScorer:
 
     def per_image(self) -> dict[int, dict[str, Any]]:
         """Columns of per_image.parquet by image id, for the classes that an image touches."""
-        return {image_id: _columns(parts) for image_id, parts in self.images.items()}
+        return {image_id: columns_of_parts(parts) for image_id, parts in self.images.items()}
 
 
-def _columns(parts: ByClass) -> dict[str, Any]:
+def columns_of_parts(parts: ByClass) -> dict[str, Any]:
+    """One image's columns of per_image.parquet."""
     listed = sorted((c, p) for c, p in parts.items() if p.touched)
     columns: dict[str, Any] = {"pq_category": [c for c, _ in listed]}
     for key in ("tp", "fp", "fn", "iou"):
@@ -105,12 +105,12 @@ def predicted_segments(
     return np.where(np.isin(ids, unlisted), VOID, ids), segments
 
 
-def compare(ids: NDArray[np.int64], segments: Mapping[int, int], truth: GroundTruth) -> ByClass:
-    """Match one image's segments: IoU above one half, without the pixels that are void in the ground truth.
+def parts_of(overlap: Mapping[tuple[int, int], int], segments: Mapping[int, int], truth: GroundTruth) -> ByClass:
+    """Match one image's segments from the pixels that each pair (true id, predicted id) shares, void included.
 
-    A prediction that lies by more than half in void or in a crowd of its class is neither right nor wrong.
+    Segments match where their IoU is above one half, without the pixels that are void in the ground truth. A prediction
+    that lies by more than half in void or in a crowd of its class is neither right nor wrong.
     """
-    overlap = _overlaps(_truth_ids(truth), ids)
     area_true, area_predicted = _areas(overlap, 0), _areas(overlap, 1)
     matched: dict[int, tuple[int, float]] = {}
     true = {s.id: s for s in truth.segments}
@@ -153,11 +153,6 @@ def _count_false(
 def _truth_ids(truth: GroundTruth) -> NDArray[np.int64]:
     assert truth.ids is not None
     return truth.ids.astype(np.int64)
-
-
-def _overlaps(true: NDArray[np.int64], predicted: NDArray[np.int64]) -> dict[tuple[int, int], int]:
-    pairs, counts = np.unique((true << 32) | predicted, return_counts=True)
-    return {(int(k >> 32), int(k & 0xFFFFFFFF)): int(n) for k, n in zip(pairs, counts, strict=True)}
 
 
 def _areas(overlap: Mapping[tuple[int, int], int], side: int) -> dict[int, int]:

@@ -4,9 +4,14 @@ One line an image. Detections are ordered by class, then by falling score; ``det
 row-major for the T = 10 IoU thresholds 0.5, 0.55 ... 0.95. The columns of a task that was not scored are absent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _LISTS = {
     "det_category": "int16",
@@ -27,16 +32,26 @@ _LISTS = {
 }
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the rows of :meth:`mpformer.evaluation.scoring.scorer.SegmentationScorer.per_image`, atomically."""
+def table(rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
+    """The rows of one image each, whose columns are lists or arrays, as a table."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    present = [key for key in _LISTS if any(key in row for row in rows)]
     types = {"bool": pa.bool_(), "float32": pa.float32(), "float64": pa.float64()}
     types |= {"int16": pa.int16(), "int32": pa.int32(), "int64": pa.int64()}
-    schema = pa.schema([("image_id", pa.int64())] + [(key, pa.list_(types[_LISTS[key]])) for key in present])
-    complete = [{"image_id": row["image_id"]} | {key: row.get(key, []) for key in present} for row in rows]
+    columns: dict[str, Any] = {"image_id": pa.array([row["image_id"] for row in rows], type=pa.int64())}
+    for key, kind in _LISTS.items():
+        if any(key in row for row in rows):
+            parts = [np.asarray(row.get(key, ()), dtype=kind) for row in rows]
+            ends = np.cumsum([0, *map(len, parts)], dtype=np.int32)
+            values = pa.array(np.concatenate(parts), type=types[kind])
+            columns[key] = pa.ListArray.from_arrays(pa.array(ends), values)
+    return pa.table(columns)
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rows of :meth:`mpformer.evaluation.scoring.scorer.SegmentationScorer.per_image`, atomically."""
+    import pyarrow.parquet as pq
+
     partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(complete, schema=schema), partial, compression="zstd")
+    pq.write_table(table(rows), partial, compression="zstd")
     partial.replace(path)

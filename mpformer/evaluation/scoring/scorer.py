@@ -1,8 +1,8 @@
 """All scores of one set of predictions: AP, PQ and mIoU, as far as the configuration asks for them.
 
 The recorded scorer uses pycocotools and panopticapi (on Cityscapes its own scripts) and keeps what per_image.parquet
-needs; the fast one (hotcoco, the rest in memory) serves evaluation during training and the scores of every decoder
-layer. Tests hold the two together to 1e-6.
+needs. Evaluation during training and the scores of every decoder layer come from counted pixels
+(:mod:`mpformer.evaluation.scoring.from_counts`); tests hold the two together to 1e-6.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,6 @@ from mpformer.evaluation.scoring.semantic import SemanticScorer
 _PACKAGES = {
     "pycocotools": "pycocotools",
     "panopticapi": "panopticapi-lite",
-    "hotcoco": "hotcoco",
     "cityscapesscripts": "cityscapesscripts",
 }
 
@@ -28,29 +27,27 @@ _PACKAGES = {
 class SegmentationScorer:
     """Fed image by image with predictions in detectron2's format; ``result()`` gives percentages by name."""
 
-    def __init__(self, config: Config, fast: bool = False) -> None:
+    def __init__(self, config: Config) -> None:
         table = class_table(config.dataset.name, config.dataset.task)
         wanted = config.evaluation
-        self.fast = fast
-        self.instance = InstanceScorer(table.thing_indices, wanted.size_areas, fast) if wanted.instance else None
-        self.panoptic = PanopticScorer(table.is_thing, fast) if wanted.panoptic else None
+        self.instance = InstanceScorer(table.thing_indices, wanted.size_areas) if wanted.instance else None
+        self.panoptic = PanopticScorer(table.is_thing) if wanted.panoptic else None
         self.semantic = SemanticScorer(len(table)) if wanted.semantic else None
         self.cityscapes: CityscapesInstances | None = None
         if config.dataset.name == "cityscapes":
-            self._use_cityscapes(config, fast)
+            self._use_cityscapes(config)
         self._image_ids: list[int] = []
         self._per_image: dict[int, dict[str, Any]] = {}
 
-    def _use_cityscapes(self, config: Config, fast: bool) -> None:
+    def _use_cityscapes(self, config: Config) -> None:
         """Cityscapes is scored by its own scripts; COCO's matching stays for per_image.parquet."""
         task = config.dataset.task
         if self.instance:
-            self.cityscapes = CityscapesInstances(task, fast)
-            self.instance = None if fast else self.instance
-        if self.panoptic and not fast:
+            self.cityscapes = CityscapesInstances(task)
+        if self.panoptic:
             self.panoptic.compute = panoptic_parts()
         if self.semantic:
-            self.semantic = CityscapesSemantic(self.semantic.classes, fast=fast)
+            self.semantic = CityscapesSemantic(self.semantic.classes)
 
     def add(self, prediction: Mapping[str, Any], truth: GroundTruth) -> None:
         """Add one image: "instances", "panoptic_seg" and "sem_seg", as far as they are scored, at original size.
@@ -79,8 +76,7 @@ class SegmentationScorer:
         if self.instance:
             evaluation = self.instance.evaluate()
             scores |= evaluation.result()
-            if not self.fast:
-                self._per_image = evaluation.per_image()
+            self._per_image = evaluation.per_image()
         if self.cityscapes:
             scores = {**_of_coco(scores), **self.cityscapes.result()}
         if self.panoptic:
@@ -90,8 +86,7 @@ class SegmentationScorer:
         return scores
 
     def per_image(self) -> list[dict[str, Any]]:
-        """Rows for ``per_image.parquet``, after ``result()``; the recorded scorer's only."""
-        assert not self.fast
+        """Rows for ``per_image.parquet``, after ``result()``."""
         parts = [self._per_image] + [s.per_image() for s in (self.panoptic, self.semantic) if s]
         return [
             {"image_id": image_id} | {key: value for part in parts for key, value in part.get(image_id, {}).items()}

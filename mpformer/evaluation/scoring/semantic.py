@@ -36,7 +36,7 @@ class SemanticScorer:
 
     def per_image(self) -> dict[int, dict[str, Any]]:
         """Columns of per_image.parquet by image id, for the classes that an image touches."""
-        return {image_id: _columns(found) for image_id, found in self.images.items()}
+        return {image_id: columns_of_counts(found) for image_id, found in self.images.items()}
 
 
 def class_map(sem_seg: Any) -> NDArray[Any]:
@@ -45,7 +45,8 @@ def class_map(sem_seg: Any) -> NDArray[Any]:
     return classes.detach().cpu().numpy() if hasattr(classes, "detach") else np.asarray(classes)
 
 
-def _columns(found: Counts) -> dict[str, Any]:
+def columns_of_counts(found: Counts) -> dict[str, Any]:
+    """One image's columns of per_image.parquet."""
     touched = np.flatnonzero(found[1])
     columns: dict[str, Any] = {"sem_category": touched.tolist()}
     for key, values in zip(("intersection", "union", "ground_truth"), found, strict=True):
@@ -57,6 +58,10 @@ def counts(predicted: NDArray[Any], true: NDArray[np.uint8], classes: int) -> Co
     """Intersection, union and ground-truth pixels (3, C) of two maps (H, W)."""
     labelled = true != IGNORE_LABEL
     p, t = predicted[labelled].astype(np.int64), true[labelled].astype(np.int64)
-    confusion = np.bincount(p * classes + t, minlength=classes * classes).reshape(classes, classes)
+    return counts_of(np.bincount(p * classes + t, minlength=classes * classes).reshape(classes, classes))
+
+
+def counts_of(confusion: NDArray[np.int64]) -> Counts:
+    """Intersection, union and ground-truth pixels (3, C) from pixels by predicted and true class (C, C)."""
     intersection, of_true, of_predicted = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
     return np.stack([intersection, of_true + of_predicted - intersection, of_true])
