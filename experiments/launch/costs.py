@@ -106,7 +106,7 @@ def place(name: str, runs: int) -> Place:
     profile = profiles.load(name)
     if isinstance(profile, SlurmProfile):
         processes = profile.nodes * profile.tasks_per_node
-        gpus = profile.nodes * profile.gpus
+        gpus = profile.nodes * profile.gpu_count
         device = "cuda" if gpus else "cpu"
         return Place(name, device, processes, gpus, processes * profile.cpus, min(profile.parallelism, max(runs, 1)))
     return _local(name, profile, runs)

@@ -6,11 +6,21 @@ profile is named by its file's stem or by a path. Nothing in it can change a res
 
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from mpformer.runtime.errors import UserError, choices
 
@@ -29,6 +39,7 @@ SHORT_MINUTES = 30
 _WORD = re.compile(r"[A-Za-z0-9_.,:@+*&|()\[\]=-]+")
 _MEMORY = re.compile(r"[1-9]\d*[KMGT]B?")
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?:(?P<hours>\d+):)?(?P<minutes>\d+)(?::(?P<seconds>\d\d))?")
+_GPUS = re.compile(r"(?:(?P<type>[A-Za-z][A-Za-z0-9_.-]*):)?(?P<count>\d+)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -44,10 +55,17 @@ def _one_line(value: str) -> str:
     return value
 
 
-def _memory(value: str) -> str:
-    if not _MEMORY.fullmatch(value):
-        raise ValueError("must be a number and a unit, such as 32GB or 500MB")
-    return value
+def _memory(value: str | int) -> str:
+    if str(value) != "0" and not _MEMORY.fullmatch(str(value)):
+        raise ValueError("must be a number and a unit, such as 32GB or 500MB; or 0, for all of a node's")
+    return str(value)
+
+
+def _gpus(value: str | int) -> str | int:
+    found = _GPUS.fullmatch(str(value))
+    if found is None:
+        raise ValueError("must be a number, with a type before it where the site asks for one, such as 8 or a100:4")
+    return str(value) if found["type"] else int(found["count"])
 
 
 Word = Annotated[str, AfterValidator(_word)]
@@ -101,12 +119,20 @@ class SlurmProfile(Section):
     time: str | int = Field(description="limit: minutes, or [days-]hours:minutes:seconds as for sbatch")
     nodes: int = Field(1, ge=1)
     tasks_per_node: int = Field(1, ge=1, description="processes of one run on a node; one a GPU")
-    gpus: int = Field(0, ge=0, description="GPUs a node")
+    gpus: Annotated[int | str, AfterValidator(_gpus)] = Field(0, description="GPUs a node, such as 8 or a100:4")
+    gpu_option: Literal["gpus-per-node", "gpus-per-task", "gres"] = Field(
+        "gpus-per-node", description="the option of sbatch that the site takes GPUs by"
+    )
     cpus: int = Field(1, ge=1, description="processors a task")
-    memory: Annotated[str, AfterValidator(_memory)] | None = Field(None, description="memory a node, such as 32GB")
+    memory: Annotated[str | int, AfterValidator(_memory)] | None = Field(
+        None, description="memory a node, such as 32GB; 0: all of it"
+    )
     parallelism: int = Field(32, ge=1, description="most jobs of a suite at a time")
     signal_delay: int = Field(
-        120, ge=10, description="seconds before the limit at which a run checkpoints and requeues"
+        120,
+        ge=10,
+        validate_default=True,
+        description="seconds before the limit at which a run checkpoints and requeues",
     )
     modules: tuple[Line, ...] = Field((), description="environment modules to load")
     setup: tuple[Line, ...] = Field((), description="shell lines before the job, as they are")
@@ -131,6 +157,37 @@ class SlurmProfile(Section):
         if not 1 <= minutes(value) <= 60 * 24 * 366:
             raise ValueError("must be minutes, or [days-]hours:minutes:seconds, between 1 minute and a year")
         return value
+
+    @field_validator("signal_delay")
+    @classmethod
+    def _in_time(cls, value: int, info: ValidationInfo) -> int:
+        limit = minutes(info.data.get("time", 0)) * 60
+        if limit and value >= limit:
+            raise ValueError(f"must be shorter than the limit (time), which is {limit} s")
+        return value
+
+    @field_validator("gpu_option")
+    @classmethod
+    def _shared(cls, value: str, info: ValidationInfo) -> str:
+        tasks = info.data.get("tasks_per_node", 1)
+        if value == "gpus-per-task" and _count(info.data.get("gpus", 0)) % tasks:
+            raise ValueError(f"gpus (a node's) must be a multiple of tasks_per_node, which is {tasks}")
+        return value
+
+    @field_validator("sbatch")
+    @classmethod
+    def _harmless(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in _OURS:
+                raise ValueError(f"{name} is the launcher's own and cannot be set; leave it out")
+            if name in _KEYS:
+                raise ValueError(f"{name} has a key of its own: {_KEYS[name]}")
+        return value
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs a node, whatever their type."""
+        return _count(self.gpus)
 
     @property
     def minutes(self) -> int:
@@ -160,6 +217,8 @@ class SlurmProfile(Section):
         section = getattr(self, name)
         changes = {**self._usual(name), **(section if isinstance(section, dict) else {})}
         own = self.model_dump(exclude={"evaluate", "report", "smoke"}, exclude_unset=True)
+        if name == "report":
+            own["sbatch"] = {key: value for key, value in self.sbatch.items() if key not in _WHOLE}
         return SlurmProfile.model_validate({**own, **changes})
 
     def _usual(self, name: Part) -> dict[str, Any]:
@@ -174,6 +233,7 @@ class SlurmProfile(Section):
             sbatch: dict[str, Any] = {"requeue": True, **self.sbatch}
         else:
             sbatch = dict(self.sbatch)
+        sbatch |= self._gpu_options()
         options = {
             "partition": self.partition,
             "account": self.account,
@@ -182,7 +242,6 @@ class SlurmProfile(Section):
             "exclude": self.exclude,
             "mem": self.memory,
             "comment": self.comment,
-            "gpus_per_node": self.gpus or None,
             "setup": self.setup_lines or None,
             "srun_args": self.srun_arguments or None,
             "additional_parameters": sbatch,
@@ -192,6 +251,32 @@ class SlurmProfile(Section):
         always |= {"cpus_per_task": self.cpus, "array_parallelism": self.parallelism}
         always |= {"wckey": None}  # submitit's own is refused where keys are enforced; `sbatch: {wckey: …}` gives one
         return {**asked, **always, "signal_delay_s": self.signal_delay, "stderr_to_stdout": True}
+
+    def _gpu_options(self) -> dict[str, str]:
+        kind, _, _ = str(self.gpus).rpartition(":")
+        each = self.gpu_count // (self.tasks_per_node if self.gpu_option == "gpus-per-task" else 1)
+        parts = ["gpu"] if self.gpu_option == "gres" else []
+        return {self.gpu_option: ":".join([*parts, *([kind] if kind else []), str(each)])} if each else {}
+
+
+_OURS = (
+    "array", "dependency", "kill-on-invalid-dep", "output", "error", "open-mode", "signal", "job-name", "wrap", "wait",
+    "parsable", "test-only",
+)  # fmt: skip
+"""Options of sbatch by which a launch knows, names, follows or ends its jobs."""
+
+_KEYS: Mapping[str, str] = {
+    "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint", "exclude": "exclude",
+    "time": "time", "nodes": "nodes", "ntasks-per-node": "tasks_per_node", "cpus-per-task": "cpus", "mem": "memory",
+    "comment": "comment", "gpus-per-node": "gpus", "gpus-per-task": "gpus, with gpu_option: gpus-per-task",
+}  # fmt: skip
+
+_WHOLE = ("gres", "exclusive", "gpus", "gpus-per-socket", "gpu-bind", "gpu-freq", "mem-per-gpu", "cpus-per-gpu")
+"""Options for the nodes of a training that a report has no use for."""
+
+
+def _count(gpus: str | int) -> int:
+    return int(str(gpus).rpartition(":")[2])
 
 
 Profile = Annotated[LocalProfile | SlurmProfile, Field(discriminator="executor")]

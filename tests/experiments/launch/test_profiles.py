@@ -47,8 +47,19 @@ def test_limits_are_read_as_sbatch_does(limit: Any, expected: int) -> None:
         ({"constraint": "$(id)"}, "constraint: must be one word"),
         ({"time": "tomorrow"}, "time: must be minutes"),
         ({"time": 0}, "time: must be minutes"),
-        ({"gpus": -1}, "gpus: Input should be greater than or equal to 0"),
-        ({"gpus": "many"}, r"gpus: .* \(got 'many'\)"),
+        ({"gpus": -1}, "gpus: must be a number, with a type before it"),
+        ({"gpus": "many"}, r"gpus: .* such as 8 or a100:4 \(got 'many'\)"),
+        ({"gpus": "a100"}, "gpus: must be a number"),
+        ({"gpu_option": "gres:gpu"}, "gpu_option: Input should be 'gpus-per-node', 'gpus-per-task' or 'gres'"),
+        ({"gpus": 3, "tasks_per_node": 2, "gpu_option": "gpus-per-task"}, r"gpu_option: gpus \(a node's\) must be a"),
+        ({"memory": 32}, "memory: must be a number and a unit"),
+        ({"time": 2}, r"signal_delay: must be shorter than the limit \(time\), which is 120 s"),
+        ({"time": "5:00", "signal_delay": 600}, r"signal_delay: must be shorter than the limit \(time\), which is 300"),
+        ({"sbatch": {"array": "0-3"}}, "sbatch: array is the launcher's own and cannot be set; leave it out"),
+        ({"sbatch": {"dependency": "singleton"}}, "sbatch: dependency is the launcher's own"),
+        ({"sbatch": {"output": "x.txt"}}, "sbatch: output is the launcher's own"),
+        ({"sbatch": {"signal": "USR1@60"}}, "sbatch: signal is the launcher's own"),
+        ({"sbatch": {"mem": "3GB"}}, "sbatch: mem has a key of its own: memory"),
         ({"memory": "32"}, "memory: must be a number and a unit, such as 32GB"),
         ({"setup": ["one\ntwo"]}, "setup.0: must be one line"),
         ({"environment": {"A B": "1"}}, "environment: 'A B' is not a variable's name"),
@@ -113,6 +124,42 @@ def test_the_script_that_submitit_makes(tmp_path: Path) -> None:
     assert "--container-image=/images/a.sqsh" in lines[lines.index("export SUBMITIT_EXECUTOR=slurm") + 1]
     assert not any(line.startswith("#SBATCH --error") for line in lines)
     assert not any("wckey" in line for line in lines), "submitit's own key is refused where keys are enforced"
+
+
+def gpu_lines(made: SlurmProfile, folder: Path) -> list[str]:
+    return [line for line in script(made, folder).splitlines() if line.startswith("#SBATCH --g")]
+
+
+@pytest.mark.parametrize(
+    ("keys", "option"),
+    [
+        ({"gpus": 4}, "gpus-per-node=4"),
+        ({"gpus": "a100:4"}, "gpus-per-node=a100:4"),
+        ({"gpus": "a100:4", "gpu_option": "gres"}, "gres=gpu:a100:4"),
+        ({"gpus": 4, "gpu_option": "gres"}, "gres=gpu:4"),
+        ({"gpus": "a100:4", "tasks_per_node": 4, "gpu_option": "gpus-per-task"}, "gpus-per-task=a100:1"),
+    ],
+)
+def test_gpus_in_the_form_that_the_site_takes(keys: dict[str, Any], option: str, tmp_path: Path) -> None:
+    profile = parse({**SMALL, **keys}, "here")
+    assert isinstance(profile, SlurmProfile)
+    assert gpu_lines(profile, tmp_path) == [f"#SBATCH --{option}"]
+    assert profile.gpu_count == 4
+    assert gpu_lines(profile.part("report"), tmp_path) == []
+
+
+def test_all_memory_of_a_node(tmp_path: Path) -> None:
+    profile = parse({**SMALL, "memory": 0}, "here")
+    assert "#SBATCH --mem=0" in script(profile, tmp_path).splitlines()
+    assert isinstance(profile, SlurmProfile)
+    assert profile.part("report").memory == "4GB"
+
+
+def test_a_report_takes_no_whole_nodes() -> None:
+    profile = parse({**SMALL, "sbatch": {"exclusive": True, "gres": "gpu:8", "licenses": "x:1"}}, "here")
+    assert isinstance(profile, SlurmProfile)
+    assert profile.part("report").sbatch == {"licenses": "x:1"}
+    assert profile.part("smoke").sbatch == profile.sbatch
 
 
 def test_preempted_jobs_come_back_unless_the_profile_says_no(tmp_path: Path) -> None:
