@@ -1,22 +1,33 @@
 """The jump rate: how many objects' masks change to another place on the way through the decoder. No torch.
 
-An object matched at the last layer, to query q, *jumps* at step i (1 … L) if IoU(mask_q of layer i − 1, mask_q of layer i) is below
-:data:`THRESHOLD`; a pair of two empty masks does not jump. The definition is this project's own. Everything here comes from
-``layers.parquet`` alone.
+An object matched at the last layer, to query q, *jumps* at step i (1 … L) if IoU(mask_q of layer i − 1, mask_q of
+layer i) is below :data:`THRESHOLD`; a pair of two empty masks does not jump. The definition is this project's own.
+Everything here comes from ``layers.parquet`` alone.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from analysis.statistics import LEVEL, bootstrap_weights
 
-if TYPE_CHECKING:
-    from analysis.layer_table import LayerTable
-
 THRESHOLD = 0.5
+
+
+class Table(Protocol):
+    """What is asked of an :class:`analysis.layer_table.LayerTable`."""
+
+    @property
+    def layers(self) -> int:
+        """Number of prediction layers, A = L + 1."""
+
+    def __getitem__(self, column: str, /) -> np.ndarray:
+        """A column, one entry a line."""
+
+    def grid(self, column: str) -> np.ndarray:
+        """A column as (A, pairs)."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +41,13 @@ class JumpRates:
     objects: int
 
 
-def jumps(table: "LayerTable", threshold: float = THRESHOLD) -> np.ndarray:
+def jumps(table: Table, threshold: float = THRESHOLD) -> np.ndarray:
     """Which objects jump at which step: (L, objects) bool, objects by image, then by number."""
     steps: np.ndarray = table.grid("iou_previous")[1:] < threshold  # NaN, two empty masks, is not below anything
     return steps
 
 
-def jump_rates(table: "LayerTable", threshold: float = THRESHOLD) -> JumpRates:
+def jump_rates(table: Table, threshold: float = THRESHOLD) -> JumpRates:
     """The jump rate, at least once and after layer 1."""
     steps = jumps(table, threshold)
     objects = steps.shape[1]
@@ -45,13 +56,13 @@ def jump_rates(table: "LayerTable", threshold: float = THRESHOLD) -> JumpRates:
     return JumpRates(100 * float(steps.any(0).mean()), 100 * float(steps[1:].any(0).mean()), objects)
 
 
-def jump_curve(table: "LayerTable", thresholds: Sequence[float]) -> list[JumpRates]:
+def jump_curve(table: Table, thresholds: Sequence[float]) -> list[JumpRates]:
     """The jump rate at each threshold: what hangs on the choice of 0.5."""
     return [jump_rates(table, threshold) for threshold in thresholds]
 
 
 def checkpoint_interval(
-    first: "LayerTable", second: "LayerTable | None" = None, *, late: bool = False, resamples: int = 1000, seed: int = 0
+    first: Table, second: Table | None = None, *, late: bool = False, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """95 % bootstrap interval, over images, of the jump rate of *one checkpoint*, or of ``second − first`` of *two
     checkpoints* on the same images; in percent (of points). It says nothing of the methods that made them.
@@ -71,7 +82,7 @@ def checkpoint_interval(
     return float(low), float(high)
 
 
-def _per_image(table: "LayerTable", late: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _per_image(table: Table, late: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ids of the images with objects, their objects that jump, their objects: each (images,)."""
     ids = np.sort(table["image_id"][table["layer"] == table.layers - 1])
     jumping = jumps(table)[int(late) :].any(0)

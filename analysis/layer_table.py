@@ -101,8 +101,9 @@ def summarise(table: LayerTable) -> dict[str, Any]:
     """The layer analysis' part of ``result.json``, in percent; None stands for "does not exist".
 
     ``metrics`` holds the means: mIoU-L over i = 1 … L, mIoU-L-last, Util over i = 0 … L − 1, Util-consecutive over
-    its L values; a layer in which every pair is of two empty masks is left out; jump-rate and jump-rate-late are those of
-    :mod:`analysis.jumps`. ``layers`` holds the L + 1 values of each of the others. ``effective_queries`` is a number of queries; a table without a line gives None everywhere.
+    its L values; a layer in which every pair is of two empty masks is left out; jump-rate and jump-rate-late are those
+    of :mod:`analysis.jumps`. ``layers`` holds the L + 1 values of each of the others. ``effective_queries`` is a number
+    of queries; a table without a line gives None everywhere.
     """
     layers = {
         "mIoU-L": layer_means(table, "iou_previous"),

@@ -1,5 +1,7 @@
 """The jump rate: the definition counted by hand, and the laws that hold for any table."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -60,7 +62,7 @@ def test_laws(found: list[list[float]], thresholds: list[float]) -> None:
     by_object = [any(iou < 0.5 for iou in steps) for steps in found]
     assert rates.once == pytest.approx(100 * sum(by_object) / len(by_object))
     curve = jump_curve(table, sorted(thresholds))
-    assert all(a.once <= b.once and a.late <= b.late for a, b in zip(curve, curve[1:], strict=False))
+    assert all(a.once <= b.once and a.late <= b.late for a, b in itertools.pairwise(curve))
     assert jump_rates(table, 0).once == 0
 
 
