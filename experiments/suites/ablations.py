@@ -8,20 +8,23 @@ from typing import Any
 
 from experiments.suites.grid import grid
 from experiments.suites.rows import Row, suite
-from experiments.suites.scales import ONE_CLASS, base
+from experiments.suites.scales import ONE_CLASS, STRESS, base
+from mpformer.config.presets import PRESETS
 
-MASK2FORMER: dict[str, Any] = {"toggles.mp_queries": False, "toggles.query_position": True}
-GUIDED_FIRST: dict[str, Any] = {
-    "toggles.mp_queries": True,
-    "toggles.guided_layers": "first",
-    "toggles.query_position": True,
-}
-_GUIDED: dict[str, Any] = {**GUIDED_FIRST, "toggles.guided_layers": "every"}
-_POINT: dict[str, Any] = {**_GUIDED, "toggles.point_noise": 0.2}
-MP_FORMER: dict[str, Any] = {**_POINT, "toggles.flip_noise": 0.2}
-"""The paper's setting as far as it is known (preset mp-former/paper)."""
-RELEASE: dict[str, Any] = {**_GUIDED, "toggles.flip_noise": 0.2, "toggles.query_position": False}
-"""The published run script's (preset mp-former/release)."""
+
+def preset(name: str) -> dict[str, Any]:
+    """The toggles that a preset names (:mod:`mpformer.config.presets`), as changes of a row."""
+    return {f"toggles.{toggle}": value for toggle, value in PRESETS[name].model_dump(exclude_unset=True).items()}
+
+
+MASK2FORMER = preset("mask2former")
+MP_FORMER = preset("mp-former/paper")
+"""The paper's setting as far as it is known."""
+RELEASE = preset("mp-former/release")
+"""The published run script's."""
+_POINT: dict[str, Any] = {**MP_FORMER, "toggles.flip_noise": 0.0}
+_GUIDED: dict[str, Any] = {**_POINT, "toggles.point_noise": 0.0}
+GUIDED_FIRST: dict[str, Any] = {**_GUIDED, "toggles.guided_layers": "first"}
 
 _BASELINE = Row("mask2former", "Mask2Former", MASK2FORMER)
 
@@ -127,4 +130,21 @@ def schedule(scale: str, dataset: str) -> Iterator[Row]:
 )
 def consistency(scale: str, dataset: str) -> Iterator[Row]:
     """mIoU-L and Util per layer; the same runs as `headline`."""
+    yield from headline(scale, dataset)
+
+
+_NOT_DRAWN = "only the drawn shapes have stress parameters"
+
+
+@suite(
+    title="Drawn shapes with every kind of stress",
+    baseline="mask2former",
+    not_applicable={"nuclei": _NOT_DRAWN, "coco": _NOT_DRAWN},
+    settings=STRESS,
+)
+def stress(scale: str, dataset: str) -> Iterator[Row]:
+    """`headline` where objects are crowded, tiny, thin, split and camouflaged, images cluttered, noisy and blurred.
+
+    `--set dataset.shapes.noise=0` and the like take one kind of stress away again.
+    """
     yield from headline(scale, dataset)

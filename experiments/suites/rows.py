@@ -60,7 +60,7 @@ class Suite:
     mini_task: str = ""
     """Task at scale mini; empty: panoptic where the dataset has stuff, so that one model gives every score."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Configuration keys that all rows share, at every scale."""
+    """Configuration keys that all rows share, at every scale, on every dataset that the suite applies to."""
 
     def datasets(self, scale: str) -> tuple[str, ...]:
         """Return the datasets of the suite at a scale, the default one first; raises UserError for unknown scales."""
@@ -81,7 +81,9 @@ class Suite:
             config = scales.paper(self.paper[self.datasets(scale).index(dataset)])
         else:
             config = scales.base(scale, dataset)
-        task = self.mini_task if scale != "paper" and dataset not in self.not_applicable else ""
+        if dataset in self.not_applicable:
+            return config
+        task = self.mini_task if scale != "paper" else ""
         return config.replace({**(scales.task_changes(task) if task else {}), **self.settings})
 
     def rows(self, scale: str, dataset: str) -> tuple[Row, ...]:

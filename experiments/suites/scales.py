@@ -184,6 +184,15 @@ _MINI_AREAS = (16**2, 32**2)
 """COCO's limits (32² and 96² of 640 pixels) mean nothing at 128 pixels: mini has its own, and says so."""
 
 
+STRESS: Mapping[str, Any] = MappingProxyType(
+    {
+        f"dataset.shapes.{name}": ShapesConfig.model_fields[name].default
+        for name in ("crowding", "tiny", "thin", "split", "camouflage", "clutter", "noise", "blur")
+    }
+)
+"""What turns the stress of the drawn images up from :data:`_LIGHT_STRESS` to its usual amounts."""
+
+
 def _mini_shapes() -> Config:
     """Panoptic training, so that AP, PQ and mIoU come from one model."""
     dataset = DatasetConfig(name="shapes", task="panoptic", shapes=_LIGHT_STRESS, augmentation=AugmentationConfig())

@@ -8,7 +8,7 @@ import pytest
 from experiments.suites import catalogue, planning
 from experiments.suites.planning import Request
 from experiments.suites.rows import Suite
-from mpformer.config.schema import Config
+from mpformer.config.schema import Config, ShapesConfig
 from mpformer.runtime.errors import UserError
 from reports import caption, definitions, paper_numbers
 
@@ -16,7 +16,7 @@ TASKS = ("instance", "panoptic", "semantic")
 ON_COCO = ("components", "guided-layers", "noise-type", "point-noise", "flip-noise", "mp-groups", "class-embedding",
            "query-position", "schedule", "consistency", "overhead", "headline")  # fmt: skip
 OF_DATASETS = ("coco-instance", "coco-panoptic", *(f"{d}-{t}" for d in ("ade20k", "cityscapes") for t in TASKS))
-NAMES = (*ON_COCO, *OF_DATASETS, "convergence", "released")
+NAMES = (*ON_COCO, *OF_DATASETS, "convergence", "released", "stress")
 ON_NUCLEI = {"headline", "components", "guided-layers", "noise-type", "mp-groups", "convergence", "overhead"}
 SUITES = list(catalogue.all_suites().values())
 
@@ -167,3 +167,15 @@ def test_released_rows_train_nothing_and_name_a_file_each() -> None:
             files.add(config.model.init_weights)
     assert len(files) == 17  # Mask2Former's of four, six and six settings, and MP-Former's
     assert "mp-former_coco_instance_r50.pkl" in files
+
+
+def test_stress_is_headline_on_the_images_that_the_parameters_draw_by_default() -> None:
+    suite = catalogue.find("stress")
+    drawn = suite.base("mini", "shapes").dataset.shapes
+    assert drawn is not None
+    light = catalogue.find("headline").base("mini", "shapes").dataset.shapes
+    assert light is not None
+    assert drawn == ShapesConfig(side=light.side, solids=light.solids)
+    assert sum(value == 0 for value in light.model_dump(exclude={"seed"}).values()) == 7
+    assert all("toggles" in key for row in suite.rows("mini", "shapes") for key in row.changes)
+    assert set(suite.not_applicable) == {"nuclei", "coco"}
