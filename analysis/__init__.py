@@ -1,7 +1,7 @@
 """Numbers and pictures from decoder layers, of any DETR-like segmentation model.
 
 This module imports no torch. The tensor modules do: :mod:`~analysis.matching`, :mod:`~analysis.layers`,
-:mod:`~analysis.recorder`, :mod:`~analysis.masks`, :mod:`~analysis.gradients` and :mod:`~analysis.quality`.
+:mod:`~analysis.recorder`, :mod:`~analysis.masks` and :mod:`~analysis.gradients`.
 :mod:`~analysis.layer_table`, :mod:`~analysis.scores`, :mod:`~analysis.statistics` and :mod:`~analysis.figures` work on
 files, without it.
 

@@ -159,16 +159,6 @@ def empty_pair_share(table: LayerTable) -> np.ndarray:
     return share
 
 
-def miss_share(table: LayerTable) -> np.ndarray:
-    """Share of the matched final queries whose mask at layer i has no cell of its object: (A,) percent.
-
-    The mask of layer i is what decoder layer i attends through, so this is the share of attention masks that are
-    empty or miss their object.
-    """
-    iou = table.grid("iou_gt")
-    return 100 * _divide((np.nan_to_num(iou, nan=0.0) == 0).sum(1), np.full(len(iou), iou.shape[1]))
-
-
 def query_usage(table: LayerTable) -> np.ndarray:
     """How often each query is matched at the last layer: (Q,) int64."""
     last = table["layer"] == table.layers - 1
@@ -268,16 +258,6 @@ def worst_changes(table: LayerTable, n: int, min_score: float | None = None, per
         "final_score",
     ]
     return frame[kept].reset_index(drop=True)
-
-
-def align(first: LayerTable, second: LayerTable) -> "pd.DataFrame":
-    """Two runs side by side, joined by (image, object, layer), never by query index: columns end in ``_1`` and
-    ``_2``.
-    """
-    shared = ["image_id", "object", "layer"]
-    fixed = ["class", "thing", "area"]
-    right = second.frame().drop(columns=fixed)
-    return first.frame().merge(right, on=shared, suffixes=("_1", "_2")).sort_values(shared).reset_index(drop=True)
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

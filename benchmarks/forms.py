@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mpformer.modeling import deformable_attention as deformable
-from mpformer.modeling.convolution import conv3x3
 from mpformer.modeling.pixel_decoder import EncoderLayer, PixelDecoderSettings
 
 REPEATS = 9
@@ -52,9 +51,6 @@ def main() -> None:
         sizes = tuple((side // s, side // s) for s in (32, 16, 8))
         forms = {n: lambda v, x, w, k=k, s=sizes: k(v, s, x, w) for n, k in kernels.items()}
         show(f"deformable attention's samples, {side}²", forms, samples(side))
-        maps, weight = torch.randn(2, 256, side // 4, side // 4), torch.randn(256, 256, 3, 3)
-        forms = {"tiles": conv3x3, "library": lambda x, w: F.conv2d(x, w, padding=1)}
-        show(f"3x3 convolution at stride 4, {side}²", forms, [maps, weight])
         layer = EncoderLayer(PixelDecoderSettings())
         whole = lambda x, b=layer: b.linear2(F.relu(b.linear1(x)))  # noqa: E731
         tokens = torch.randn(2, sum(h * w for h, w in sizes), 256)

@@ -19,7 +19,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "copies and fills": ("copy_", "fill_", "aten::cat", "aten::index"),
 }  # fmt: skip
 """Parts of operator names; the first kind that fits counts, everything else is "other"."""
-WITHIN = {"_Sampling": "deformable attention's samples", "_Convolution": "convolutions"}
+WITHIN = {"_Sampling": "deformable attention's samples"}
 """Operations of our own, forward and backward: everything inside them counts as this kind."""
 
 

@@ -21,13 +21,14 @@ from experiments.execution import provenance
 from experiments.execution.capture import captured
 from experiments.execution.signals import Noted
 from experiments.store import claims
-from experiments.store.files import append_json, read_json, sha256, write_json
+from experiments.store.files import append_json, read_json, write_json
 from experiments.store.identity import eval_id as evaluation_id
 from experiments.store.identity import run_id as _run_id
 from experiments.store.metrics import last_evaluation
 from experiments.store.run_dir import RunDir, Store, valid_result
 from mpformer.config.schema import Config
 from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
+from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import RunFailure, UserError
 from mpformer.runtime.rank import RENDEZVOUS, current_rank
 

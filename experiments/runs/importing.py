@@ -12,9 +12,10 @@ from pathlib import Path
 
 from experiments.status import usage
 from experiments.store import claims
-from experiments.store.files import read_json, sha256
+from experiments.store.files import read_json
 from experiments.store.identity import SCHEME, run_id
 from experiments.store.run_dir import RunDir, Store, valid_result
+from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
 LAST = ("trained.json", "result.json")

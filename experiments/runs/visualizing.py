@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.store.files import read_json, sha256
+from experiments.store.files import read_json
 from experiments.store.run_dir import RunDir
 from mpformer.config.schema import Config, validate
+from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
 KEPT, FURTHER = "layer_masks", "further_masks"

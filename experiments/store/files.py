@@ -1,7 +1,6 @@
 """Files as the store writes and reads them: whole or not at all, in as few system calls as it takes."""
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -73,12 +72,6 @@ def is_finite(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(is_finite(item) for item in value)
     return not isinstance(value, float) or math.isfinite(value)
-
-
-def sha256(path: Path) -> str:
-    """Return the checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def names_in(directory: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """Which prepared dataset and initial weights a configuration means, and whether they are in place."""
 
 import functools
-import hashlib
 import shutil
 import uuid
 from collections.abc import Iterable
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpformer.config.schema import Config
+from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
 
@@ -123,5 +123,4 @@ def _download(name: str, target: Path) -> None:
 @functools.cache
 def _checksum(path: Path, changed: int) -> str:
     """The checksum of a file, once per change of it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)

@@ -49,10 +49,6 @@ _NAME = re.compile(
     r"(?P<dataset>\w+)/(?P<task>\w+)/(?P<backbone>r50|r101|swin-[a-z])-(?P<length>\d+(?:ep|k))"
     r"(?:-(?P<kind>poly|step))?(?:-drop(?P<drop>\d+)k)?"
 )
-_RELEASE = re.compile(
-    r"(?P<dataset>\w+)/(?P<task>\w+)-segmentation/(?:swin/)?maskformer2_(?P<backbone>R50|R101|swin_[a-z]+)\w*?"
-    r"_bs16_(?P<length>\d+(?:ep|k))(?:_res640)?(?P<step>_steplr)?(?:_drop(?P<drop>\d*))?(?:_DN_query|_dbg)?\.yaml"
-)
 
 
 @dataclass(frozen=True)
@@ -122,26 +118,6 @@ def setting_names() -> tuple[str, ...]:
     names += [f"coco/instance/swin-l-{length}k-step-drop{drop}k"
               for length, drop in ((250, 145), (250, 170), (350, 270), (450, 395))]  # fmt: skip
     return tuple(names)
-
-
-def from_release(path: str) -> str:
-    """Return the setting that a configuration file of the public release stands for.
-
-    ``coco/instance-segmentation/maskformer2_R50_bs16_12ep_DN_query.yaml`` → ``coco/instance/r50-12ep-step``.
-    """
-    match = _RELEASE.fullmatch(path)
-    if not match:
-        raise UserError(f"{path!r} is not a configuration file of the release; valid settings: {setting_names()}")
-    dataset, task = match["dataset"], match["task"]
-    backbone = match["backbone"].lower()
-    backbone = f"swin-{backbone[5]}" if backbone.startswith("swin") else backbone
-    if match["drop"] is not None:
-        # the release names the last iteration before the first drop, or nothing
-        drop = round((int(match["drop"] or 144_999) + 1) / 1000)
-        return f"{dataset}/{task}/{backbone}-{max(drop, 150) // 50 * 50 + 100}k-step-drop{drop}k"
-    length = "160k" if dataset == "ade20k" else match["length"]  # one ADE20K file is misnamed 90k
-    kind = "step" if match["step"] else _default_kind(dataset, task)
-    return f"{dataset}/{task}/{backbone}-{length}-{kind}"
 
 
 def _check(dataset: str, task: str, backbone: str) -> None:

@@ -1,6 +1,5 @@
 """What of a dataset is there, what is missing, where to get it, and whether a sample opens. No torch."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from mpformer.data import nuclei
 from mpformer.data.coco_layout import Layout, read_json, rgb_to_id
 from mpformer.data.convert import IGNORE, MANIFEST
 from mpformer.data.prepare import PREPARED, check_name, read_manifest
+from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
 
@@ -117,7 +117,7 @@ def _checksums(directory: Path, files: dict[str, str], full: bool) -> Item:
 
 def _matches(path: Path, checksum: str) -> bool:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == checksum
+        return sha256(path) == checksum
     except OSError:
         return False
 

@@ -30,9 +30,9 @@ from mpformer.evaluation.scoring.scorer import SegmentationScorer, scorer_versio
 from mpformer.modeling.deformable_attention import require_kernel
 from mpformer.modeling.meta_arch import MPFormer, build_model
 from mpformer.modeling.weights import load_weights
+from mpformer.runtime.disk import disk_failures
 from mpformer.runtime.errors import RunFailure
 from mpformer.runtime.process import peak_memory, prepare_process
-from mpformer.training.checkpoints import disk_failures
 
 __all__ = ["evaluate"]
 

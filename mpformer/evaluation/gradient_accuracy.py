@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from analysis.gradients import Forward, attention_misses, compare_gradients, mask_embedding_gradients
 from analysis.matching import ImagePrediction, MatchWeights, ground_truth_cells, match_layers
@@ -21,8 +21,7 @@ from mpformer.config.schema import Config
 from mpformer.data.validation import ValidationItem
 from mpformer.evaluation.layer_pass import batches
 from mpformer.modeling.criterion import point_losses
-from mpformer.modeling.decoder import Level, MaskedAttentionDecoder
-from mpformer.modeling.mask_piloting import PilotBatch, Size, blocked_cells
+from mpformer.modeling.mask_piloting import Size, blocked_cells
 from mpformer.modeling.meta_arch import MPFormer
 from mpformer.modeling.outputs import DecoderOutput, Targets
 
@@ -67,12 +66,12 @@ class _Found:
         images = model.preprocess(inputs)
         targets = model.targets(inputs, images)
         pixels = model.pixel_features(images.tensor)
-        watched = _Watched(model.sem_seg_head.predictor)
-        output = watched(pixels)
+        decoder, watched = model.sem_seg_head.predictor, _Watched()
+        output = decoder(pixels, attention=watched)
         sizes = [(int(height), int(width)) for height, width in images.image_sizes]
         pairs = [self._final_pairs(output, b, batch[b], sizes[b]) for b in range(len(batch))]
         guidance = _guidance(targets, [(q, o) for q, o, _ in pairs], output.logits.shape[2])
-        guided = _Watched(model.sem_seg_head.predictor, guidance)(pixels)
+        guided = decoder(pixels, attention=_Watched(guidance))
         for b, (queries, objects, cells) in enumerate(pairs):
             if len(queries):
                 self.predicted.append(self._gradients(output, b, queries, cells[objects]))
@@ -126,22 +125,19 @@ class _Found:
         }
 
 
-class _Watched(MaskedAttentionDecoder):
-    """A decoder, with its own parameters, that keeps its predicted attention masks and may attend through others."""
+class _Watched:
+    """An attention hook that keeps the predicted masks and, given some guidance, replaces those of guided queries."""
 
-    def __init__(self, decoder: MaskedAttentionDecoder, guidance: Guidance | None = None) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(decoder.__dict__)
+    def __init__(self, guidance: Guidance | None = None) -> None:
         self.guidance = guidance
         self.seen: list[tuple[Tensor, Size]] = []
         """Per layer the predicted (B, Q, h*w) mask, True = blocked, before blocked rows are opened."""
 
-    def _blocked(self, layer: int, embed: Tensor, level: Level, pilot: PilotBatch | None) -> Tensor:
-        predicted = super()._blocked(layer, embed, level, pilot)
-        self.seen.append((predicted, level.size))
+    def __call__(self, predicted: Tensor, size: Size) -> Tensor:
+        self.seen.append((predicted, size))
         if self.guidance is None:
             return predicted
-        matched, blocked = self.guidance(level.size)
+        matched, blocked = self.guidance(size)
         return torch.where(matched[..., None], blocked, predicted)
 
 

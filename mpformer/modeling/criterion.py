@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from mpformer.modeling.points import (
     most_uncertain,
     sample,
 )
+from mpformer.runtime import distributed
 
 _IGNORED = -1
 _VALUES = 640 * 1024
@@ -137,18 +137,9 @@ class Criterion(nn.Module):
         for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
             local[i, 0] = part.objects
             local[i, 1:] = weight.sum((1, 2))
-        mean = mean_over_devices(local)
+        mean = distributed.mean(local)
         classes = mean if self.settings.class_mean == "global" else local
         return [(mean[i, 0].clamp(min=1), classes[i, 1:]) for i in range(len(parts))]
-
-
-def mean_over_devices(values: Tensor) -> Tensor:
-    """Average a tensor over the devices of a distributed run; the tensor itself otherwise."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return values
-    total = values.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
 
 
 def mask_loss_sums(

@@ -20,6 +20,8 @@ from mpformer.modeling.pixel_decoder import PixelFeatures
 from mpformer.modeling.position import sine_position
 
 T = TypeVar("T")
+AttentionHook = Callable[[Tensor, tuple[int, int]], Tensor]
+"""Takes a layer's attention mask (B, P+Q, h*w), True = blocked, and (h, w); returns the mask that the layer uses."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,13 @@ class MaskedAttentionDecoder(nn.Module):
         self.query_embed = nn.Embedding(settings.queries, hidden) if settings.query_position else None
         self.label_enc = nn.Embedding(settings.pilot_embeddings, hidden) if settings.pilot_embeddings else None
 
-    def forward(self, pixels: PixelFeatures, pilot: PilotBatch | None = None) -> DecoderOutput:
-        """Decode; with ``pilot`` its slots stand before the learnable queries in every layer."""
+    def forward(
+        self, pixels: PixelFeatures, pilot: PilotBatch | None = None, attention: AttentionHook | None = None
+    ) -> DecoderOutput:
+        """Decode; with ``pilot`` its slots stand before the learnable queries in every layer.
+
+        ``attention`` sees, and may replace, each layer's attention mask before rows that are blocked whole are opened.
+        """
         used = pixels.levels[: self.settings.layers]
         levels = [self._level(i, maps, pixels.mask_features) for i, maps in enumerate(used)]
         slots = 0 if pilot is None else pilot.slots
@@ -186,7 +193,10 @@ class MaskedAttentionDecoder(nn.Module):
         empty = []
         for i in range(self.settings.layers):
             level = levels[i % len(levels)]
-            blocked, was_empty = open_blocked_rows(self._blocked(i, heads[-1][1], level, pilot))
+            blocked = self._blocked(i, heads[-1][1], level, pilot)
+            if attention is not None:
+                blocked = attention(blocked, level.size)
+            blocked, was_empty = open_blocked_rows(blocked)
             queries = self._layer(i, queries, position, level, blocked, pilot)
             heads.append(self._predict(queries))
             empty.append(was_empty[:, slots:])

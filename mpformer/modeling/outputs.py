@@ -40,11 +40,6 @@ class DecoderOutput:
         """Return the mask logits (B, Q, h, w) of one head of the matching part."""
         return torch.einsum("bqd,bdhw->bqhw", self.mask_embed[layer], self.mask_features)
 
-    def pilot_masks(self, layer: int) -> Tensor:
-        """Return the mask logits (B, P, h, w) of one head of the piloted part; there must be one."""
-        assert self.pilot_mask_embed is not None
-        return torch.einsum("bqd,bdhw->bqhw", self.pilot_mask_embed[layer], self.mask_features)
-
 
 @dataclass(frozen=True)
 class Targets:

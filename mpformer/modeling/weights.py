@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
-from mpformer.training.checkpoints import sha256
 
 __all__ = ["detect_toggles", "load_weights", "local_path", "read_weights", "sha256"]
 

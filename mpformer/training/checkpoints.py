@@ -5,25 +5,22 @@ its claim on the run meanwhile) and renamed; its sha256 is written first, so tha
 final name always has a checksum to answer to. Reading takes the newest file whose bytes match.
 """
 
-import errno
 import hashlib
 import io
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mpformer.runtime.errors import RunFailure
+from mpformer.runtime.disk import disk_failures, sha256
 
 FINAL = "final.pth"
 _NAME = re.compile(r"iteration_(\d+)\.pth")
-_DISK = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EIO, errno.EFBIG}
 _log = logging.getLogger(__name__)
 
 
@@ -109,12 +106,6 @@ def sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def sha256(path: Path) -> str:
-    """Checksum of a file's bytes, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def cut_back(path: Path, iteration: int) -> int:
     """Cut a ``metrics.jsonl`` after the last line of `iteration` or earlier; returns the number of lines kept.
 
@@ -131,18 +122,6 @@ def cut_back(path: Path, iteration: int) -> int:
             kept, end = kept + 1, end + len(line)
         file.truncate(end)
     return kept
-
-
-@contextmanager
-def disk_failures(path: Path) -> Iterator[None]:
-    """Turn what a full or read-only disk raises into ``RunFailure("disk", one line)``."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        reason = f"cannot write {path.name}: {error.strerror}; free space or choose a writable --root"
-        raise RunFailure("disk", reason) from error
 
 
 def _belongs(line: bytes, iteration: int) -> bool:

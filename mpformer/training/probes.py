@@ -17,7 +17,7 @@ from mpformer.config.schema import Config
 from mpformer.data.validation import ValidationItems, validation_items
 from mpformer.evaluation.evaluate import probe_scores
 from mpformer.modeling.meta_arch import MPFormer
-from mpformer.training.checkpoints import disk_failures
+from mpformer.runtime.disk import disk_failures
 
 #: column → which of the recorder's layer values it holds
 _MEASURES = {

@@ -29,6 +29,7 @@ from mpformer.modeling.meta_arch import MPFormer, build_model
 from mpformer.modeling.weights import load_weights, local_path
 from mpformer.runtime import distributed, random_streams
 from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
+from mpformer.runtime.disk import disk_failures, sha256
 from mpformer.runtime.errors import RunFailure, UserError
 from mpformer.runtime.process import kernel_settings, peak_memory, prepare_process
 from mpformer.runtime.rank import Rank
@@ -379,7 +380,7 @@ def initial_model(config: Config) -> MPFormer:
     model = build_model(config)
     if config.model.init_weights:
         path = local_path(config.model.init_weights)
-        if config.model.init_checksum and checkpoints.sha256(path) != config.model.init_checksum:
+        if config.model.init_checksum and sha256(path) != config.model.init_checksum:
             raise UserError(f"initial weights {path.name} differ from model.init_checksum: another file was planned")
         load_weights(model, path, allow_backbone=not config.schedule.evaluation_only)
     return model
@@ -428,7 +429,7 @@ def _failures() -> Iterator[None]:
     loop = logging.getLogger("detectron2.engine.train_loop")
     loop.addFilter(_unexpected)
     try:
-        with checkpoints.disk_failures(Path("the run directory")):
+        with disk_failures(Path("the run directory")):
             yield
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise RunFailure("oom", _oom(error)) from error

@@ -107,9 +107,8 @@ def test_transitions(table: LayerTable) -> None:
         layer_table.query_transitions(table, LAYERS - 1)
 
 
-def test_query_usage_and_misses(table: LayerTable) -> None:
+def test_query_usage_and_drops(table: LayerTable) -> None:
     assert layer_table.query_usage(table).tolist() == [0, 0, 2, 1, 0]
-    assert layer_table.miss_share(table) == pytest.approx([100 / 3, 100 / 3, 0])
     assert layer_table.iou_drops(table) == pytest.approx(np.array([[0.8, 0.9, 0.3], [0.1, 0.2, 0.7]]))
 
 
@@ -135,14 +134,6 @@ def test_worst_changes_follow_the_rule(table: LayerTable) -> None:
     assert len(layer_table.worst_changes(table, n=5, min_score=0)) == 2
     assert len(layer_table.worst_changes(table, n=5, min_score=0, per_image=2)) == 3
     assert layer_table.worst_changes(table, n=5, min_score=0.95).empty
-
-
-def test_runs_align_by_object_never_by_query(table: LayerTable) -> None:
-    other = table_of([line(1, layer, 1, 0, 0, 0.5, 0.5, 0.5) for layer in range(LAYERS)])
-    joined = layer_table.align(table, other)
-    assert joined[["image_id", "object"]].drop_duplicates().to_numpy().tolist() == [[1, 1]]
-    assert joined["query_final_1"].tolist() == [3] * LAYERS
-    assert joined["query_final_2"].tolist() == [0] * LAYERS
 
 
 def test_stability_between_checkpoints(table: LayerTable) -> None:

@@ -15,12 +15,13 @@ import hypothesis
 import pytest
 
 from experiments.execution.attempt import Options
-from experiments.store.files import read_json, sha256, write_json
+from experiments.store.files import read_json, write_json
 from experiments.store.identity import eval_id, run_id
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites import planning
 from mpformer.config.schema import Config
 from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
+from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import RunFailure
 
 

@@ -17,11 +17,12 @@ import cloudpickle
 import pytest
 
 from experiments.status.states import derive
-from experiments.store.files import append_json, read_json, sha256, write_json
+from experiments.store.files import append_json, read_json, write_json
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import PlannedRun
 from mpformer.config.schema import Config
 from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
+from mpformer.runtime.disk import sha256
 from tests.support import chaos, counting_jobs, tiny_jobs
 from tests.support.tiny_jobs import client, job, lines, stages, submit, until
 

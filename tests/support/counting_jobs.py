@@ -11,12 +11,13 @@ import cloudpickle
 import pytest
 
 from experiments.launch.profiles import SlurmProfile, parse
-from experiments.store.files import sha256, write_json
+from experiments.store.files import write_json
 from experiments.store.run_dir import Store
 from experiments.suites import planning
 from experiments.suites.planning import Plan, Request
 from mpformer.config.schema import Config
 from mpformer.runtime.callbacks import TrainCallbacks
+from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import RunFailure
 
 

@@ -31,6 +31,11 @@ from mpformer.modeling.pixel_decoder import PixelFeatures
 from mpformer.modeling.points import FixedPoints, most_uncertain, sample
 
 
+def piloted_masks(output: DecoderOutput, layer: int) -> Tensor:
+    """Mask logits (B, P, h, w) of one head of the piloted part."""
+    return torch.einsum("bqd,bdhw->bqhw", output.pilot_mask_embed[layer], output.mask_features)
+
+
 @dataclass
 class Trace:
     """What the decoder did, layer by layer."""
@@ -154,7 +159,7 @@ def _outputs(output: DecoderOutput, pilot: PilotBatch | None, trace: Trace) -> d
     assert self_mask is not None
     return result | {
         "out/mp/pred_logits": output.pilot_logits,
-        "out/mp/pred_masks": torch.stack([output.pilot_masks(i) for i in layers]),
+        "out/mp/pred_masks": torch.stack([piloted_masks(output, i) for i in layers]),
         "out/mp/slot_is_gt": pilot.real,
         "out/mp/labels_used": _flat_labels(pilot),
         "out/self_attn_mask": self_mask[0],
@@ -210,7 +215,9 @@ def _seeded(
         own = _stacked({i: _chosen(_matched_logits(output, matching, i), matched, i, keep) for i in match_points})
         theirs = None
         if pilot is not None:
-            theirs = _stacked({i: _chosen(output.pilot_masks(i)[pilot.real], piloted, i, keep) for i in match_points})
+            theirs = _stacked(
+                {i: _chosen(piloted_masks(output, i)[pilot.real], piloted, i, keep) for i in match_points}
+            )
         fixed = FixedPoints(_stacked(match_points), own, theirs)
         return criterion(output, targets, pilot, fixed, matching)
 

@@ -207,7 +207,7 @@ def test_data_check_finds_missing_and_damaged_files(run: Make, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["coco", "ade20k", "cityscapes"])
 def test_a_release_is_converted_and_looked_at(run: Make, name: str, tmp_path: Path) -> None:
-    from mpformer.data.miniature import write_miniature
+    from tests.support.miniature import write_miniature
 
     where = ("--data-root", str(tmp_path / "releases"))
     absent = run("data", "check", name, *where)

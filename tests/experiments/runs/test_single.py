@@ -57,7 +57,7 @@ SHORT = ("SOLVER.MAX_ITER", "2", "MPFORMER.DATASET.ON_CORRUPT", "skip")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """COCO in miniature, with half of one training JPEG."""
-    from mpformer.data.miniature import write_miniature
+    from tests.support.miniature import write_miniature
 
     root = tmp_path_factory.mktemp("data")
     write_miniature("coco", root, images=4, side=64)

@@ -49,7 +49,7 @@ def cases() -> Iterator[Any]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mpformer.data import prepare
     from mpformer.data.convert import convert
-    from mpformer.data.miniature import write_miniature
+    from tests.support.miniature import write_miniature
 
     root = tmp_path_factory.mktemp("data")
     for name in RELEASES:

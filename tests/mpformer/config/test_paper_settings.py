@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from mpformer.config.classes import num_classes
-from mpformer.config.paper_settings import BACKBONES, from_release, setting, setting_names
+from mpformer.config.paper_settings import BACKBONES, _default_kind, setting, setting_names
 from mpformer.config.schema import Config
 from mpformer.runtime.errors import UserError
 
@@ -64,6 +65,31 @@ def cells(config: Config) -> dict[str, Any]:
         "train_points": model.train_points,
         "init_weights": model.init_weights,
     }
+
+
+_RELEASE = re.compile(
+    r"(?P<dataset>\w+)/(?P<task>\w+)-segmentation/(?:swin/)?maskformer2_(?P<backbone>R50|R101|swin_[a-z]+)\w*?"
+    r"_bs16_(?P<length>\d+(?:ep|k))(?:_res640)?(?P<step>_steplr)?(?:_drop(?P<drop>\d*))?(?:_DN_query|_dbg)?\.yaml"
+)
+
+
+def from_release(path: str) -> str:
+    """Return the setting that a configuration file of the public release stands for.
+
+    ``coco/instance-segmentation/maskformer2_R50_bs16_12ep_DN_query.yaml`` → ``coco/instance/r50-12ep-step``.
+    """
+    match = _RELEASE.fullmatch(path)
+    assert match, f"{path!r} is not a configuration file of the release"
+    dataset, task = match["dataset"], match["task"]
+    backbone = match["backbone"].lower()
+    backbone = f"swin-{backbone[5]}" if backbone.startswith("swin") else backbone
+    if match["drop"] is not None:
+        # the release names the last iteration before the first drop, or nothing
+        drop = round((int(match["drop"] or 144_999) + 1) / 1000)
+        return f"{dataset}/{task}/{backbone}-{max(drop, 150) // 50 * 50 + 100}k-step-drop{drop}k"
+    length = "160k" if dataset == "ade20k" else match["length"]  # one ADE20K file is misnamed 90k
+    kind = "step" if match["step"] else _default_kind(dataset, task)
+    return f"{dataset}/{task}/{backbone}-{length}-{kind}"
 
 
 def parse(text: str) -> Any:

@@ -24,10 +24,10 @@ from mpformer.data import prepare
 from mpformer.data.check import check
 from mpformer.data.convert import convert
 from mpformer.data.loader import train_batches
-from mpformer.data.miniature import write_miniature
 from mpformer.data.validation import ValidationItem, validation_items
 from mpformer.evaluation.scoring.scorer import SegmentationScorer
 from mpformer.runtime.errors import RunFailure, UserError
+from tests.support.miniature import write_miniature
 
 RELEASES = ("coco", "ade20k", "cityscapes")
 CROP = {"kind": "crop", "min_sizes": (64, 96), "crop_size": (64, 64), "category_max_area": 0.75, "color": True}

@@ -7,12 +7,12 @@ import torch
 
 from mpformer.config.paper_settings import setting
 from mpformer.config.schema import Config
-from mpformer.data.miniature import write_miniature
 from mpformer.data.validation import validation_items
 from mpformer.evaluation.compute_cost import costs
 from mpformer.modeling.meta_arch import build_model
 from mpformer.runtime.errors import UserError
 from mpformer.training.trainer import train
+from tests.support.miniature import write_miniature
 
 _NARROW = {
     "model.backbone": {"kind": "resnet", "depth": 18, "stem_channels": 8, "res2_channels": 8, "norm": "GN"},

@@ -108,14 +108,12 @@ def test_guiding_by_the_predicted_masks_changes_nothing(model: MPFormer, items: 
     with torch.no_grad():
         pixels = model.pixel_features(model.preprocess(inputs).tensor)
         plain = model.sem_seg_head.predictor(pixels)
-        watched = _Watched(model.sem_seg_head.predictor)
-        seen = watched(pixels)
+        decoder, watched = model.sem_seg_head.predictor, _Watched()
+        seen = decoder(pixels, attention=watched)
         replay = iter(watched.seen)
         every = torch.ones(2, 10, dtype=torch.bool)
-        again = _Watched(model.sem_seg_head.predictor, lambda size: (every, next(replay)[0]))(pixels)
-        opened = _Watched(
-            model.sem_seg_head.predictor, lambda size: (every, torch.zeros(2, 10, size[0] * size[1], dtype=torch.bool))
-        )(pixels)
+        again = decoder(pixels, attention=_Watched(lambda size: (every, next(replay)[0])))
+        opened = decoder(pixels, attention=lambda predicted, size: torch.zeros_like(predicted))
     for other in (seen, again):
         assert torch.equal(plain.mask_embed, other.mask_embed)
         assert torch.equal(plain.logits, other.logits)

@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from mpformer.modeling import criterion, matcher, pixel_decoder, points, sparse_sampling
 from mpformer.modeling import deformable_attention as deformable
-from mpformer.modeling.convolution import Conv2d, conv3x3
+from mpformer.modeling.convolution import Conv2d
 from mpformer.modeling.decoder import _resize
 
 SIZES = ((3, 4), (6, 8))
@@ -84,18 +82,6 @@ def test_softmax_written_out_is_softmax() -> None:
     logits[0, 0] = 1e4
     plain = outputs_and_gradients(lambda x: x.softmax(-1), [logits])
     assert_same(outputs_and_gradients(deformable._softmax, [logits]), plain, 1e-5)
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    images=st.integers(1, 3), rows=st.integers(1, 6), columns=st.integers(1, 6), at_once=st.sampled_from([1, 7, 512])
-)
-def test_tiled_convolution_is_convolution(images: int, rows: int, columns: int, at_once: int) -> None:
-    made = [drawn(images, 5, 4 * rows, 4 * columns), drawn(7, 5, 3, 3, seed=1)]
-    plain = outputs_and_gradients(lambda x, w: F.conv2d(x, w, padding=1), made)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mpformer.modeling.convolution._TILES", at_once)
-        assert_same(outputs_and_gradients(conv3x3, made), plain, 2e-5)
 
 
 @pytest.mark.parametrize(("kernel", "bias"), itertools.product([1, 3], [True, False]))

@@ -8,6 +8,7 @@ import torch
 
 from mpformer.config.schema import Toggles
 from tests.support.paired_models import CLASSES, Forward, draw, forward_both, make_batch, margin, pair, tiny_config
+from tests.support.parity_adapter import piloted_masks
 
 SIZES = [(64, 96), (60, 70), (64, 64)]
 PILOTED = Toggles(mp_queries=True)
@@ -68,7 +69,7 @@ def assert_same(direct: Any, product: Any, both: Forward) -> None:
     if both.pilot is not None:
         real = both.pilot.real
         torch.testing.assert_close(real, both.direct.pilot.slot_is_object)
-        found = torch.stack([both.product.pilot_masks(i) for i in layers])
+        found = torch.stack([piloted_masks(both.product, i) for i in layers])
         torch.testing.assert_close(found[:, real], both.direct.piloted("masks")[:, real], **close)
         wanted = both.direct.piloted("logits")[:, real]
         torch.testing.assert_close(both.product.pilot_logits[:, real], wanted, **close)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mpformer.config.schema import ResNetConfig
-from mpformer.modeling.weights import detect_toggles, load_weights, read_weights, sha256
+from mpformer.modeling.weights import detect_toggles, load_weights, read_weights
+from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
 GOLDEN = [Path(__file__).parents[2] / "golden", Path(__file__).parents[4] / "shared" / "golden"]

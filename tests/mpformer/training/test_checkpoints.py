@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import RunFailure
 from mpformer.training import checkpoints
 from mpformer.training.checkpoints import Checkpoints, cut_back, sidecar, verify
@@ -114,7 +115,7 @@ def test_final_weights_are_alone_checksummed_and_reproducible(store: Checkpoints
     path, checksum = store.finish(state(3)["model"])
     assert path.name == "final.pth"
     assert verify(path)
-    assert checksum == checkpoints.sha256(path)
+    assert checksum == sha256(path)
     assert set(torch.load(path, weights_only=True)) == {"model"}
     again = Checkpoints(store.directory / "again")
     assert again.finish(state(3)["model"])[1] == checksum

@@ -18,12 +18,12 @@ from mpformer.config.classes import category_ids, class_table
 from mpformer.config.schema import Config, validate
 from mpformer.data.coco_layout import id_to_rgb
 from mpformer.data.convert import convert
-from mpformer.data.miniature import write_miniature
 from mpformer.data.validation import ValidationItem, validation_items
 from mpformer.evaluation.scoring.cityscapes import ground_truth_file, label_ids, scripts
 from mpformer.evaluation.scoring.from_counts import CountScorer
 from mpformer.evaluation.scoring.scorer import SegmentationScorer
 from mpformer.runtime.errors import RunFailure, UserError
+from tests.support.miniature import write_miniature
 from tests.support.plain_counts import counted
 
 pytest.importorskip("cityscapesscripts")
