@@ -71,7 +71,7 @@ class Track:
 class Case:
     """One ground-truth object in the runs: ``tracks`` has one entry a run, None where no query is matched to it.
 
-    ``chosen_by`` is the place of the run whose worst case it is; ``picture`` the image's file, if there is one.
+    ``chosen_by`` is the index of the run whose worst case it is; ``picture`` the image's file, if there is one.
     """
 
     image_id: int

@@ -64,8 +64,8 @@ def seed_bands(frame: "pd.DataFrame", x: str) -> "pd.DataFrame":
     rows = []
     found = frame.dropna(subset=["value"])
     every = found["value"].to_numpy(float)
-    places = found.groupby(["row", x], sort=False).indices  # a frame a group would take most of the time
-    for (row, at), group in sorted(places.items(), key=lambda item: item[1][0]):
+    groups = found.groupby(["row", x], sort=False).indices  # a frame a group would take most of the time
+    for (row, at), group in sorted(groups.items(), key=lambda item: item[1][0]):
         values = every[group].tolist()
         low, high = mean_interval(values) or (np.nan, np.nan)
         rows.append((row, at, float(np.mean(values)), low, high, len(values)))
@@ -200,7 +200,7 @@ def _thin(frame: "pd.DataFrame", most: int = 120) -> "pd.DataFrame":
 def schedule_curves(frame: "pd.DataFrame", measure: str = "AP", rows: Sequence[str] | None = None) -> "Figure":
     """A score against iterations for full-length and shortened schedules.
 
-    ``frame`` has columns row, schedule, seed, iteration, value. Colour tells the row, dashes the schedule (the
+    ``frame`` has columns row, schedule, seed, iteration, value. Colour is for the row, dashes are for the schedule (the
     longest is solid); the last value of each curve is marked and written.
     """
     labels = list(rows or dict.fromkeys(frame["row"]))

@@ -41,7 +41,7 @@ def pair_iou(first: Tensor, second: Tensor) -> Tensor:
 def mean_iou_previous(images: Sequence[ImageLayers]) -> Tensor:
     """mIoU-L^i = mean of IoU(mask_n^{i−1}, mask_n^i) over queries n with V_n^L ≥ 0; (A,) in [0, 1], NaN at layer 0.
 
-    Pairs of two empty masks are left out; :func:`empty_pair_share` tells how many. mIoU-L is the mean over i = 1 …
+    Pairs of two empty masks are left out; their share is :func:`empty_pair_share`. mIoU-L is the mean over i = 1 …
     L, layers without any pair left out.
     """
     pooled = _pool(images, lambda image, masks: pair_iou(masks[:-1], masks[1:]))

@@ -22,7 +22,7 @@ _COMPACT = 256
 class LayerRecorder:
     """Collects one line per image × layer × object matched at the last layer.
 
-    ``things`` tells for each class whether it is a thing (None: all are). ``weights`` are the matching cost's.
+    ``things`` says for each class whether it is a thing (None: all are). ``weights`` are the matching cost's.
 
     >>> recorder = LayerRecorder()
     >>> gt_masks, gt_labels = torch.ones(1, 32, 32, dtype=torch.bool), torch.tensor([2])

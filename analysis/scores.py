@@ -177,7 +177,7 @@ class PerImage:
 
 
 def read(path: Path, things: Mapping[int, bool] | None = None) -> PerImage:
-    """Read ``per_image.parquet``; ``things`` tells which panoptic categories are things. Images are ordered by id."""
+    """Read ``per_image.parquet``; ``things`` says which panoptic categories are things. Images are ordered by id."""
     import pyarrow.parquet as pq
 
     return from_table(pq.read_table(path), things)

@@ -19,7 +19,7 @@ FORMATS = ("svg", "pdf", "png")
 WIDTH = 7.0
 _MARKERS = "osD^vPX"
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)), "-", (0, (5, 1.5)), (0, (1.2, 1.2)))
-#: Writers put the time of day into their files unless told not to.
+#: Writers put the time of day into their files unless their metadata says otherwise.
 _METADATA: dict[str, dict[str, str | None]] = {
     "svg": {"Date": None},
     "pdf": {"CreationDate": None, "Creator": "mpformer", "Producer": None},
@@ -65,8 +65,8 @@ def look(index: int) -> dict[str, Any]:
     import matplotlib
 
     colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
-    place = index % len(colours)
-    return {"color": colours[place], "marker": _MARKERS[place], "linestyle": _DASHES[place]}
+    number = index % len(colours)
+    return {"color": colours[number], "marker": _MARKERS[number], "linestyle": _DASHES[number]}
 
 
 def looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:

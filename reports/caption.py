@@ -4,18 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mpformer.config.datasets import DATASETS
 from mpformer.config.presets import PRESETS
 from reports.definitions import definitions
 from reports.model import Table
 from reports.runs import RunView
-
-_DATASETS = {
-    "shapes": "shapes (procedural)",
-    "nuclei": "nuclei (2018 Data Science Bowl)",
-    "coco": "COCO val2017",
-    "ade20k": "ADE20K val",
-    "cityscapes": "Cityscapes val",
-}
 
 
 def preset(toggles: Mapping[str, Any]) -> str:
@@ -46,7 +39,7 @@ def caption(table: Table, views: Sequence[RunView], record: Mapping[str, Any]) -
 
 
 def _scale(table: Table) -> str:
-    dataset = _DATASETS.get(table.dataset, table.dataset)
+    dataset = DATASETS[table.dataset].title if table.dataset in DATASETS else table.dataset
     if table.scale == "mini":
         return f"Scale mini on {dataset}: a narrow model trained for minutes, not the paper's setting."
     return f"Scale {table.scale} on {dataset}."

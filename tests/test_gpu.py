@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mpformer.config.schema import Config
-from mpformer.data import prepare
+from mpformer.data.shapes_set import prepare_shapes
 from mpformer.modeling.deformable_attention import _package_serves, grid_sample_kernel, package_kernel
 from mpformer.runtime.callbacks import TrainCallbacks
 
@@ -40,7 +40,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     shapes = tiny().dataset.shapes
     assert shapes is not None
-    prepare.prepare_shapes(shapes, root, workers=1)
+    prepare_shapes(shapes, root, workers=1)
     return root
 
 

@@ -9,7 +9,6 @@ import click
 from experiments.cli.console import new_console, print_json, progress_bar
 from experiments.cli.group import cli
 from experiments.cli.options import data_root_option, json_option, root_option
-from mpformer.runtime.errors import UserError
 
 
 @cli.group()
@@ -27,20 +26,19 @@ def data_prepare(name: str, source: Path | None, crop: int, overrides: Sequence[
     """Write dataset NAME (shapes; nuclei from SOURCE) under the data root, or convert a release that lies there
     (coco, ade20k, cityscapes); what is done is left alone, what was interrupted goes on."""
     from experiments.suites import planning, scales
-    from mpformer.data import convert, prepare
+    from mpformer.config.classes import tasks_of
+    from mpformer.config.schema import DatasetConfig
+    from mpformer.data.prepare import prepare
 
+    task = tasks_of(name)[-1]  # raises for an unknown name
+    if name in scales.datasets("mini"):
+        changes = dict(planning.parse_override(text) for text in overrides)
+        config = scales.base("mini", name).replace({"dataset.crop": crop if name == "nuclei" else None, **changes})
+        dataset = config.dataset
+    else:
+        dataset = DatasetConfig(name=name, task=task)
     with progress_bar(new_console(), f"preparing {name}") as progress:
-        if name == "shapes":
-            config = scales.base("mini", "shapes").replace(dict(planning.parse_override(text) for text in overrides))
-            assert config.dataset.shapes is not None
-            path = prepare.prepare_shapes(config.dataset.shapes, data_root, progress)
-        elif name == "nuclei":
-            if source is None:
-                raise UserError("nuclei needs its source: mpformer data prepare nuclei SRC (directory or archive)")
-            path = prepare.prepare_nuclei(source, data_root, crop, progress)
-        else:
-            prepare.check_name(name)
-            path = convert.convert(name, data_root, progress)
+        path = prepare(dataset, data_root, source, progress)
     click.echo(path)
 
 
@@ -51,9 +49,9 @@ def data_prepare(name: str, source: Path | None, crop: int, overrides: Sequence[
 @json_option
 def data_check(name: str, data_root: Path, full: bool, as_json: bool) -> int:
     """Say what of dataset NAME is under the data root, what is missing and where to get it; open a sample."""
-    from mpformer.data import prepare
+    from mpformer.data.check import check
 
-    found = prepare.check(name, data_root, full)
+    found = check(name, data_root, full)
     if as_json:
         print_json([{**asdict(report), "ok": report.ok} for report in found])
     else:

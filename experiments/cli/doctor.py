@@ -224,16 +224,16 @@ def mlflow(uri: str) -> Finding:
 
 # --- data and disk ------------------------------------------------------------------------------------------------
 
-RELEASES = {"coco": "coco", "ade20k": "ADEChallengeData2016", "cityscapes": "cityscapes"}
-_PREPARE = {
-    "shapes": "mpformer data prepare shapes (a launch does it too)",
-    "nuclei": "mpformer data prepare nuclei SRC",
-}
-
 
 def datasets(data_root: Path) -> Iterator[Finding]:
     """What is under the data root; checksums are `mpformer data check`'s business."""
-    for name, command in _PREPARE.items():
+    from mpformer.config.datasets import DATASETS
+    from mpformer.data.sources import Prepared, source_of
+
+    sources = {name: source_of(name) for name in DATASETS}
+    releases = {name: data_root / DATASETS[name].folder for name in DATASETS if not isinstance(sources[name], Prepared)}
+    for name, source in ((name, source) for name, source in sources.items() if isinstance(source, Prepared)):
+        command = source.command + (" (a launch does it too)" if source.fingerprint is not None else "")
         manifests = [read_json(path) for path in sorted((data_root / name).glob("*/manifest.json"))]
         sound = [content for content in manifests if isinstance(content, dict)]
         listed = "; ".join(f"{item.get('fingerprint', '')[:12]}: {_images(item)}" for item in sound)
@@ -241,8 +241,8 @@ def datasets(data_root: Path) -> Iterator[Finding]:
             yield Finding(name, NOTE, f"{listed} a damaged manifest".strip(), f"mpformer data check {name}")
         else:
             yield Finding(name, OK, listed) if sound else Finding(name, NOTE, f"not under {data_root}", command)
-    there = [name for name, folder in RELEASES.items() if (data_root / folder).is_dir()]
-    absent = [f"{name} ({data_root / folder})" for name, folder in RELEASES.items() if name not in there]
+    there = [name for name, folder in releases.items() if folder.is_dir()]
+    absent = [f"{name} ({folder})" for name, folder in releases.items() if name not in there]
     advice = f"only for scale paper: put {', '.join(absent)}" if absent else ""
     yield Finding("releases", NOTE if absent else OK, f"found: {', '.join(there) or 'none'}", advice)
 
@@ -339,18 +339,18 @@ def try_out(folder: str) -> None:
 
 def _train(folder: Path) -> dict[str, Any]:
     from experiments.suites import scales
-    from mpformer.data import prepare
+    from mpformer.data.prepare import prepare
+    from mpformer.data.prepared import resolve
     from mpformer.runtime.callbacks import TrainCallbacks
     from mpformer.training.trainer import train
 
     config = scales.base("mini", "shapes").replace(_TINY)
-    assert config.dataset.shapes is not None
-    prepare.prepare_shapes(config.dataset.shapes, folder / "datasets", workers=1)
+    prepare(config.dataset, folder / "datasets", workers=1)
     losses: list[float] = []
     callbacks = TrainCallbacks(progress=lambda beat: losses.append(beat["loss"]))
     started = time.monotonic()
     with contextlib.redirect_stdout(sys.stderr):
-        trained = train(prepare.resolve(config, folder / "datasets"), folder / "run", folder / "datasets", callbacks)
+        trained = train(resolve(config, folder / "datasets"), folder / "run", folder / "datasets", callbacks)
     needed = {name: trained[name] for name in ("iterations", "peak_memory_bytes")}
     return {**needed, "seconds": time.monotonic() - started, "loss": losses[-1]}
 

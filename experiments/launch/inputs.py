@@ -11,10 +11,9 @@ def prepare_data(plan: Plan, data_root: Path, progress: Callable[[int, int], Non
     """Prepare what can be prepared without the user's help (drawn images), and return the plan with it in place."""
     if not plan.data.preparable:
         return plan
-    from mpformer.data.prepare import prepare_shapes
+    from mpformer.data.prepare import prepare
 
-    assert plan.base.dataset.shapes is not None
-    prepare_shapes(plan.base.dataset.shapes, data_root, progress)
+    prepare(plan.base.dataset, data_root, progress=progress)
     return planning.make(plan.request, data_root)
 
 

@@ -27,42 +27,33 @@ def resolve(config: Config, data_root: Path) -> tuple[Config, DataState]:
 
     Raises UserError if a given fingerprint contradicts the dataset's parameters.
     """
-    from mpformer.data import prepare
+    from mpformer.data import prepared
+    from mpformer.data.sources import Release, source_of
 
+    name, source = config.dataset.name, source_of(config.dataset.name)
     try:
-        resolved = prepare.resolve(config, data_root)
+        resolved = prepared.resolve(config, data_root)
     except UserError as error:
-        if config.dataset.name != "nuclei":
+        if isinstance(source, Release) or source.fingerprint is not None:
             raise
         return config, DataState("", str(error))
-    fingerprint = resolved.dataset.fingerprint
-    if config.dataset.name not in prepare.PREPARED:
-        folder = Path(data_root, _RELEASE_FOLDERS[config.dataset.name])
-        absent = f"{config.dataset.name} is not at {folder}; see: mpformer data check {config.dataset.name}"
-        return resolved, DataState(fingerprint, "" if folder.is_dir() else absent)
-    if (prepare.prepared_dir(config.dataset.name, fingerprint, data_root) / "manifest.json").exists():
+    where, fingerprint = prepared.folder(resolved.dataset, data_root), resolved.dataset.fingerprint
+    if isinstance(source, Release):
+        absent = f"{name} is not at {where}; see: mpformer data check {name}"
+        return resolved, DataState(fingerprint, "" if where.is_dir() else absent)
+    if (where / "manifest.json").exists():
         return resolved, DataState(fingerprint)
-    return resolved, _missing(config.dataset.name, fingerprint, data_root)
+    absent = f"{name} {fingerprint[:12]} is not under {data_root}"
+    if source.fingerprint is not None:
+        return resolved, DataState(fingerprint, f"{absent}; `launch` prepares it, or: {source.command}", True)
+    return resolved, DataState(fingerprint, f"{absent}; run: {source.command}")
 
 
 def folder(config: Config, data_root: Path) -> Path:
     """Return the directory under the data root that holds a configuration's dataset."""
-    from mpformer.data import prepare
+    from mpformer.data import prepared
 
-    name = config.dataset.name
-    if name in prepare.PREPARED:
-        return prepare.prepared_dir(name, config.dataset.fingerprint, data_root)
-    return Path(data_root, _RELEASE_FOLDERS[name])
-
-
-_RELEASE_FOLDERS = {"coco": "coco", "ade20k": "ADEChallengeData2016", "cityscapes": "cityscapes"}
-
-
-def _missing(name: str, fingerprint: str, data_root: Path) -> DataState:
-    where = f"{name} {fingerprint[:12]} is not under {data_root}"
-    if name == "shapes":
-        return DataState(fingerprint, f"{where}; `launch` prepares it, or: mpformer data prepare shapes", True)
-    return DataState(fingerprint, f"{where}; run: mpformer data prepare {name} SRC")
+    return prepared.folder(config.dataset, data_root)
 
 
 def resolve_weights(config: Config, data_root: Path) -> tuple[Config, str]:

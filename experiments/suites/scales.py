@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from mpformer.config.datasets import dataset as dataset_entry
 from mpformer.config.schema import (
     AugmentationConfig,
     Config,
@@ -42,9 +43,6 @@ DECLARED_DISK: Mapping[str, tuple[int, int, int]] = MappingProxyType(
 )
 """Files and bytes that a finished run leaves, and bytes of the weights among them: of mini as counted once, of paper
 from the parameters of R50 and ten times the images; an estimate until a run has been counted."""
-
-VAL_IMAGES: Mapping[str, int] = MappingProxyType({"coco": 5000, "ade20k": 2000, "cityscapes": 500, "nuclei": 130})
-"""Validation images of the releases, and some of nuclei (it depends on the crops)."""
 
 DECLARED_GIB = 2.5
 """Peak memory of a mini run in GiB, likewise."""
@@ -90,7 +88,7 @@ def declared_seconds(scale: str, dataset: str) -> tuple[float, float]:
 
 def val_images(dataset: DatasetConfig) -> int:
     """Return the number of validation images, as far as it is known before the dataset is there."""
-    return dataset.shapes.val_images if dataset.shapes is not None else VAL_IMAGES.get(dataset.name, 0)
+    return dataset.shapes.val_images if dataset.shapes is not None else dataset_entry(dataset.name).val_images
 
 
 def column_reasons(dataset: str, scored: EvaluationConfig) -> dict[str, str]:

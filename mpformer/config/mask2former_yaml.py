@@ -23,6 +23,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from mpformer.config.classes import num_classes
+from mpformer.config.datasets import DATASETS
 from mpformer.config.dotted import MISSING, leaves, put, value_at
 from mpformer.config.schema import Config, toggle_names, unread, valid_keys, validate
 from mpformer.runtime.errors import UserError, choices
@@ -35,24 +36,6 @@ _FEATURES = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}
 _STRIDES = {name: stride for stride, name in _FEATURES.items()}
 _SCHEDULES = {"step": "WarmupMultiStepLR", "poly": "WarmupPolyLR"}
 _BACKBONES = {"resnet": "build_resnet_backbone", "swin": "D2SwinTransformer"}
-
-#: (dataset, task) → names of the training and test sets in detectron2's catalog
-DATASET_NAMES = {
-    ("coco", "instance"): ("coco_2017_train", "coco_2017_val"),
-    ("coco", "panoptic"): ("coco_2017_train_panoptic", "coco_2017_val_panoptic_with_sem_seg"),
-    ("coco", "semantic"): ("coco_2017_train_panoptic_stuffonly", "coco_2017_val_panoptic_stuffonly"),
-    ("ade20k", "instance"): ("ade20k_instance_train", "ade20k_instance_val"),
-    ("ade20k", "panoptic"): ("ade20k_panoptic_train", "ade20k_panoptic_val"),
-    ("ade20k", "semantic"): ("ade20k_sem_seg_train", "ade20k_sem_seg_val"),
-    ("cityscapes", "instance"): ("cityscapes_fine_instance_seg_train", "cityscapes_fine_instance_seg_val"),
-    ("cityscapes", "panoptic"): ("cityscapes_fine_panoptic_train", "cityscapes_fine_panoptic_val"),
-    ("cityscapes", "semantic"): ("cityscapes_fine_sem_seg_train", "cityscapes_fine_sem_seg_val"),
-    ("shapes", "instance"): ("shapes_instance_train", "shapes_instance_val"),
-    ("shapes", "panoptic"): ("shapes_panoptic_train", "shapes_panoptic_val"),
-    ("shapes", "semantic"): ("shapes_semantic_train", "shapes_semantic_val"),
-    ("nuclei", "instance"): ("nuclei_instance_train", "nuclei_instance_val"),
-}
-_BY_TRAIN = {train: pair for pair, (train, _) in DATASET_NAMES.items()}
 
 #: Mask2Former's own keys, with its defaults
 _MASK2FORMER: dict[str, Any] = {
@@ -361,7 +344,7 @@ _DERIVED_FIELDS = {
 def _derived(config: Config) -> dict[str, Any]:
     """Keys that several fields make, or fields that make several keys."""
     augmentation, schedule = config.dataset.augmentation, config.schedule
-    train, test = DATASET_NAMES[config.dataset.name, config.dataset.task]
+    train, test = DATASETS[config.dataset.name].catalog_names(config.dataset.task)
     prefix = {"lsj": "coco", "crop": "mask_former", "fixed": "fixed"}[augmentation.kind]
     suffix = "_lsj" if augmentation.kind == "lsj" else ""
     return {
@@ -393,12 +376,14 @@ def _derived_keys() -> frozenset[str]:
 def _dataset(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Name, task and the derived parts of the augmentation."""
     train, test = tuple(flat["DATASETS.TRAIN"]), tuple(flat["DATASETS.TEST"])
-    if len(train) != 1 or train[0] not in _BY_TRAIN:
-        raise choices("DATASETS.TRAIN", train, sorted(_BY_TRAIN))
-    name, task = _BY_TRAIN[train[0]]
-    if test != DATASET_NAMES[name, task][1:]:
-        raise choices(f"DATASETS.TEST for {train[0]}", test, DATASET_NAMES[name, task][1:])
-    return {"name": name, "task": task, "augmentation": {"kind": _augmentation(flat), "crop_size": _crop(flat)}}
+    known = {entry.catalog_names(task)[0]: (entry, task) for entry in DATASETS.values() for task in entry.tasks}
+    if len(train) != 1 or train[0] not in known:
+        raise choices("DATASETS.TRAIN", train, sorted(known))
+    entry, task = known[train[0]]
+    valid = entry.catalog_names(task)[1:]
+    if test != valid:
+        raise choices(f"DATASETS.TEST for {train[0]}", test, valid)
+    return {"name": entry.name, "task": task, "augmentation": {"kind": _augmentation(flat), "crop_size": _crop(flat)}}
 
 
 def _augmentation(flat: Mapping[str, Any]) -> str:

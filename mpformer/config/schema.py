@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from mpformer.config.datasets import DATASETS
 from mpformer.runtime.errors import UserError
 
 Task = Literal["instance", "panoptic", "semantic"]
-DatasetName = Literal["shapes", "nuclei", "coco", "ade20k", "cityscapes"]
 
 _GUIDED = re.compile(r"every|first|first-[1-9]\d*")
 _BUDGET = re.compile(r"budget-[1-9]\d*")
@@ -104,7 +104,7 @@ class AugmentationConfig(Section):
 class DatasetConfig(Section):
     """Which images, which targets, and how they are augmented. Paths are not part of it."""
 
-    name: DatasetName
+    name: str
     task: Task
     fingerprint: str = Field("", description="checksum of the prepared dataset; empty until it is resolved")
     train_images: int | None = Field(None, ge=1, description="train on the first n images only; None: all")
@@ -112,6 +112,13 @@ class DatasetConfig(Section):
     shapes: ShapesConfig | None = None
     augmentation: AugmentationConfig = AugmentationConfig()
     on_corrupt: Literal["fail", "skip"] = "fail"
+
+    @field_validator("name")
+    @classmethod
+    def _is_registered(cls, value: str) -> str:
+        if value not in DATASETS:
+            raise ValueError(f"unknown dataset; valid: {', '.join(DATASETS)}")
+        return value
 
     @model_validator(mode="after")
     def _shapes_has_parameters(self) -> "DatasetConfig":

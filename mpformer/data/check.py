@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 
 from mpformer.config.classes import class_table, tasks_of
-from mpformer.data import nuclei
+from mpformer.config.datasets import dataset
 from mpformer.data.coco_layout import Layout, read_json, rgb_to_id
 from mpformer.data.convert import IGNORE, MANIFEST
-from mpformer.data.prepare import PREPARED, check_name, read_manifest
+from mpformer.data.prepared import read_manifest
+from mpformer.data.sources import Expected, Prepared, Release, source_of
 from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
@@ -65,24 +66,22 @@ def check(name: str, data_root: Path, full: bool = False) -> tuple[Report, ...]:
     ``full`` compares every file that was prepared with its checksum, not only the annotation files. Raises UserError
     for an unknown name.
     """
-    check_name(name)
-    if name not in PREPARED:
-        return (_release(name, Path(data_root), full),)
+    source = source_of(name)
+    if isinstance(source, Release):
+        return (_release(name, source, Path(data_root), full),)
     found = sorted(p.parent for p in Path(data_root, name).glob("*/manifest.json"))
-    advice = (_prepare_command(name),)
+    advice = (_command(source),)
     if not found:
         return (Report(name, str(Path(data_root, name)), advice=advice),)
-    return tuple(_prepared(name, directory, full) for directory in found)
+    return tuple(_prepared(name, source, directory, full) for directory in found)
 
 
-def _prepare_command(name: str) -> str:
-    if name == "nuclei":
-        return f"run: mpformer data prepare nuclei SRC, where SRC is the directory or archive of {nuclei.WHERE}"
-    return f"run: mpformer data prepare {name}"
+def _command(source: Prepared) -> str:
+    return f"run: {source.command}{source.advice}"
 
 
-def _prepared(name: str, directory: Path, full: bool) -> Report:
-    advice = (f"remove {directory} and {_prepare_command(name)}",)
+def _prepared(name: str, source: Prepared, directory: Path, full: bool) -> Report:
+    advice = (f"remove {directory} and {_command(source)}",)
     try:
         manifest = read_manifest(directory / "manifest.json")
     except UserError as error:
@@ -150,78 +149,17 @@ def _listed(layout: Layout, image_id: int, present: Any) -> list[int]:
 # --- official releases ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Expected:
-    """A file, or a folder that holds ``count`` files with a suffix (also in its subfolders), and what needs it."""
-
-    path: str
-    needed_for: str
-    count: int = 0
-    suffix: str = ""
-
-
-_COCO = tuple(
-    expected
-    for split, images in (("train", 118287), ("val", 5000))
-    for expected in (
-        Expected(f"coco/{split}2017", "all tasks", images, ".jpg"),
-        Expected(f"coco/annotations/instances_{split}2017.json", "instance"),
-        Expected(f"coco/annotations/panoptic_{split}2017.json", "panoptic"),
-        Expected(f"coco/panoptic_{split}2017", "panoptic", images, ".png"),
-        Expected(f"coco/panoptic_semseg_{split}2017", "semantic", images, ".png"),
-    )
-)
-_ADE = tuple(
-    expected
-    for folder, split, images in (("training", "train", 20210), ("validation", "val", 2000))
-    for expected in (
-        Expected(f"ADEChallengeData2016/images/{folder}", "all tasks", images, ".jpg"),
-        Expected(f"ADEChallengeData2016/annotations_detectron2/{folder}", "semantic", images, ".png"),
-        Expected(f"ADEChallengeData2016/ade20k_panoptic_{split}.json", "panoptic"),
-        Expected(f"ADEChallengeData2016/ade20k_panoptic_{split}", "panoptic", images, ".png"),
-        Expected(f"ADEChallengeData2016/ade20k_instance_{split}.json", "instance"),
-    )
-)
-_CITYSCAPES = tuple(
-    expected
-    for split, images in (("train", 2975), ("val", 500))
-    for expected in (
-        Expected(f"cityscapes/leftImg8bit/{split}", "all tasks", images, "_leftImg8bit.png"),
-        Expected(f"cityscapes/gtFine/{split}", "instance", images, "_gtFine_instanceIds.png"),
-        Expected(f"cityscapes/gtFine/{split}", "semantic", images, "_gtFine_labelTrainIds.png"),
-        Expected(f"cityscapes/gtFine/cityscapes_panoptic_{split}.json", "panoptic"),
-        Expected(f"cityscapes/gtFine/cityscapes_panoptic_{split}", "panoptic", images, ".png"),
-    )
-)
-RELEASE_FILES = {"coco": _COCO, "ade20k": _ADE, "cityscapes": _CITYSCAPES}
-RELEASE_ADVICE = {
-    "coco": (
-        "get train2017, val2017, annotations_trainval2017 and panoptic_annotations_trainval2017 from "
-        "https://cocodataset.org/#download and unpack them below <data root>/coco; then: mpformer data prepare coco",
-    ),
-    "ade20k": (
-        "get ADEChallengeData2016 and data/ChallengeData2017/annotations_instance.tar from "
-        "http://sceneparsing.csail.mit.edu, the second into the first (annotations_instance beside annotations); then: "
-        "mpformer data prepare ade20k",
-    ),
-    "cityscapes": (
-        "get leftImg8bit_trainvaltest and gtFine_trainvaltest from https://www.cityscapes-dataset.com (login needed) "
-        "into <data root>/cityscapes; then: mpformer data prepare cityscapes",
-    ),
-}
-
-
-def _release(name: str, data_root: Path, full: bool) -> Report:
-    items = [_look(data_root, expected) for expected in RELEASE_FILES[name]]
+def _release(name: str, source: Release, data_root: Path, full: bool) -> Report:
+    items = [_look(data_root, expected) for expected in source.files]
     items += _conversion(name, data_root, full)
-    sample, opens = _release_sample(name, data_root)
+    sample, opens = _release_sample(name, source, data_root)
     items += [] if opens else [Item("sample", False, sample)]
-    return Report(name, str(data_root), items=tuple(items), sample=sample, advice=RELEASE_ADVICE[name])
+    return Report(name, str(data_root), items=tuple(items), sample=sample, advice=(source.advice,))
 
 
 def _conversion(name: str, data_root: Path, full: bool) -> Iterator[Item]:
     """What ``data prepare`` wrote, against its checksum manifest."""
-    directory = data_root / Path(RELEASE_FILES[name][0].path).parts[0]
+    directory = data_root / dataset(name).folder
     path = directory / MANIFEST
     if not path.exists():
         detail = "none: what is there was not written by `mpformer data prepare`, its checksums are not known"
@@ -248,13 +186,13 @@ def _look(data_root: Path, expected: Expected) -> Item:
     return Item(expected.path, count >= expected.count, detail)
 
 
-def _release_sample(name: str, data_root: Path) -> tuple[str, bool]:
+def _release_sample(name: str, source: Release, data_root: Path) -> tuple[str, bool]:
     """Open the first validation image and its semantic labels and say what is in them; nothing if there is no image."""
-    expected = next(e for e in RELEASE_FILES[name] if "val" in e.path and e.needed_for == "all tasks")
+    expected = next(e for e in source.files if "val" in e.path and e.needed_for == "all tasks")
     file = min((data_root / expected.path).rglob(f"*{expected.suffix}"), default=None)
     if file is None:
         return "", True
-    labels = _labels_of(name, data_root, file)
+    labels = source.labels(data_root, file)
     try:
         with Image.open(file) as image:
             size = image.convert("RGB").size
@@ -275,13 +213,3 @@ def _release_sample(name: str, data_root: Path) -> tuple[str, bool]:
             False,
         )
     return f"{text}: {', '.join(names[value] for value in present if value < IGNORE)}", True
-
-
-def _labels_of(name: str, data_root: Path, image: Path) -> Path:
-    """The semantic labels of a validation image."""
-    if name == "coco":
-        return data_root / "coco/panoptic_semseg_val2017" / f"{image.stem}.png"
-    if name == "ade20k":
-        return data_root / "ADEChallengeData2016/annotations_detectron2/validation" / f"{image.stem}.png"
-    stem = image.name.removesuffix("_leftImg8bit.png")
-    return data_root / "cityscapes/gtFine/val" / image.parent.name / f"{stem}_gtFine_labelTrainIds.png"

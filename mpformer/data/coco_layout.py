@@ -9,7 +9,7 @@ One prepared dataset is a directory::
     panoptic_{split}/{id}.png            segment ids as red + 256 green + 65536 blue; 0 is void
     semantic_{split}/{id}.png            contiguous classes (things, then stuff); 255 is void
 
-Every file is written beside its place and renamed, so that what is there is whole.
+Every file is written under a temporary name and renamed, so that a file that is there is whole.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mpformer.config.classes import ClassTable
-from mpformer.data.shapes import Scene
+from mpformer.config.datasets import ClassTable
+from mpformer.data.scene import Scene
 from mpformer.runtime.errors import UserError
 
 VOID_CLASS = 255

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from mpformer.config.classes import ClassTable, class_table, tasks_of
+from mpformer.config.classes import class_table, tasks_of
+from mpformer.config.datasets import ClassTable
 from mpformer.data.coco_layout import Layout, read_json, rgb_to_id
-from mpformer.data.prepare import read_manifest
+from mpformer.data.prepared import read_manifest
 from mpformer.runtime.errors import UserError
 
 Pixels = NDArray[np.uint8]
@@ -130,7 +131,9 @@ def _with_legend(sheet: Pixels, table: ClassTable) -> Pixels:
     canvas.paste(Image.fromarray(sheet))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(_TEXT)
     y = sheet.shape[0] + _MARGIN - 4
-    things = f"Things ({len(table.things)}, told by shape; a colour an object): " + ", ".join(table.things)
+    things = f"Things ({len(table.things)}; the shape is the class, each object has a colour): " + ", ".join(
+        table.things
+    )
     pen.text((_MARGIN, y), things if table.stuff else f"Things: {', '.join(table.things)}", _INK, font)
     if table.stuff:
         _stuff_legend(pen, font, y + 2 * _TEXT, table)
@@ -141,7 +144,7 @@ def _stuff_legend(
     pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, y: int, table: ClassTable
 ) -> None:
     x = float(_MARGIN)
-    head = f"Stuff ({len(table.stuff)}, told by texture):"
+    head = f"Stuff ({len(table.stuff)}; the texture is the class):"
     pen.text((x, y), head, _INK, font)
     x += pen.textlength(head, font) + 12
     for number, name in enumerate(table.stuff):

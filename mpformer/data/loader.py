@@ -1,7 +1,7 @@
 """Batches for training and images with their ground truth for evaluation.
 
-The batch of iteration t is a pure function of (configuration, t): image k = t * batch size + slot lies at place k mod N
-of the permutation of epoch k div N, and the augmentation of (t, slot) has a random stream of its own. So worker
+The batch of iteration t is a pure function of (configuration, t): image k = t * batch size + slot lies at position
+k mod N of the permutation of epoch k div N, and the augmentation of (t, slot) has a random stream of its own. So worker
 processes, the number of devices and resuming change nothing. For a GPU the tensors come in page-locked memory, so that
 they can be copied while it computes.
 """
@@ -25,7 +25,7 @@ from mpformer.config.classes import num_classes
 from mpformer.config.schema import Config
 from mpformer.data import catalog
 from mpformer.data.mappers import training_sample
-from mpformer.data.prepare import PREPARED
+from mpformer.data.sources import Prepared, source_of
 from mpformer.data.targets import CorruptImage, Labels, Pixels, read_image, read_labels
 from mpformer.runtime.errors import RunFailure
 from mpformer.runtime.random_streams import numpy_generator
@@ -76,7 +76,8 @@ class TrainSet(Dataset):
         if not self.records:
             raise RunFailure("data", f"{config.dataset.name} has no training image with an annotation")
         self._decoded: dict[int, tuple[Pixels, Labels]] = {}
-        self._cache = config.dataset.name in PREPARED and _decoded_bytes(self.records) <= _CACHE_BYTES
+        own = isinstance(source_of(config.dataset.name), Prepared)
+        self._cache = own and _decoded_bytes(self.records) <= _CACHE_BYTES
 
     def __getitem__(self, iteration: int) -> _Loaded:
         total = self.config.schedule.batch_size
@@ -89,9 +90,9 @@ class TrainSet(Dataset):
 
     def _sample(self, iteration: int, slot: int, skipped: list[str]) -> dict[str, Any]:
         """One augmented image; with ``on_corrupt: skip`` a corrupt one gives way to the next of the epoch."""
-        place = iteration * self.config.schedule.batch_size + slot
+        position = iteration * self.config.schedule.batch_size + slot
         for attempt in range(len(self.records)):
-            index = self.index_at(place, attempt)
+            index = self.index_at(position, attempt)
             try:
                 image, labels = self._decode(index)
                 break
@@ -107,10 +108,10 @@ class TrainSet(Dataset):
         size = {"height": image.shape[0], "width": image.shape[1]}
         return {**sample, **size, "file_name": record["file_name"], "image_id": record["image_id"]}
 
-    def index_at(self, place: int, ahead: int = 0) -> int:
-        """The record at a place in the endless sequence of permuted epochs (``ahead`` places on, in the same epoch)."""
+    def index_at(self, position: int, ahead: int = 0) -> int:
+        """The record at a position in the endless sequence of permuted epochs, or ``ahead`` further in the same epoch."""
         n = len(self.records)
-        return int(_permutation(self.config.seed, place // n, n)[(place % n + ahead) % n])
+        return int(_permutation(self.config.seed, position // n, n)[(position % n + ahead) % n])
 
     def _decode(self, index: int) -> tuple[Pixels, Labels]:
         if index in self._decoded:

@@ -148,9 +148,9 @@ def _compact(labels: SegmentMap) -> tuple[NDArray[Any], tuple[tuple[int, int], .
     ids = np.array(sorted(i for i, _ in labels.pairs), dtype=np.int64)
     compact = np.zeros(labels.ids.shape, dtype=np.uint8 if len(ids) < 256 else np.float32)
     if len(ids):
-        place = np.searchsorted(ids, labels.ids).clip(max=len(ids) - 1)
-        known = ids[place] == labels.ids
-        compact[known] = place[known] + 1
+        index = np.searchsorted(ids, labels.ids).clip(max=len(ids) - 1)
+        known = ids[index] == labels.ids
+        compact[known] = index[known] + 1
     number = {int(i): n for n, i in enumerate(ids, start=1)}
     return compact, tuple((number[i], c) for i, c in labels.pairs)
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mpformer.data.shapes import Scene, Segment
+from mpformer.data.scene import Scene, Segment
 from mpformer.runtime.errors import UserError
 
 CONVERTER_VERSION = 1

@@ -21,8 +21,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from mpformer.config.classes import SHAPES_STUFF, SHAPES_THINGS
+from mpformer.config.datasets import SHAPES_STUFF, SHAPES_THINGS
 from mpformer.config.schema import ShapesConfig, plain
+from mpformer.data.scene import Scene, Segment
 
 GENERATOR_VERSION = 1
 SPLITS = ("train", "val")
@@ -42,29 +43,6 @@ _LARGE_SPLITTER = _THIN[0]
 # cos and sin of multiples of 72 degrees, pointing up; of 120 degrees for the triangle
 _PENTAGON = tuple((round(math.sin(0.4 * math.pi * k), 9), round(-math.cos(0.4 * math.pi * k), 9)) for k in range(5))
 _TRIANGLE = ((0.0, 1.0), (0.866025404, -0.5), (-0.866025404, -0.5))
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One labelled region of an image: its id in the id map and its contiguous class (things, then stuff)."""
-
-    id: int
-    category: int
-    thing: bool
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One image with its ground truth.
-
-    image: (H, W, 3) uint8 RGB. ids: (H, W) int32, 0 is void. hidden: class and visible pixels (H, W) of objects that
-    became void because too little of them can be seen.
-    """
-
-    image: NDArray[np.uint8]
-    ids: NDArray[np.int32]
-    segments: tuple[Segment, ...]
-    hidden: tuple[tuple[int, Bools], ...] = ()
 
 
 def fingerprint(config: ShapesConfig) -> str:

@@ -80,11 +80,11 @@ class ValidationItems:
     def __len__(self) -> int:
         return len(self.records)
 
-    def only(self, places: Collection[int]) -> "ValidationItems":
-        """The items at some places of the order, with a list of skipped images of their own."""
+    def only(self, indices: Collection[int]) -> "ValidationItems":
+        """The items at some indices, with a list of skipped images of their own."""
         chosen = copy(self)
         chosen.skipped = []
-        chosen.records = [record for place, record in enumerate(self.records) if place in places]
+        chosen.records = [record for index, record in enumerate(self.records) if index in indices]
         return chosen
 
     def __iter__(self) -> Iterator[ValidationItem]:

@@ -161,10 +161,10 @@ class Collector:
 
 
 def _spread(images: int, wanted: int) -> set[int]:
-    """Places of `wanted` images spread evenly over the set, first and last included: the same for every run."""
+    """Indices of `wanted` images spread evenly over the set, first and last included: the same for every run."""
     if wanted >= images:
         return set(range(images))
-    return {round(place) for place in np.linspace(0, images - 1, wanted)}
+    return {round(index) for index in np.linspace(0, images - 1, wanted)}
 
 
 def probe_scores(

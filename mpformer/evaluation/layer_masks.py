@@ -68,7 +68,7 @@ def _only(items: ValidationItems, images: Sequence[int]) -> ValidationItems:
             f"unknown validation image {unknown[0]}; {len(ids)} images have ids from {ids[0]} to {ids[-1]}, "
             f"such as {', '.join(map(str, ids[:5]))}"
         )
-    return items.only([place for place, record in enumerate(items.records) if int(record["image_id"]) in set(images)])
+    return items.only([index for index, record in enumerate(items.records) if int(record["image_id"]) in set(images)])
 
 
 def _present(out: Path) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ def predict(images: Sequence[Path], weights: Path, config: Config, out: Path) ->
     """Write one overlay PNG an image into `out` and return their paths.
 
     The overlay shows the panoptic result where ``evaluation.panoptic`` is on, else instances, else the semantic map.
-    Which piloting and position parameters the weights have is told from the file. Raises UserError for images or
+    Which piloting and position parameters the weights have is read from the file. Raises UserError for images or
     weights that are missing, cannot be read or do not fit.
     """
     names = _names(images)

@@ -94,6 +94,7 @@ def fold_frozen_norms(module: nn.Module) -> None:
     for child in module.modules():
         if type(child) is Conv2d and isinstance(child.norm, FrozenBatchNorm2d):
             child.__class__ = FoldedConv2d
+            assert isinstance(child, FoldedConv2d)
             child.refold()
             child.register_load_state_dict_post_hook(_refold)
 

@@ -11,7 +11,8 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from mpformer.config.classes import ClassTable, class_table
+from mpformer.config.classes import class_table
+from mpformer.config.datasets import ClassTable
 from mpformer.config.schema import Config, ModelConfig, Toggles
 from mpformer.modeling.backbones import build_backbone, strides_of
 from mpformer.modeling.criterion import Criterion, LossSettings, named_losses

@@ -1,7 +1,7 @@
 """Bilinear sampling as a product with a sparse matrix: multi-scale deformable attention on CPU.
 
 The output of deformable attention (Deformable DETR, Zhu et al., ICLR 2021, equation 3) is linear in the values: a row
-per query and head holds four weights, those of the surrounding cells, for every sampled place. The forward pass is
+per query and head holds four weights, those of the surrounding cells, for every sample. The forward pass is
 this matrix times the values, the gradient of the values its transpose times the gradient of the output, and the
 gradients of locations and weights follow from the products of both at the matrix's entries. Each is one library call.
 """
@@ -22,10 +22,10 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta 
 Sizes = tuple[tuple[int, int], ...]
 
 _BORDER = 2
-"""Cells of zeros around every level; places beyond them are moved there, where values and slopes are zero."""
+"""Cells of zeros around every level; samples beyond them are moved there, where values and slopes are zero."""
 
 _CORNERS = 2**21
-"""Entries of the matrix that are made at once, in whole images: 8 MiB of numbers and as much of their places."""
+"""Entries of the matrix that are made at once, in whole images: 8 MiB of numbers and as much of their samples."""
 
 
 def sparse_kernel(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -45,14 +45,14 @@ class _Grid:
 
     sizes: Sizes
     points: int
-    """Sampled places per head and level."""
+    """Samples per head and level."""
 
     @property
     def bordered(self) -> Sizes:
         return tuple((h + 2 * _BORDER, w + 2 * _BORDER) for h, w in self.sizes)
 
-    def per_place(self, values: list[int], like: Tensor) -> Tensor:
-        """One number per level, repeated for the level's places: (1, levels * K)."""
+    def per_sample(self, values: list[int], like: Tensor) -> Tensor:
+        """One number per level, repeated for the level's samples: (1, levels * K)."""
         return torch.tensor(values, dtype=like.dtype).repeat_interleave(self.points)[None]
 
     def first_cells(self) -> list[int]:
@@ -83,7 +83,7 @@ class _Grid:
 
 
 @dataclass(frozen=True)
-class _Places:
+class _Samples:
     """Where is sampled, a row per query and head, a column per level and point."""
 
     cell: Tensor
@@ -94,19 +94,19 @@ class _Places:
     """(R, P) how far below it."""
 
     @classmethod
-    def of(cls, locations: Tensor, grid: _Grid, table: Tensor) -> "_Places":
+    def of(cls, locations: Tensor, grid: _Grid, table: Tensor) -> "_Samples":
         """Of locations (B, N, M, levels, K, 2) in a table (B, S', M, d)."""
         batch, heads = len(table), table.shape[2]
         x, right = _cell_and_rest(locations[..., 0].reshape(-1, len(grid.sizes) * grid.points), 1, grid)
         y, down = _cell_and_rest(locations[..., 1].reshape(x.shape), 0, grid)
-        cell = y.mul_(grid.per_place([w for _, w in grid.bordered], y)).add_(x)
-        cell.add_(grid.per_place(grid.first_cells(), cell)).mul_(heads)
+        cell = y.mul_(grid.per_sample([w for _, w in grid.bordered], y)).add_(x)
+        cell.add_(grid.per_sample(grid.first_cells(), cell)).mul_(heads)
         cell.view(batch, -1, heads, cell.shape[-1]).add_(_first_rows(table)[:, None, :, None])
         return cls(cell, right, down)
 
     def matrix(self, weights: Tensor, grid: _Grid, heads: int) -> tuple[Tensor, Tensor]:
         """Columns and entries (R, 4 P) of the matrix: upper left, upper right, lower left, lower right corners."""
-        below = grid.per_place([w * heads for _, w in grid.bordered], self.cell)
+        below = grid.per_sample([w * heads for _, w in grid.bordered], self.cell)
         corners = torch.cat([0 * below, 0 * below + heads, below, below + heads])
         lower = self.down * weights
         vertical = torch.stack([weights - lower, lower], dim=1)
@@ -116,13 +116,13 @@ class _Places:
 
 
 def _cell_and_rest(share: Tensor, axis: int, grid: _Grid) -> tuple[Tensor, Tensor]:
-    """Split places, as shares of the image's side, into whole cells (int32) and the rest."""
-    lengths = grid.per_place([size[axis] for size in grid.sizes], share)
-    place = (share * lengths).sub_(0.5).clamp_(min=-_BORDER)
-    place = torch.minimum(place, lengths)
-    cell = place.floor()
-    # A diverged model's place may be no number: any cell will do, and the rest says so to the loss.
-    return cell.int().clamp_(min=-_BORDER), place.sub_(cell)
+    """Split samples, as shares of the image's side, into whole cells (int32) and the rest."""
+    lengths = grid.per_sample([size[axis] for size in grid.sizes], share)
+    position = (share * lengths).sub_(0.5).clamp_(min=-_BORDER)
+    position = torch.minimum(position, lengths)
+    cell = position.floor()
+    # A diverged model's position may be no number: any cell will do, and the rest says so to the loss.
+    return cell.int().clamp_(min=-_BORDER), position.sub_(cell)
 
 
 def _first_rows(table: Tensor) -> Tensor:
@@ -136,10 +136,10 @@ class _Sampling(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
         grid = _Grid(sizes, weights.shape[-1])
         table = grid.add_border(value)
-        places, rows = _Places.of(locations, grid, table), weights.reshape(-1, weights.shape[-2] * weights.shape[-1])
+        samples, rows = _Samples.of(locations, grid, table), weights.reshape(-1, weights.shape[-2] * weights.shape[-1])
         ctx.grid, ctx.shape = grid, locations.shape
-        ctx.save_for_backward(table, places.cell, places.right, places.down, rows)
-        columns, entries = places.matrix(rows, grid, table.shape[2])
+        ctx.save_for_backward(table, samples.cell, samples.right, samples.down, rows)
+        columns, entries = samples.matrix(rows, grid, table.shape[2])
         sampled = F.embedding_bag(columns, table.flatten(0, 2), per_sample_weights=entries, mode="sum")
         return sampled.view(*weights.shape[:2], -1)
 
@@ -147,12 +147,12 @@ class _Sampling(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
         table, cell, right, down, weights = ctx.saved_tensors
-        columns, entries = _Places(cell, right, down).matrix(weights, ctx.grid, table.shape[2])
+        columns, entries = _Samples(cell, right, down).matrix(weights, ctx.grid, table.shape[2])
         flat = table.flatten(0, 2)
         grad = grad.reshape(-1, flat.shape[1])
         of_table = _transposed_product(columns, entries, grad, len(flat)).view_as(table)
         of_x, of_y, of_weights = _slopes(_products_at(columns, entries, grad, flat), right, down)
-        lengths = [ctx.grid.per_place([size[axis] for size in ctx.grid.sizes], weights) for axis in (1, 0)]
+        lengths = [ctx.grid.per_sample([size[axis] for size in ctx.grid.sizes], weights) for axis in (1, 0)]
         of_locations = torch.stack([of_x.mul_(weights * lengths[0]), of_y.mul_(weights * lengths[1])], dim=-1)
         return (
             ctx.grid.drop_border(of_table).unflatten(-1, table.shape[2:]),

@@ -77,7 +77,7 @@ def detect_toggles(path: Path) -> dict[str, Any]:
     """
     state = read_weights(path)
     if not any(name.startswith(_PREDICTOR) for name in state):
-        raise UserError(f"{path.name} holds a backbone, not a whole model: toggles cannot be told from it")
+        raise UserError(f"{path.name} holds a backbone, not a whole model: it does not show the toggles")
     content, classes = state.get(f"{_PREDICTOR}label_enc.weight"), state.get(f"{_PREDICTOR}class_embed.bias")
     found: dict[str, Any] = {
         "toggles.query_position": f"{_PREDICTOR}query_embed.weight" in state,

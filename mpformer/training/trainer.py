@@ -125,7 +125,7 @@ class Trainer(TrainerBase):
         return DistributedDataParallel(model, **self._parallel_settings)
 
     @property
-    def _parallel_settings(self) -> dict[str, bool]:
+    def _parallel_settings(self) -> dict[str, Any]:
         """Every parameter takes part in every step, with objects or without; only BN's statistics change by rank."""
         live = getattr(self.config.model.backbone, "norm", "") == "BN"
         return {"find_unused_parameters": False, "gradient_as_bucket_view": True, "broadcast_buffers": live}

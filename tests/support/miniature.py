@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mpformer.config.classes import ClassTable, category_ids, class_table
+from mpformer.config.classes import category_ids, class_table
+from mpformer.config.datasets import ClassTable
 from mpformer.config.schema import ShapesConfig
 from mpformer.data.coco_layout import box, id_to_rgb, write_json
-from mpformer.data.shapes import Scene, Segment, generate
+from mpformer.data.scene import Scene, Segment
+from mpformer.data.shapes import generate
 from mpformer.runtime.errors import choices
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpformer.config.classes import class_table
+from mpformer.config.datasets import dataset
 from mpformer.config.schema import Config
 from mpformer.data.targets import IGNORE_LABEL, to_rle
 from mpformer.data.validation import GroundTruth
@@ -90,7 +91,7 @@ class CountScorer:
         self.wanted, self.classes = wanted, len(table)
         self.things = dict(enumerate(table.is_thing))
         self.rows: list[list[dict[str, Any]]] = [[] for _ in range(layers)]
-        self.cityscapes = config.dataset.name == "cityscapes"
+        self.cityscapes = dataset(config.dataset.name).evaluator == "cityscapes"
         self.instances = [CityscapesInstances(config.dataset.task) for _ in range(layers if self.cityscapes else 0)]
         self.semantics = [CityscapesSemantic(self.classes) for _ in range(layers if self.cityscapes else 0)]
 

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mpformer.config.classes import class_table
+from mpformer.config.datasets import dataset
 from mpformer.config.schema import Config
 from mpformer.data.validation import GroundTruth
 from mpformer.evaluation.scoring.cityscapes import CityscapesInstances, CityscapesSemantic, panoptic_parts
@@ -34,7 +35,7 @@ class SegmentationScorer:
         self.panoptic = PanopticScorer(table.is_thing) if wanted.panoptic else None
         self.semantic = SemanticScorer(len(table)) if wanted.semantic else None
         self.cityscapes: CityscapesInstances | None = None
-        if config.dataset.name == "cityscapes":
+        if dataset(config.dataset.name).evaluator == "cityscapes":
             self._use_cityscapes(config)
         self._image_ids: list[int] = []
         self._per_image: dict[int, dict[str, Any]] = {}

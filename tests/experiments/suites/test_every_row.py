@@ -47,8 +47,9 @@ def cases() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mpformer.data import prepare
     from mpformer.data.convert import convert
+    from mpformer.data.nuclei_set import prepare_nuclei
+    from mpformer.data.shapes_set import prepare_shapes
     from tests.support.miniature import write_miniature
 
     root = tmp_path_factory.mktemp("data")
@@ -57,9 +58,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         convert(name, root, workers=1)
     shapes = narrow(scales.base("mini", "shapes"), root).dataset.shapes
     assert shapes is not None
-    prepare.prepare_shapes(shapes, root, workers=1)
+    prepare_shapes(shapes, root, workers=1)
     write_bowl(root / "bowl", images=12)
-    prepare.prepare_nuclei(root / "bowl", root, crop=64)
+    prepare_nuclei(root / "bowl", root, crop=64)
     return root
 
 

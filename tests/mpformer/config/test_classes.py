@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from mpformer.config.classes import COUNTS, category_ids, class_table, num_classes, tasks_of
+from mpformer.config.classes import category_ids, class_table, num_classes, tasks_of
+from mpformer.config.datasets import DATASETS
 from mpformer.runtime.errors import UserError
 
 
@@ -28,8 +29,9 @@ def test_counts(dataset: str, things: int, classes: int) -> None:
 
 def test_counting_and_naming_need_no_torch() -> None:
     code = (
-        "import sys; from mpformer.config.classes import COUNTS, class_table, tasks_of\n"
-        "for d in COUNTS: class_table(d, tasks_of(d)[-1])\n"
+        "import sys; from mpformer.config.classes import class_table, tasks_of\n"
+        "from mpformer.config.datasets import DATASETS\n"
+        "for d in DATASETS: class_table(d, tasks_of(d)[-1])\n"
         "assert 'torch' not in sys.modules and 'detectron2' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -65,4 +67,4 @@ def test_unknown_names_list_the_valid_ones() -> None:
         num_classes("coco", "keypoints")
     with pytest.raises(UserError, match="valid: instance"):
         class_table("nuclei", "semantic")
-    assert set(COUNTS) == {"shapes", "nuclei", "coco", "ade20k", "cityscapes"}
+    assert set(DATASETS) == {"shapes", "nuclei", "coco", "ade20k", "cityscapes"}

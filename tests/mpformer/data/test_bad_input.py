@@ -13,7 +13,7 @@ from PIL import Image
 
 from mpformer.config.schema import Config
 from mpformer.data.loader import train_batches
-from mpformer.data.prepare import dataset_dir
+from mpformer.data.prepared import dataset_dir
 from mpformer.data.validation import validation_items
 from mpformer.runtime.errors import RunFailure, UserError
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mpformer.config.schema import Config
-from mpformer.data import prepare
 from mpformer.data.loader import TrainSet, train_batches
+from mpformer.data.shapes_set import prepare_shapes
 from mpformer.data.validation import validation_items
 
 Batch = list[dict]
@@ -129,7 +129,7 @@ def test_fewer_training_images(shapes_config: Config, shapes_root: Path) -> None
 
 def test_images_without_an_object_do_not_train_instances(shapes_config: Config, tmp_path: Path) -> None:
     assert shapes_config.dataset.shapes is not None
-    root = prepare.prepare_shapes(shapes_config.dataset.shapes, tmp_path, workers=1)
+    root = prepare_shapes(shapes_config.dataset.shapes, tmp_path, workers=1)
     file = root / "annotations/instances_train.json"
     content = json.loads(file.read_text())
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 3]

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from mpformer.config.schema import validate
-from mpformer.data import nuclei, prepare
+from mpformer.data import nuclei, prepared
 from mpformer.data.loader import train_batches
+from mpformer.data.nuclei_set import prepare_nuclei
 from mpformer.data.validation import validation_items
 from mpformer.runtime.errors import UserError
 
@@ -100,10 +101,10 @@ def test_slivers_become_void() -> None:
 
 
 def test_all_tiles_of_an_image_are_on_one_side(source: Path, tmp_path: Path) -> None:
-    root = prepare.prepare_nuclei(source, tmp_path / "data", crop=32)
+    root = prepare_nuclei(source, tmp_path / "data", crop=32)
     sources = {}
     for split in ("train", "val"):
-        content = prepare.read_manifest(root / "manifest.json")
+        content = prepared.read_manifest(root / "manifest.json")
         assert content["splits"][split]["images"] > 0
         import json
 
@@ -114,9 +115,9 @@ def test_all_tiles_of_an_image_are_on_one_side(source: Path, tmp_path: Path) -> 
 
 
 def test_nuclei_train_and_validate(source: Path, tmp_path: Path) -> None:
-    prepare.prepare_nuclei(source, tmp_path / "data", crop=32)
+    prepare_nuclei(source, tmp_path / "data", crop=32)
     config = validate({"dataset": {"name": "nuclei", "task": "instance", "crop": 32}, "schedule": {"batch_size": 2}})
-    config = prepare.resolve(config, tmp_path / "data")
+    config = prepared.resolve(config, tmp_path / "data")
     batch = next(train_batches(config, tmp_path / "data"))
     assert batch[0]["image"].shape == (3, 32, 32)
     assert set(batch[0]["instances"].gt_classes.tolist()) == {0}
@@ -135,7 +136,7 @@ def test_nuclei_has_no_other_task(source: Path) -> None:
 def test_bad_sources_are_one_clear_line(tmp_path: Path, source: Path) -> None:
     def fails(path: Path, match: str, crop: int = 32) -> None:
         with pytest.raises(UserError, match=match) as caught:
-            prepare.prepare_nuclei(path, tmp_path / "data", crop=crop)
+            prepare_nuclei(path, tmp_path / "data", crop=crop)
         assert "\n" not in str(caught.value)
 
     fails(tmp_path / "nowhere", "does not exist")
@@ -156,11 +157,11 @@ def test_damaged_files_are_one_clear_line(tmp_path: Path) -> None:
     files = made_up(3)
     files["stage1_train/01/masks/0.png"] = files["stage1_train/01/masks/0.png"][:40]
     with pytest.raises(UserError, match=r"01/masks/0\.png is not a readable PNG"):
-        prepare.prepare_nuclei(written(tmp_path / "a", files), tmp_path, crop=32)
+        prepare_nuclei(written(tmp_path / "a", files), tmp_path, crop=32)
     files = made_up(3)
     files["stage1_train/02/masks/0.png"] = png(np.zeros((5, 5), np.uint8))
     with pytest.raises(UserError, match=r"02/masks/0\.png is \(5, 5\)"):
-        prepare.prepare_nuclei(written(tmp_path / "b", files), tmp_path, crop=32)
+        prepare_nuclei(written(tmp_path / "b", files), tmp_path, crop=32)
 
 
 @real

@@ -10,17 +10,18 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mpformer.config.schema import Config, ShapesConfig, validate
-from mpformer.data import prepare, shapes
+from mpformer.data import chunks, prepare, prepared, shapes
 from mpformer.data.check import check
 from mpformer.data.coco_layout import rgb_to_id
 from mpformer.data.contact_sheet import contact_sheet
+from mpformer.data.shapes_set import prepare_shapes
 from mpformer.runtime.errors import UserError
 
 TINY = ShapesConfig(side=32, train_images=5, val_images=3)
 
 
 def directory(root: Path, config: Config) -> Path:
-    return prepare.dataset_dir(config, root)
+    return prepared.dataset_dir(config, root)
 
 
 def test_layout_holds_the_scenes(shapes_root: Path, shapes_config: Config) -> None:
@@ -55,7 +56,7 @@ def test_instances_are_coco(shapes_root: Path, shapes_config: Config, capsys: py
 
 def test_manifest_tells_the_dataset(shapes_root: Path, shapes_config: Config) -> None:
     root = directory(shapes_root, shapes_config)
-    manifest = prepare.read_manifest(root / "manifest.json")
+    manifest = prepared.read_manifest(root / "manifest.json")
     assert manifest["fingerprint"] == shapes.fingerprint(shapes_config.dataset.shapes)
     assert manifest["fingerprint"].startswith(root.name)
     assert {s: a["images"] for s, a in manifest["splits"].items()} == {"train": 12, "val": 6}
@@ -66,13 +67,13 @@ def test_manifest_tells_the_dataset(shapes_root: Path, shapes_config: Config) ->
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
     config = ShapesConfig(side=32, train_images=51, val_images=2)
-    one = prepare.prepare_shapes(config, tmp_path / "one", workers=1)
-    two = prepare.prepare_shapes(config, tmp_path / "two", workers=2)
+    one = prepare_shapes(config, tmp_path / "one", workers=1)
+    two = prepare_shapes(config, tmp_path / "two", workers=2)
     assert (one / "manifest.json").read_bytes() == (two / "manifest.json").read_bytes()
 
 
 def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "_CHUNK", 5)
+    monkeypatch.setattr(chunks, "_CHUNK", 5)
     config = ShapesConfig(side=32, train_images=8, val_images=3)
     drawn: list[tuple[str, int]] = []
     original = shapes.generate
@@ -85,24 +86,24 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(shapes, "generate", stop_late)
     with pytest.raises(KeyboardInterrupt):
-        prepare.prepare_shapes(config, tmp_path, workers=1)
-    target = prepare.prepared_dir("shapes", shapes.fingerprint(config), tmp_path)
+        prepare_shapes(config, tmp_path, workers=1)
+    target = prepared.prepared_dir("shapes", shapes.fingerprint(config), tmp_path)
     assert not target.exists()
     seen: list[tuple[int, int]] = []
     drawn.clear()
     monkeypatch.setattr(shapes, "generate", lambda *args: drawn.append(args[1:]) or original(*args))
-    prepare.prepare_shapes(config, tmp_path, lambda done, total: seen.append((done, total)), workers=1)
+    prepare_shapes(config, tmp_path, lambda done, total: seen.append((done, total)), workers=1)
     assert drawn[0] == ("train", 5)  # the first chunk of five was kept
     assert seen[-1] == (11, 11)
-    whole = prepare.prepare_shapes(config, tmp_path / "again", workers=1)
+    whole = prepare_shapes(config, tmp_path / "again", workers=1)
     assert (target / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
     assert not [p for p in target.parent.iterdir() if p != target]
 
 
 def test_a_prepared_dataset_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = prepare.prepare_shapes(TINY, tmp_path, workers=1)
+    first = prepare_shapes(TINY, tmp_path, workers=1)
     monkeypatch.setattr(shapes, "generate", lambda *_: pytest.fail("drawn again"))
-    assert prepare.prepare_shapes(TINY, tmp_path, workers=1) == first
+    assert prepare_shapes(TINY, tmp_path, workers=1) == first
 
 
 def test_losing_a_race_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +116,7 @@ def test_losing_a_race_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         original(beside, target)
 
     monkeypatch.setattr(prepare, "_move_into_place", overtaken)
-    target = prepare.prepare_shapes(TINY, tmp_path, workers=1)
+    target = prepare_shapes(TINY, tmp_path, workers=1)
     assert (target / "manifest.json").exists()
     assert [p.name for p in target.parent.iterdir()] == [target.name]
 
@@ -124,13 +125,13 @@ def test_losing_a_race_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_read_only_data_root_is_one_clear_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="--data-root"):
-        prepare.prepare_shapes(TINY, tmp_path / "below", workers=1)
+        prepare_shapes(TINY, tmp_path / "below", workers=1)
 
 
 def test_a_data_root_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--data-root"):
-        prepare.prepare_shapes(TINY, tmp_path / "file", workers=1)
+        prepare_shapes(TINY, tmp_path / "file", workers=1)
 
 
 # --- resolving --------------------------------------------------------------------------------------------------
@@ -141,28 +142,28 @@ def config_of(**dataset: object) -> Config:
 
 
 def test_shapes_resolve_without_being_there(tmp_path: Path) -> None:
-    config = prepare.resolve(config_of(name="shapes", shapes={"side": 32}), tmp_path)
+    config = prepared.resolve(config_of(name="shapes", shapes={"side": 32}), tmp_path)
     assert config.dataset.fingerprint == shapes.fingerprint(ShapesConfig(side=32))
     with pytest.raises(UserError, match="mpformer data prepare shapes"):
-        prepare.dataset_dir(config, tmp_path)
+        prepared.dataset_dir(config, tmp_path)
 
 
 def test_a_fingerprint_of_another_generator_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="use the version that made it"):
-        prepare.resolve(config_of(name="shapes", shapes={}, fingerprint="0" * 64), tmp_path)
+        prepared.resolve(config_of(name="shapes", shapes={}, fingerprint="0" * 64), tmp_path)
 
 
 def test_releases_resolve_to_the_release(tmp_path: Path) -> None:
     names = ("coco", "ade20k", "cityscapes")
-    found = {prepare.resolve(config_of(name=name), tmp_path).dataset.fingerprint for name in names}
+    found = {prepared.resolve(config_of(name=name), tmp_path).dataset.fingerprint for name in names}
     assert len(found) == 3
     assert all(len(f) == 64 for f in found)
-    assert prepare.dataset_dir(config_of(name="coco"), tmp_path) == tmp_path
+    assert prepared.dataset_dir(config_of(name="coco"), tmp_path) == tmp_path
 
 
 def test_nuclei_must_be_there_to_resolve(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mpformer data prepare nuclei SRC"):
-        prepare.resolve(config_of(name="nuclei"), tmp_path)
+        prepared.resolve(config_of(name="nuclei"), tmp_path)
 
 
 def test_several_nuclei_need_a_choice(tmp_path: Path) -> None:
@@ -172,9 +173,9 @@ def test_several_nuclei_need_a_choice(tmp_path: Path) -> None:
         manifest = {"fingerprint": key, "splits": {}, "parameters": {"crop": 128}}
         (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"dataset\.fingerprint to one of: aaaaaaaaaaaa, bbbbbbbbbbbb"):
-        prepare.resolve(config_of(name="nuclei"), tmp_path)
-    chosen = prepare.resolve(config_of(name="nuclei", fingerprint="b" * 64), tmp_path)
-    assert prepare.dataset_dir(chosen, tmp_path).name == "b" * 12
+        prepared.resolve(config_of(name="nuclei"), tmp_path)
+    chosen = prepared.resolve(config_of(name="nuclei", fingerprint="b" * 64), tmp_path)
+    assert prepared.dataset_dir(chosen, tmp_path).name == "b" * 12
 
 
 # --- check and contact sheet ------------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ def test_check_of_a_whole_dataset(shapes_root: Path) -> None:
 
 
 def test_check_of_a_half_extracted_dataset(tmp_path: Path) -> None:
-    root = prepare.prepare_shapes(TINY, tmp_path, workers=1)
+    root = prepare_shapes(TINY, tmp_path, workers=1)
     (root / "train/000002.png").unlink()
     (root / "semantic_val/000001.png").write_bytes(b"damaged")
     (quick,) = check("shapes", tmp_path)

@@ -17,10 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mpformer.config.classes import TASKS, class_table, num_classes
+from mpformer.config.classes import class_table, num_classes
+from mpformer.config.datasets import TASKS
 from mpformer.config.schema import Config, validate
+from mpformer.data import ade20k, chunks
 from mpformer.data import convert as conversion
-from mpformer.data import prepare
 from mpformer.data.check import check
 from mpformer.data.convert import convert
 from mpformer.data.loader import train_batches
@@ -176,7 +177,7 @@ def test_detectron2s_head_may_import_what_only_its_company_has(releases: Path, m
 
     from mpformer.data.cityscapes import _INTERNAL, read_split
 
-    root = releases / "cityscapes"
+    root = releases
     before = read_split(root, "val", frozenset(TASKS))
     source = inspect.getsource(loaders).replace("from cityscapesscripts", f"from {_INTERNAL}.cityscapesscripts")
     assert _INTERNAL in source
@@ -195,7 +196,7 @@ def test_cityscapes_is_read_by_processes_where_it_is_large(releases: Path, monke
     """In a process that handles SIGTERM, as every run does: detectron2's own pool would not end there."""
     from mpformer.data import cityscapes
 
-    root = releases / "cityscapes"
+    root = releases
     alone = cityscapes.read_split(root, "train", frozenset(["instance"]))
     monkeypatch.setattr(cityscapes, "_FEW", 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
@@ -231,10 +232,10 @@ def test_ade20k_things_come_from_the_instances(releases: Path) -> None:
 def test_conversions_leave_a_manifest_and_go_on(
     releases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "_CHUNK", 5)
+    monkeypatch.setattr(chunks, "_CHUNK", 5)
     write_miniature("ade20k", tmp_path, images=8, side=32)
     root = tmp_path / "ADEChallengeData2016"
-    original, calls = conversion._ade_segments, []
+    original, calls = ade20k._ade_segments, []
 
     def stop(*args: Any) -> Any:
         calls.append(1)
@@ -242,11 +243,11 @@ def test_conversions_leave_a_manifest_and_go_on(
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(conversion, "_ade_segments", stop)
+    monkeypatch.setattr(ade20k, "_ade_segments", stop)
     with pytest.raises(KeyboardInterrupt):
         convert("ade20k", tmp_path, workers=1)
     assert not (root / conversion.MANIFEST).exists()
-    monkeypatch.setattr(conversion, "_ade_segments", original)
+    monkeypatch.setattr(ade20k, "_ade_segments", original)
     seen: list[tuple[int, int]] = []
     convert("ade20k", tmp_path, lambda done, total: seen.append((done, total)), workers=1)
     assert seen[0] == (8, 12)  # the first five were done

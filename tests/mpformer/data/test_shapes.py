@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpformer.config.classes import SHAPES_THINGS
+from mpformer.config.datasets import SHAPES_THINGS
 from mpformer.config.schema import ShapesConfig
 from mpformer.data.coco_layout import empty_at_stride, semantic_map
-from mpformer.data.shapes import MIN_VISIBLE_PIXELS, Scene, fingerprint, generate
+from mpformer.data.scene import Scene
+from mpformer.data.shapes import MIN_VISIBLE_PIXELS, fingerprint, generate
 
 DEFAULT = ShapesConfig()
 STRESSES = ("crowding", "large", "tiny", "thin", "split", "camouflage", "clutter", "noise", "blur")

@@ -1,0 +1,222 @@
+"""The datasets: one entry each, with what is known of a dataset without looking at its files. No torch.
+
+What reads, makes and checks its files is the module that the entry names: it has a ``SOURCE``, see
+:mod:`mpformer.data.sources`. Names of classes that detectron2 has are read from its metadata file when they are first
+asked for, without importing detectron2 (and so without torch); the counts are static.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from types import ModuleType
+
+from mpformer.runtime.errors import UserError, choices
+
+TASKS = ("instance", "panoptic", "semantic")
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Classes in contiguous order (0 ... C-1), with what each is."""
+
+    names: tuple[str, ...]
+    is_thing: tuple[bool, ...]
+
+    @property
+    def things(self) -> tuple[str, ...]:
+        """Names of the things, in contiguous order."""
+        return tuple(n for n, thing in zip(self.names, self.is_thing, strict=True) if thing)
+
+    @property
+    def stuff(self) -> tuple[str, ...]:
+        """Names of the stuff, in contiguous order."""
+        return tuple(n for n, thing in zip(self.names, self.is_thing, strict=True) if not thing)
+
+    @property
+    def thing_indices(self) -> tuple[int, ...]:
+        """Contiguous index of each thing class; entry i belongs to class i of the instance task."""
+        return tuple(i for i, thing in enumerate(self.is_thing) if thing)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def counted_from(first: int, count: int) -> tuple[int, ...]:
+    """Category ids that count up from ``first``."""
+    return tuple(range(first, first + count))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset. Without stuff it has instances only: AP applies, PQ and mIoU do not."""
+
+    name: str
+    title: str
+    """Its name in captions."""
+    things: int
+    stuff: int
+    classes: Callable[[], ClassTable]
+    """All classes; things alone are those of the instance task."""
+    module: str
+    """Module with its ``SOURCE``."""
+    folder: str
+    """Directory below the data root."""
+    catalog: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Per task the names of the training and validation set in a Mask2Former configuration, where they are special."""
+    ids: Callable[[str, int], tuple[int, ...]] = lambda task, count: counted_from(1, count)
+    """Category ids in the files of a task, by class."""
+    val_images: int = 0
+    """Validation images, for estimates; 0: a parameter says how many."""
+    evaluator: str = "coco"
+    """Whose rules score it: ``coco`` or ``cityscapes``."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that it has."""
+        return TASKS if self.stuff else TASKS[:1]
+
+    def catalog_names(self, task: str) -> tuple[str, str]:
+        """Names of the training and validation set in detectron2's catalog."""
+        return self.catalog.get(task, (f"{self.name}_{task}_train", f"{self.name}_{task}_val"))
+
+
+def dataset(name: str) -> Dataset:
+    """Return the entry of a dataset; UserError, with the names that there are, for an unknown one."""
+    if name not in DATASETS:
+        raise choices("dataset", name, DATASETS)
+    return DATASETS[name]
+
+
+def register(entry: Dataset) -> None:
+    """Add a dataset; UserError if its name is taken."""
+    if entry.name in DATASETS:
+        raise UserError(f"there is a dataset {entry.name!r} already; choose another name")
+    DATASETS[entry.name] = entry
+
+
+# --- the entries ------------------------------------------------------------------------------------------------
+
+SHAPES_THINGS = ("disc", "square", "triangle", "star", "ring", "cross", "bar", "worm")
+SHAPES_STUFF = ("stripes", "checks", "dots", "mottle")
+
+# The 100 thing classes of ADE20K's instance challenge, as indices into the 150 classes of its scene parsing
+# challenge; the other 50 are stuff.
+_ADE20K_STUFF = (
+    "0 1 2 3 4 5 6 9 11 13 16 17 21 25 26 28 29 34 40 46 48 51 52 54 59 60 61 63 68 77 79 84 91 94 96 99 100 101 105 "
+    "106 109 113 114 117 122 128 131 140 141 145"
+)
+
+
+def things_then_stuff(things: tuple[str, ...], stuff: tuple[str, ...] = ()) -> ClassTable:
+    """A table in the usual order."""
+    return ClassTable(things + stuff, (True,) * len(things) + (False,) * len(stuff))
+
+
+def _ade20k() -> ClassTable:
+    names = tuple(name.strip() for name in _builtin_meta().ADE20K_SEM_SEG_CATEGORIES)
+    stuff = {int(index) for index in _ADE20K_STUFF.split()}
+    return ClassTable(names, tuple(i not in stuff for i in range(len(names))))
+
+
+def _of_detectron2(table: str) -> ClassTable:
+    rows = getattr(_builtin_meta(), table)
+    return ClassTable(tuple(r["name"] for r in rows), tuple(bool(r["isthing"]) for r in rows))
+
+
+def _ids_of(table: str, count: int) -> tuple[int, ...]:
+    return tuple(row["id"] for row in getattr(_builtin_meta(), table))[:count]
+
+
+# Category ids of ADE20K and Cityscapes are those of the files that Mask2Former's and Cityscapes' own scripts write.
+DATASETS: dict[str, Dataset] = {
+    entry.name: entry
+    for entry in (
+        Dataset(
+            name="shapes",
+            title="shapes (procedural)",
+            things=len(SHAPES_THINGS),
+            stuff=len(SHAPES_STUFF),
+            classes=lambda: things_then_stuff(SHAPES_THINGS, SHAPES_STUFF),
+            module="mpformer.data.shapes_set",
+            folder="shapes",
+        ),
+        Dataset(
+            name="nuclei",
+            title="nuclei (2018 Data Science Bowl)",
+            things=1,
+            stuff=0,
+            classes=lambda: things_then_stuff(("nucleus",)),
+            module="mpformer.data.nuclei_set",
+            folder="nuclei",
+            val_images=130,  # about: it depends on the crops
+        ),
+        Dataset(
+            name="coco",
+            title="COCO val2017",
+            things=80,
+            stuff=53,
+            classes=lambda: _of_detectron2("COCO_CATEGORIES"),
+            module="mpformer.data.coco",
+            folder="coco",
+            catalog={
+                "instance": ("coco_2017_train", "coco_2017_val"),
+                "panoptic": ("coco_2017_train_panoptic", "coco_2017_val_panoptic_with_sem_seg"),
+                "semantic": ("coco_2017_train_panoptic_stuffonly", "coco_2017_val_panoptic_stuffonly"),
+            },
+            ids=lambda task, count: _ids_of("COCO_CATEGORIES", count),
+            val_images=5000,
+        ),
+        Dataset(
+            name="ade20k",
+            title="ADE20K val",
+            things=100,
+            stuff=50,
+            classes=_ade20k,
+            module="mpformer.data.ade20k",
+            folder="ADEChallengeData2016",
+            catalog={"semantic": ("ade20k_sem_seg_train", "ade20k_sem_seg_val")},
+            ids=lambda task, count: counted_from(1 if task == "instance" else 0, count),
+            val_images=2000,
+        ),
+        Dataset(
+            name="cityscapes",
+            title="Cityscapes val",
+            things=8,
+            stuff=11,
+            classes=lambda: _of_detectron2("CITYSCAPES_CATEGORIES"),
+            module="mpformer.data.cityscapes",
+            folder="cityscapes",
+            catalog={
+                "instance": ("cityscapes_fine_instance_seg_train", "cityscapes_fine_instance_seg_val"),
+                "panoptic": ("cityscapes_fine_panoptic_train", "cityscapes_fine_panoptic_val"),
+                "semantic": ("cityscapes_fine_sem_seg_train", "cityscapes_fine_sem_seg_val"),
+            },
+            ids=lambda task, count: (
+                counted_from(1, count) if task == "instance" else _ids_of("CITYSCAPES_CATEGORIES", count)
+            ),
+            val_images=500,
+            evaluator="cityscapes",
+        ),
+    )
+}
+"""Name -> entry."""
+
+
+@cache
+def _builtin_meta() -> ModuleType:
+    """detectron2's ``builtin_meta.py``, a file of plain tables, loaded alone: its package would import torch."""
+    loaded = sys.modules.get("detectron2.data.datasets.builtin_meta")
+    if loaded is not None:
+        return loaded
+    package = importlib.util.find_spec("detectron2")
+    if package is None or not package.submodule_search_locations:
+        raise UserError("detectron2 is not installed; run `make setup`")
+    path = f"{package.submodule_search_locations[0]}/data/datasets/builtin_meta.py"
+    spec = importlib.util.spec_from_file_location("mpformer._builtin_meta", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
