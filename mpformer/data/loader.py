@@ -109,7 +109,7 @@ class TrainSet(Dataset):
         return {**sample, **size, "file_name": record["file_name"], "image_id": record["image_id"]}
 
     def index_at(self, position: int, ahead: int = 0) -> int:
-        """The record at a position in the endless sequence of permuted epochs, or ``ahead`` further in the same epoch."""
+        """The record at a position in the endless sequence of permuted epochs; ``ahead`` further, in the same epoch."""
         n = len(self.records)
         return int(_permutation(self.config.seed, position // n, n)[(position % n + ahead) % n])
 
