@@ -108,7 +108,7 @@ def make_run(store: Store, planned: PlannedRun, kind: int) -> None:
     """One run: done (0), at work on another machine (1), failed or waiting in Slurm (2)."""
     run = store.run(planned.run_id)
     now = time.time()
-    attempt = run.attempt(1)
+    attempt = run.attempt(1).path
     failed = {"outcome": "failed", "failure_class": "error", "detail": "ValueError: surprise"}
     outcome = ({"outcome": "done"}, {"outcome": None}, failed)[kind]
     write_json(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.store.attempt_dir import Provenance
 from mpformer.config.datasets import DATASETS
 from mpformer.config.presets import PRESETS
 from reports.definitions import definitions
@@ -77,15 +78,13 @@ def _hardware(views: Sequence[RunView]) -> str:
     return f"Trained on {'; '.join(kinds)}." if kinds else ""
 
 
-def hardware(provenance: Mapping[str, Any]) -> str:
+def hardware(provenance: Provenance) -> str:
     """The device that trained a run, in a few words; empty if it is not recorded."""
-    gpus = provenance.get("gpus") or []
+    gpus = provenance.more.get("gpus") or []
     if gpus:
         return f"{len(gpus)} × {gpus[0]}"
-    processor, threads = provenance.get("processor") or "", provenance.get("threads")
-    return (
-        f"{processor}, {threads} thread{'' if threads == 1 else 's'} a run" if processor and threads else str(processor)
-    )
+    processor, threads = provenance.processor, provenance.threads
+    return f"{processor}, {threads} thread{'' if threads == 1 else 's'} a run" if processor and threads else processor
 
 
 def _seeds(table: Table) -> str:

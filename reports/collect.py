@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from experiments.status.states import State
 from experiments.store.run_dir import Store
 from experiments.suites import catalogue
 from experiments.suites.scales import suite_name
@@ -16,7 +17,6 @@ from reports import caption, compare, definitions
 from reports.model import Cell, Column, Footnote, Kind, SeedValue, Table, TableRow, TickColumn
 from reports.runs import Reader, RunView, Standing
 
-STATES = tuple("DONE TRAINED RUNNING REQUEUED QUEUED PLANNED FAILED TIMEOUT LOST CANCELLED VOID UNKNOWN".split())  # noqa: SIM905
 MIXED = "†"
 _TICK_LABELS = {
     "mp_queries": "MP queries",
@@ -368,5 +368,4 @@ def _warnings(commits: Sequence[str]) -> tuple[str, ...]:
 
 def _progress(views: Sequence[RunView]) -> tuple[tuple[str, int], ...]:
     states = [view.standing.state for view in views]
-    known = [*STATES, *sorted(set(states) - set(STATES))]
-    return tuple((state, states.count(state)) for state in known if state in states)
+    return tuple((state, states.count(state)) for state in State if state in states)

@@ -7,7 +7,7 @@ policy allows the page's own script alone, by its hash, so that even an escaping
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from experiments.store.attempt_dir import AttemptRecord
 from reports import caption, mask_pictures, text
 from reports import run_page as provenance
 from reports.collect import RowRuns, SuiteReport
@@ -98,12 +99,11 @@ def when(moment: Any) -> str:
     return str(moment or "")
 
 
-def took(stage: Mapping[str, Any]) -> str:
+def took(record: AttemptRecord) -> str:
     """How long an attempt lasted, empty while it has not ended."""
-    started, ended = stage.get("started"), stage.get("ended")
-    if not isinstance(started, int | float) or not isinstance(ended, int | float):
+    if record.started is None or record.ended is None:
         return ""
-    return f"{(ended - started) / 60:.1f} min"
+    return f"{(record.ended - record.started) / 60:.1f} min"
 
 
 def primary(table: Table, row: TableRow) -> tuple[Cell, Column] | None:

@@ -178,30 +178,30 @@ def _baseline_config(report: SuiteReport, row: RowRuns, seed: int) -> Mapping[st
 
 
 def _diff(view: RunView) -> str:
-    git = view.provenance.get("git") or {}
-    text = str(git.get("diff") or "")
-    if git.get("diff_truncated"):
+    git = view.provenance.git
+    text = git.diff
+    if git.diff_truncated:
         text += "\n… (the rest was not kept)"
-    if git.get("untracked"):
-        text += "\nuntracked: " + ", ".join(git["untracked"])
+    if git.untracked:
+        text += "\nuntracked: " + ", ".join(git.untracked)
     return text.strip("\n")
 
 
 def _facts(view: RunView) -> list[tuple[str, str]]:
     found, numerics = view.provenance, view.trained.get("numerics") or {}
-    packages = ", ".join(f"{name} {version}" for name, version in (found.get("packages") or {}).items())
+    packages = ", ".join(f"{name} {version}" for name, version in found.packages.items())
     facts = {
         "state": view.standing.state + (f" ({view.standing.reason})" if view.standing.reason else ""),
         "evaluation setting": view.eval_id,
         "commit": ", ".join(commit.label for commit in view.commits),
-        "command": _command(found.get("command")),
-        "host": str(found.get("host") or ""),
+        "command": shlex.join(found.command),
+        "host": found.host,
         "hardware": caption.hardware(found),
-        "platform": str(found.get("platform") or ""),
-        "Python": str(found.get("python") or ""),
+        "platform": found.platform,
+        "Python": found.python,
         "packages": packages,
-        "world size": str(found.get("world_size") or ""),
-        "threads": str(found.get("threads") or ""),
+        "world size": str(found.world_size or ""),
+        "threads": str(found.threads or ""),
         "jobs": ", ".join(dict.fromkeys(filter(None, (attempt.job for attempt in view.attempts)))),
         "used": used.text() if (used := usage.of(view.directory)) else "",
         "trained in": _duration(view.trained.get("seconds")),
@@ -219,10 +219,6 @@ def _facts(view: RunView) -> list[tuple[str, str]]:
 def _scorers(view: RunView) -> str:
     scorers = (view.result or {}).get("scorers") or {}
     return ", ".join(f"{name} {version}" for name, version in scorers.items())
-
-
-def _command(words: Any) -> str:
-    return shlex.join(map(str, words)) if isinstance(words, list) else str(words or "")
 
 
 def _duration(seconds: float | None) -> str:

@@ -1,7 +1,6 @@
 """One run as a report sees it: state, numbers and provenance, read from plain files that may be half-written."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,20 +12,26 @@ from analysis.jumps import jump_rates
 from analysis.layer_table import LayerTable
 from experiments.status.scheduler import NOWHERE, Placement
 from experiments.status.states import RunState, State, derive
-from experiments.store.files import read_json
+from experiments.store.attempt_dir import AttemptDir, AttemptRecord, FailureClass, Git, Provenance
+from experiments.store.files import json_lines, read_json
 from experiments.store.identity import SCHEME
+from experiments.store.records import RecordError
 from experiments.store.run_dir import RunDir, Store
 
-FAILURES = {
-    "oom": "out of memory",
-    "nan": "non-finite loss",
-    "data": "bad data",
-    "disk": "disk full",
-    "timeout": "time limit",
-    "node": "node failure",
-    "import": "import error",
-    "killed": "killed",
-    "config": "bad configuration",
+FAILURES: Mapping[FailureClass, str] = {
+    FailureClass.NONE: "",
+    FailureClass.OOM: "out of memory",
+    FailureClass.TIMEOUT: "time limit",
+    FailureClass.NAN: "non-finite loss",
+    FailureClass.NODE: "node failure",
+    FailureClass.DISK: "disk full",
+    FailureClass.IMPORT: "import error",
+    FailureClass.DATA: "bad data",
+    FailureClass.CONFIG: "bad configuration",
+    FailureClass.KILLED: "killed",
+    FailureClass.CLAIM_LOST: "taken over by another process",
+    FailureClass.CLAIMED: "another job works on it",
+    FailureClass.ERROR: "error",
 }
 
 
@@ -56,26 +61,15 @@ class Commit:
 class Attempt:
     """One execution of a stage of a run."""
 
-    number: int
-    path: Path
-    stage: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-    events: tuple[Mapping[str, Any], ...]
+    directory: AttemptDir
+    record: AttemptRecord
+    provenance: Provenance | None
 
     @property
     def job(self) -> str:
         """The scheduler's id of the job that executed it, as the scheduler writes it; empty without one."""
-        found = _mapping(self.stage.get("execution")) or self.provenance
-        return str(found.get("array_id") or found.get("job_id") or "")
-
-    def log_tail(self, lines: int = 30, size: int = 6000) -> str:
-        """The last lines of the log, at most ``size`` bytes; empty if there is none."""
-        try:
-            with (self.path / "log.txt").open("rb") as file:
-                file.seek(max(0, file.seek(0, 2) - size))
-                return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
-        except OSError:
-            return ""
+        origin = self.provenance or Provenance()
+        return self.record.execution.job or origin.array_id or origin.job_id
 
 
 @dataclass(frozen=True)
@@ -169,17 +163,17 @@ class RunView:
     @cached_property
     def attempts(self) -> tuple[Attempt, ...]:
         """The attempts, in order."""
-        return tuple(_attempt(self.directory, number) for number in self.directory.attempts())
+        return tuple(_attempt(self.directory.attempt(number)) for number in self.directory.attempts())
 
     @property
     def training(self) -> list[Attempt]:
         """The attempts that trained and said where they ran, in order."""
-        return [a for a in self.attempts if a.provenance and a.stage.get("stage", "all") in ("all", "train")]
+        return [a for a in self.attempts if a.provenance and a.record.stage in ("all", "train")]
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Provenance:
         """Provenance of the last attempt that trained; empty if none said."""
-        return self.training[-1].provenance if self.training else {}
+        return (self.training[-1].provenance if self.training else None) or Provenance()
 
     @cached_property
     def commits(self) -> tuple[Commit, ...]:
@@ -188,33 +182,17 @@ class RunView:
         return tuple(dict.fromkeys(commit for commit in found if commit is not None))
 
 
-def commit_of(provenance: Mapping[str, Any]) -> Commit | None:
+def commit_of(provenance: Provenance | None) -> Commit | None:
     """The commit of a provenance record; None outside a git checkout."""
-    git = _mapping(provenance.get("git"))
-    return Commit(str(git["sha"]), _dirty(git)) if git.get("sha") else None
+    git = provenance.git if provenance is not None else Git()
+    return Commit(git.sha, _dirty(git)) if git.sha else None
 
 
-def _dirty(git: Mapping[str, Any]) -> str:
+def _dirty(git: Git) -> str:
     """A digest of what was not committed, or an empty string."""
-    if not git.get("dirty"):
+    if not git.dirty:
         return ""
-    return hashlib.sha256(repr((git.get("diff"), git.get("untracked"))).encode()).hexdigest()[:8]
-
-
-def json_lines(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """The objects of a file with one JSON object a line; damaged lines are left out, an absent file is empty."""
-    try:
-        text = path.read_text(errors="replace")
-    except OSError:
-        return ()
-    return tuple(line for line in map(_json_or_none, text.splitlines()) if isinstance(line, dict))
-
-
-def _json_or_none(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
+    return hashlib.sha256(repr((git.diff, list(git.untracked))).encode()).hexdigest()[:8]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -228,10 +206,12 @@ def _newest_first(folder: Path) -> list[Path]:
         return []
 
 
-def _attempt(directory: RunDir, number: int) -> Attempt:
-    path = directory.attempt(number)
-    stage, provenance = (_mapping(read_json(path / name)) for name in ("stage.json", "provenance.json"))
-    return Attempt(number, path, stage, provenance, json_lines(path / "events.jsonl"))
+def _attempt(directory: AttemptDir) -> Attempt:
+    """An attempt with what can be read of it; a record that cannot be read shows in the run's standing."""
+    try:
+        return Attempt(directory, directory.record() or AttemptRecord(), directory.provenance())
+    except RecordError:
+        return Attempt(directory, AttemptRecord(), None)
 
 
 class Reader:
@@ -288,7 +268,7 @@ def describe(found: RunState, iteration: int, max_iter: int) -> Standing:
     at = f"iteration {iteration} of {max_iter}" if max_iter else f"iteration {iteration}"
     if state is State.RUNNING:
         return Standing(state, at, f"{iteration}/{max_iter}")
-    short = FAILURES.get(found.failure_class, found.failure_class) if state is State.FAILED else _SHORT[state]
+    short = FAILURES[found.failure_class] if state is State.FAILED else _SHORT[state]
     word = f"failed ({short})" if state is State.FAILED else short
     where = f" at {at}" if iteration else ""
     return Standing(state, f"{word}{where}" + (f": {found.detail}" if found.detail else ""), short or "failed")

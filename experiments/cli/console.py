@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from experiments.execution.attempt import Outcome
+    from experiments.store.attempt_dir import Ending
 
 
 def new_console() -> "Console":
@@ -23,10 +23,10 @@ def print_json(content: Any) -> None:
     click.echo(json.dumps(content, indent=1))
 
 
-def print_outcome(what: object, outcome: "Outcome") -> int:
+def print_outcome(what: object, ending: "Ending") -> int:
     """Say how an attempt ended; returns the command's exit code."""
-    click.echo(f"{what}: {outcome.name} {outcome.failure_class} {outcome.detail}".rstrip())
-    return {"failed": 1, "interrupted": 130}.get(outcome.name, 0)
+    click.echo(f"{what}: {ending.outcome} {ending.failure_class} {ending.detail}".rstrip())
+    return {"failed": 1, "interrupted": 130}.get(ending.outcome, 0)
 
 
 @contextlib.contextmanager

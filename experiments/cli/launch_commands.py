@@ -174,8 +174,8 @@ def _inline(resolved: "Plan", store: "Store", data_root: Path) -> int:
     from experiments.launch import local
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    outcome = local.inline(resolved, store, data_root, command_line())
-    return print_outcome(resolved.unique[0].run_id, outcome)
+    ending = local.inline(resolved, store, data_root, command_line())
+    return print_outcome(resolved.unique[0].run_id, ending)
 
 
 def _with_data(resolved: "Plan", data_root: Path, console: "Console") -> "Plan":

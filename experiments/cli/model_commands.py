@@ -32,8 +32,8 @@ def train(config: str, overrides: Sequence[str], seed: int | None, threads: int,
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     chosen = single.read_config(config, overrides)
     chosen = chosen if seed is None else chosen.replace({"seed": seed})
-    run, outcome = single.train(chosen, Store(root), data_root, runtime={"runtime.threads": threads})
-    code = print_outcome(run.path, outcome)
+    run, ending = single.train(chosen, Store(root), data_root, runtime={"runtime.threads": threads})
+    code = print_outcome(run.path, ending)
     for line in single.score_lines(single.metrics(run, chosen)):
         click.echo(line)
     return code

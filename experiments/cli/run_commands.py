@@ -158,11 +158,11 @@ def _scored(one: "Evaluation", store: "Store", data_root: Path) -> bool:
     from experiments.runs import reevaluating
 
     aside = reevaluating.set_aside(one)
-    outcome = reevaluating.evaluate(one, store, data_root)
-    print_outcome(one.run.run_id, outcome)
+    ending = reevaluating.evaluate(one, store, data_root)
+    print_outcome(one.run.run_id, ending)
     if aside is not None:
         click.echo(f"    the earlier result: {aside}")
-    return outcome.name == "done"
+    return ending.outcome == "done"
 
 
 @cli.command()

@@ -5,7 +5,6 @@ the final weights, ``result.json`` after everything else of an evaluation.
 """
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -13,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,9 +20,11 @@ from experiments.execution import provenance
 from experiments.execution.capture import captured
 from experiments.execution.signals import Noted
 from experiments.store import claims
-from experiments.store.files import append_json, read_json, write_json
+from experiments.store.attempt_dir import AttemptRecord, Ending, FailureClass, Outcome, Stop, StopReason
+from experiments.store.files import append_json, write_json
 from experiments.store.identity import eval_id as evaluation_id
 from experiments.store.identity import run_id as _run_id
+from experiments.store.launches import stop_reason
 from experiments.store.metrics import last_evaluation
 from experiments.store.run_dir import RunDir, Store, valid_result
 from mpformer.config.schema import Config
@@ -83,16 +84,6 @@ class Options:
     """Send stdout and stderr to the attempt's log; off for a debugger."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended: ``done``, ``trained``, ``failed``, ``interrupted``, ``cancelled``, ``skipped`` ..."""
-
-    name: str
-    failure_class: str = ""
-    detail: str = ""
-    attempt: int = 0
-
-
 def run_attempt(
     root: Path,
     run_id: str,
@@ -100,7 +91,7 @@ def run_attempt(
     options: Options,
     runner: Runner | None = None,
     config: Config | None = None,
-) -> Outcome:
+) -> Ending:
     """Execute what is missing of a run's ``stage``; returns how it ended and never raises for a run's failure.
 
     ``config`` is the run's, with other runtime or evaluation settings than ``run.json`` has; None: those of
@@ -113,15 +104,15 @@ def run_attempt(
     if not current_rank().main:
         return follow(run, config, stage, options, runner or Model())
     try:
-        claim = claims.acquire(run.path / "claims", job=this_start())
+        claim = claims.acquire(run.claims, job=this_start())
     except OSError as error:
-        return Outcome("failed", "disk", f"cannot claim the run: {error}")
+        return Ending(Outcome.FAILED, FailureClass.DISK, f"cannot claim the run: {error}")
     if claim is None:
-        return Outcome("skipped", detail="another process holds the run")
+        return Ending(Outcome.SKIPPED, detail="another process holds the run")
     try:
-        _bury_predecessors(run, claim.number)
+        _note_lost_predecessors(run, claim.number)
         if complete(run, stage, config):
-            return Outcome("skipped", detail="nothing is left to do")
+            return Ending(Outcome.SKIPPED, detail="nothing is left to do")
         return _Attempt(run, config, claim, stage, options, runner or Model()).execute()
     finally:
         claim.release()
@@ -132,27 +123,27 @@ def this_start() -> claims.JobStart:
     return claims.JobStart(provenance.job_id(), provenance.restarts())
 
 
-def follow(run: RunDir, config: Config, stage: Stage, options: Options, runner: Runner) -> Outcome:
+def follow(run: RunDir, config: Config, stage: Stage, options: Options, runner: Runner) -> Ending:
     """Help the main process to train the run: in its attempt, without a claim, writing nothing but a log."""
     if stage == "evaluate":
-        return Outcome("skipped", detail="the main process evaluates alone")
+        return Ending(Outcome.SKIPPED, detail="the main process evaluates alone")
     stop = Noted()
     with stop.signals():
         number = _main_attempt(run, stop)
         if number is None:
-            return Outcome("skipped", detail="nothing is left to train")
-        directory = run.attempt(number)
+            return Ending(Outcome.SKIPPED, detail="nothing is left to train")
+        directory = run.attempt(number).path
         threads = {} if options.threads is None else {"runtime.threads": options.threads}
         with captured(directory / f"log.{current_rank().number}.txt", options.capture), _rendezvous(directory):
             try:
-                callbacks = TrainCallbacks(stop=stop.reason)
+                callbacks = TrainCallbacks(stop=stop.text)
                 runner.train(config.replace(threads), run.path, options.data_root, callbacks)
             except Interrupted as stopped:
-                return Outcome("interrupted", "", str(stopped), number)
+                return Ending(Outcome.INTERRUPTED, detail=str(stopped), attempt=number)
             except BaseException as error:
                 traceback.print_exc()
                 return failure(error, number)
-    return Outcome("trained", attempt=number)
+    return Ending(Outcome.TRAINED, attempt=number)
 
 
 def _main_attempt(run: RunDir, stop: "Noted") -> int | None:
@@ -167,10 +158,11 @@ def _main_attempt(run: RunDir, stop: "Noted") -> int | None:
 
 def own_attempt(run: RunDir) -> int | None:
     """Return the attempt that this start of this job's step has under way, None if there is none (yet)."""
-    number = max(run.attempts(), default=0)
-    stage = read_json(run.attempt(number) / "stage.json") or {}
-    mine = stage.get("execution") == provenance.execution() and stage.get("outcome") is None
-    return number if number and mine else None
+    last = run.last_attempt()
+    record = last.sound_record() if last is not None else None
+    if last is None or record is None or record.outcome is not None:
+        return None
+    return last.number if record.execution == provenance.execution() else None
 
 
 @contextlib.contextmanager
@@ -212,33 +204,22 @@ def complete(run: RunDir, stage: Stage, config: Config) -> bool:
     return run.result(evaluation_id(config)) is not None
 
 
-def _bury_predecessors(run: RunDir, number: int) -> None:
-    """Say in the records of attempts that died without a word that they were lost."""
+def _note_lost_predecessors(run: RunDir, number: int) -> None:
+    """Write into the records of earlier attempts that did not say how they ended that they were lost."""
     for earlier in run.attempts():
-        path = run.attempt(earlier) / "stage.json"
-        stage = read_json(path)
-        if earlier < number and isinstance(stage, dict) and stage.get("outcome") is None:
-            write_json(path, {**stage, **_epitaph(run, earlier), "ended": time.time()})
+        if earlier < number:
+            run.attempt(earlier).conclude(_lost(run, earlier), only_if_open=True)
 
 
-def _epitaph(run: RunDir, number: int) -> dict[str, str]:
-    """What is known of an attempt that ended without a word."""
-    last = last_event(run.attempt(number))
-    said = f" after {last['detail']}" if last.get("state") == "SIGNAL" else ""
-    owner = claims.owner(run.path / "claims", number)
+def _lost(run: RunDir, number: int) -> Ending:
+    """What is known of the end of an attempt that did not say how it ended."""
+    last = run.attempt(number).last_event()
+    signalled = f" after {last.detail}" if last is not None and last.state == "SIGNAL" else ""
+    owner = claims.owner(run.claims, number)
     where = f" on {owner.host}" if owner.host else ""
     known = owner.dead()  # None: another machine, which ended as a whole or was taken away
-    kind = "node" if known is None and owner.host and not said else "killed"
-    return {"outcome": "lost", "failure_class": kind, "detail": f"the process ended{where} without a word{said}"}
-
-
-def last_event(attempt: Path) -> dict[str, Any]:
-    """Return the last line of an attempt's events, {} if there is none."""
-    try:
-        lines = (attempt / "events.jsonl").read_text().splitlines()
-        return dict(json.loads(lines[-1]))
-    except (OSError, ValueError, IndexError):
-        return {}
+    kind = FailureClass.NODE if known is None and owner.host and not signalled else FailureClass.KILLED
+    return Ending(Outcome.LOST, kind, f"the process died{where} and did not say why{signalled}")
 
 
 class _Attempt:
@@ -248,89 +229,88 @@ class _Attempt:
         self, run: RunDir, config: Config, claim: claims.Claim, stage: Stage, options: Options, runner: Runner
     ) -> None:
         self.run, self.claim, self.stage, self.options, self.runner = run, claim, stage, options, runner
-        self.directory = run.attempt(claim.number)
+        self.attempt = run.attempt(claim.number)
         self.noted = Noted()
+        self.stopping: StopReason | None = None
         self.heartbeat = claims.Heartbeat(claim)
         threads = {} if options.threads is None else {"runtime.threads": options.threads}
         self.config = config.replace(threads)
         self._progress_at = 0.0
         self._stop_at = 0.0
-        self._record: dict[str, Any] = {}
-        self._reserve = self.directory / ".reserve"
+        self._reserve = self.attempt.path / ".reserve"
 
-    def execute(self) -> Outcome:
+    def execute(self) -> Ending:
         """Run the stages and record how it ended."""
-        with _disk_becomes_outcome() as failed:
+        with _disk_becomes_failure() as failed:
             self._begin()
-            with self.heartbeat, captured(self.directory / "log.txt", self.options.capture), self.noted.signals():
-                outcome = self._judged()
-            self._end(outcome)
-            return outcome
+            with self.heartbeat, captured(self.attempt.log, self.options.capture), self.noted.signals():
+                ending = self._judged()
+            self._end(ending)
+            return ending
         _print_error(f"{self.run.run_id}: {failed[0]}")
-        return Outcome("failed", "disk", failed[0], self.claim.number)
+        return Ending(Outcome.FAILED, FailureClass.DISK, failed[0], self.claim.number)
 
     def _begin(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.attempt.path.mkdir(parents=True, exist_ok=True)
         self._reserve.write_bytes(os.urandom(RESERVE_BYTES))
-        self._record = {"stage": self.stage, "started": time.time(), "ended": None, "outcome": None}
-        self._record |= {"launch": self.options.launch, "execution": provenance.execution()}
-        self._record["found"] = progress_mark(self.run)
-        write_json(self.directory / "stage.json", self._record)
+        found = progress_mark(self.run)
+        execution = provenance.execution()
+        self.attempt.begin(
+            AttemptRecord(self.stage, time.time(), launch=self.options.launch, execution=execution, found=found)
+        )
         origin = provenance.collect(self.config.runtime.threads)
-        write_json(self.directory / "provenance.json", {**origin, "runtime": self.config.runtime.model_dump()})
-        self._event("RUNNING", f"attempt {self.claim.number}, stage {self.stage}")
+        self.attempt.write_provenance(replace(origin, runtime=self.config.runtime.model_dump()))
+        self.attempt.add_event("RUNNING", f"attempt {self.claim.number}, stage {self.stage}")
         self._write_progress({"stage": "start"})
         self._warn_of_other_threads()
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self, ending: Ending) -> None:
         self._reserve.unlink(missing_ok=True)
-        ended = {"outcome": outcome.name, "failure_class": outcome.failure_class, "detail": outcome.detail}
-        write_json(self.directory / "stage.json", {**self._record, "ended": time.time(), **ended})
-        self._event(_EVENTS.get(outcome.name, outcome.name.upper()), outcome.detail)
+        self.attempt.conclude(ending)
+        self.attempt.add_event(_EVENTS.get(ending.outcome, ending.outcome.upper()), ending.detail)
 
-    def _event(self, state: str, detail: str) -> None:
-        with contextlib.suppress(OSError):
-            append_json(self.directory / "events.jsonl", {"time": time.time(), "state": state, "detail": detail})
-
-    def _judged(self) -> Outcome:
+    def _judged(self) -> Ending:
         """Run the stages; every way to end becomes an outcome."""
         try:
             return self._stages()
-        except Interrupted as stop:
-            kind = stop.reason.split(":", 1)[0]
-            name = kind if kind in ("cancelled", "timeout", "requeued") else "interrupted"
-            advice = "" if name == "requeued" else "; launch again to continue"
-            return Outcome(name, "", f"{stop}{advice}", self.claim.number)
+        except Interrupted as stopped:
+            return self._stopped(str(stopped))
         except KeyboardInterrupt:  # outside the trainer, which sees to it by itself
-            return Outcome("interrupted", "", "Ctrl-C; launch again to continue", self.claim.number)
+            return self._stopped("Ctrl-C")
         except BaseException as error:
             self._reserve.unlink(missing_ok=True)
-            outcome = failure(error, self.claim.number)
-            if outcome.failure_class not in ("nan", "claim-lost"):
+            ending = failure(error, self.claim.number)
+            if ending.failure_class not in (FailureClass.NAN, FailureClass.CLAIM_LOST):
                 with contextlib.suppress(OSError):
                     traceback.print_exc()
-            _print_error(f"{self.run.run_id}: {outcome.failure_class}: {outcome.detail}")
-            return outcome
+            _print_error(f"{self.run.run_id}: {ending.failure_class}: {ending.detail}")
+            return ending
 
-    def _stages(self) -> Outcome:
+    def _stopped(self, detail: str) -> Ending:
+        """The end of an attempt that was asked to stop, by whoever asked; Ctrl-C asks nobody."""
+        outcome = self.stopping.stop.outcome if self.stopping is not None else Outcome.INTERRUPTED
+        advice = "" if outcome is Outcome.REQUEUED else "; launch again to continue"
+        return Ending(outcome, detail=f"{detail}{advice}", attempt=self.claim.number)
+
+    def _stages(self) -> Ending:
         if self.run.void_file.exists():
             _set_aside(self.run)
         if self.stage != "evaluate":
             self._train()
         if self.stage == "train":
-            return Outcome("trained", attempt=self.claim.number)
+            return Ending(Outcome.TRAINED, attempt=self.claim.number)
         self._evaluate()
-        return Outcome("done", attempt=self.claim.number)
+        return Ending(Outcome.DONE, attempt=self.claim.number)
 
     def _train(self) -> None:
         if self._weights() is not None:
             return
         callbacks = TrainCallbacks(log=self._log_line, confirm=self._confirm, stop=self._stop, progress=self._progress)
-        with _rendezvous(self.directory):
+        with _rendezvous(self.attempt.path):
             trained = self.runner.train(self.config, self.run.path, self.options.data_root, callbacks)
         self._confirm()
         write_json(self.run.path / "trained.json", trained)
-        self._event("TRAINED", f"{trained.get('iterations')} iterations")
+        self.attempt.add_event("TRAINED", f"{trained.get('iterations')} iterations")
 
     def _weights(self) -> Path | None:
         """The final weights, if they are there and match their checksum; otherwise the training is taken up again."""
@@ -341,7 +321,7 @@ class _Attempt:
         if path.exists() and sha256(path) == trained["weights_sha256"]:
             return path
         _print_error(f"{path.name} is missing or damaged: training again from the last sound checkpoint")
-        (self.run.path / "trained.json").replace(self.directory / "trained.damaged.json")
+        (self.run.path / "trained.json").replace(self.attempt.path / "trained.damaged.json")
         return None
 
     def _evaluate(self) -> None:
@@ -352,7 +332,7 @@ class _Attempt:
         out = self.run.evaluation(setting)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "setting.json", self.config.evaluation.model_dump(mode="json"))
-        self._event("EVALUATING", setting)
+        self.attempt.add_event("EVALUATING", setting)
         result = self.runner.evaluate(self.config, weights, out, self.options.data_root, self._evaluation_progress)
         whose = {"run_id": self.run.run_id, "eval_id": setting, "attempt": self.claim.number}
         result = {**result, "schema": 1, **whose}
@@ -388,24 +368,20 @@ class _Attempt:
         self.claim.confirm()
 
     def _stop(self) -> str | None:
-        """The reason to stop, if there is one; the files are looked at twice a second at most."""
+        """Why to stop, if there is a reason; the files are looked at twice a second at most."""
         if self.heartbeat.lost:
             self.claim.confirm()
-        if self.noted.reason():
-            return self.noted.reason()
+        self.stopping = self.noted.reason() or self._asked_to_stop()
+        return None if self.stopping is None else str(self.stopping)
+
+    def _asked_to_stop(self) -> StopReason | None:
         now = time.monotonic()
         if now - self._stop_at < 0.5:
             return None
         self._stop_at = now
-        return self._asked_to_stop()
-
-    def _asked_to_stop(self) -> str | None:
         if self.run.cancel_file.exists():
-            return "cancelled: by the user"
-        stop = self.options.stop_file
-        if stop is not None and stop.exists():
-            return str((read_json(stop) or {}).get("reason", "interrupted"))
-        return None
+            return StopReason(Stop.CANCELLED, "by the user")
+        return stop_reason(self.options.stop_file) if self.options.stop_file is not None else None
 
     def _progress(self, values: Mapping[str, Any]) -> None:
         now = time.monotonic()
@@ -426,44 +402,43 @@ class _Attempt:
 
     def _write_progress(self, values: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError, ValueError):  # a picture of progress is not worth a run
-            write_json(self.directory / "progress.json", {**values, "time": time.time()})
+            self.attempt.write_progress(values)
 
     def _warn_of_other_threads(self) -> None:
         now = self.config.runtime.threads
-        records = [read_json(self.run.attempt(number) / "provenance.json") for number in self.run.attempts()]
-        others = {record.get("threads") for record in records if isinstance(record, dict)} - {now, None}
+        origins = [self.run.attempt(number).provenance() for number in self.run.attempts()]
+        others = {origin.threads for origin in origins if origin is not None} - {now, None}
         if others:
-            self._event("WARNING", f"earlier attempts ran with {others} threads, this one with {now}")
+            self.attempt.add_event("WARNING", f"earlier attempts ran with {others} threads, this one with {now}")
 
 
-_EVENTS = {"done": "DONE", "trained": "TRAINED", "failed": "FAILED", "interrupted": "CANCELLED"}
+_EVENTS = {Outcome.INTERRUPTED: "CANCELLED"}
+"""Events of outcomes that are not called as they are."""
 
 
-def failure(error: BaseException, attempt: int = 0) -> Outcome:
-    """Return the outcome that an exception means: its failure class and one line."""
+def failure(error: BaseException, attempt: int = 0) -> Ending:
+    """Return the ending that an exception means: its failure class and one line."""
     line = " ".join(str(error).split())[:500] or type(error).__name__
     if isinstance(error, RunFailure):
-        return Outcome("failed", error.failure_class, line, attempt)
-    return Outcome("failed", _failure_class(error), f"{type(error).__name__}: {line}", attempt)
+        return Ending(Outcome.FAILED, FailureClass.of(error.failure_class), line, attempt)
+    return Ending(Outcome.FAILED, _failure_class(error), f"{type(error).__name__}: {line}", attempt)
 
 
-def _failure_class(error: BaseException) -> str:
-    for kind, name in _CLASSES:
+def _failure_class(error: BaseException) -> FailureClass:
+    for kind, found in _CLASSES:
         if isinstance(error, kind):
-            return name
-    if type(error).__name__ == "OutOfMemoryError":
-        return "oom"
-    return "error"
+            return found
+    return FailureClass.OOM if type(error).__name__ == "OutOfMemoryError" else FailureClass.ERROR
 
 
-_CLASSES: tuple[tuple[type[BaseException], str], ...] = (
-    (UserError, "config"),
-    (ImportError, "import"),
-    (MemoryError, "oom"),
-    (FloatingPointError, "nan"),
-    (FileNotFoundError, "data"),
-    (OSError, "disk"),
-    (SystemExit, "killed"),
+_CLASSES: tuple[tuple[type[BaseException], FailureClass], ...] = (
+    (UserError, FailureClass.CONFIG),
+    (ImportError, FailureClass.IMPORT),
+    (MemoryError, FailureClass.OOM),
+    (FloatingPointError, FailureClass.NAN),
+    (FileNotFoundError, FailureClass.DATA),
+    (OSError, FailureClass.DISK),
+    (SystemExit, FailureClass.KILLED),
 )
 
 
@@ -478,7 +453,7 @@ def _set_aside(run: RunDir) -> None:
 
 
 @contextlib.contextmanager
-def _disk_becomes_outcome() -> Iterator[list[str]]:
+def _disk_becomes_failure() -> Iterator[list[str]]:
     """Swallow an OSError of the attempt's own record-keeping; the list then holds its one line."""
     lines: list[str] = []
     try:

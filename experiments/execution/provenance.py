@@ -3,16 +3,16 @@
 import contextlib
 import functools
 import importlib.metadata
-import json
 import os
 import platform
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from experiments.store.attempt_dir import Execution, Git, Provenance, read_git
 from mpformer.runtime.rank import current_rank
 
 PACKAGES = (
@@ -29,25 +29,23 @@ DIFF_LIMIT = 200_000
 """Characters of the working tree's difference that are kept."""
 
 
-def collect(threads: int | None = None) -> dict[str, Any]:
-    """Return the provenance of this process, as plain data."""
-    return {
-        "schema": 1,
-        "time": time.time(),
-        "git": git(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "python": platform.python_version(),
-        "packages": packages(),
-        "threads": threads,
-        "world_size": current_rank().world_size,
-        "job_id": job_id(),
-        **execution(),
-        "environment": {key: value for key, value in os.environ.items() if key in _ENVIRONMENT},
-    }
+def collect(threads: int | None = None) -> Provenance:
+    """Return the provenance of this process."""
+    return Provenance(
+        time=time.time(),
+        git=git(),
+        command=(Path(sys.argv[0]).name, *sys.argv[1:]),
+        host=socket.gethostname(),
+        platform=platform.platform(),
+        processor=processor(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        python=platform.python_version(),
+        packages=packages(),
+        threads=threads,
+        world_size=current_rank().world_size,
+        **{**asdict(execution()), "job_id": job_id()},
+        environment={key: value for key, value in os.environ.items() if key in _ENVIRONMENT},
+    )
 
 
 _ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG")
@@ -64,18 +62,18 @@ def restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
-def execution() -> dict[str, Any]:
-    """Return what tells this start of a Slurm job's step from every other, and the node; {} outside Slurm."""
+def execution() -> Execution:
+    """Return what tells this start of a Slurm job's step from every other, and the node; empty outside Slurm."""
     if not os.environ.get("SLURM_JOB_ID"):
-        return {}
+        return Execution()
     array = [os.environ.get(name, "") for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
-    return {
-        "job_id": job_id(),
-        "array_id": "_".join(array) if all(array) else "",
-        "step": os.environ.get("SLURM_STEP_ID", ""),
-        "restarts": restarts(),
-        "nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
-    }
+    return Execution(
+        job_id=job_id(),
+        array_id="_".join(array) if all(array) else "",
+        step=os.environ.get("SLURM_STEP_ID", ""),
+        restarts=restarts(),
+        nodes=os.environ.get("SLURM_JOB_NODELIST", ""),
+    )
 
 
 @functools.cache
@@ -89,24 +87,20 @@ def packages() -> dict[str, str]:
 
 
 @functools.cache
-def git() -> dict[str, Any]:
+def git() -> Git:
     """Return commit and uncommitted difference of the code that runs; empty values outside a git checkout.
 
     In a snapshot (:mod:`experiments.slurm.code_snapshot`) they are those of the checkout that it was taken from.
     """
     root = Path(__file__).resolve().parents[2]
-    if (root / "snapshot.json").is_file():
-        return dict(json.loads((root / "snapshot.json").read_text()))
+    known = read_git(root)
+    if known is not None:
+        return known
     sha = _git(root, "rev-parse", "HEAD")
     difference = _git(root, "diff", "HEAD", "--no-color", "--", *_CODE) if sha else ""
     untracked = _git(root, "ls-files", "--others", "--exclude-standard", "--", *_CODE).split() if sha else []
-    return {
-        "sha": sha,
-        "dirty": bool(difference or untracked),
-        "untracked": untracked,
-        "diff": difference[:DIFF_LIMIT],
-        "diff_truncated": len(difference) > DIFF_LIMIT,
-    }
+    dirty = bool(difference or untracked)
+    return Git(sha, dirty, tuple(untracked), difference[:DIFF_LIMIT], len(difference) > DIFF_LIMIT)
 
 
 def processor() -> str:

@@ -4,27 +4,33 @@ import contextlib
 import signal
 from collections.abc import Iterator, Mapping
 
+from experiments.store.attempt_dir import Stop, StopReason
 from mpformer.runtime.signals import handled
 
-_SIGNALS: Mapping[int, str] = {signal.SIGTERM: "interrupted", signal.SIGUSR2: "requeued"}
+_SIGNALS: Mapping[int, Stop] = {signal.SIGTERM: Stop.INTERRUPTED, signal.SIGUSR2: Stop.REQUEUED}
 
 
 class Noted:
     """The signals of this process so far."""
 
     def __init__(self) -> None:
-        self._seen: list[str] = []
+        self._seen: list[StopReason] = []
 
-    def reason(self) -> str | None:
-        """The reason to stop; that one is going to be requeued says more than that one is interrupted."""
-        return max(self._seen, default=None)
+    def reason(self) -> StopReason | None:
+        """The strongest reason to stop, None if there is none."""
+        return max(self._seen, key=lambda reason: reason.strength, default=None)
+
+    def text(self) -> str | None:
+        """The same in words."""
+        reason = self.reason()
+        return None if reason is None else str(reason)
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
         """Look out for them, in the main thread; Ctrl-C in the foreground is the trainer's to see to."""
 
         def note(number: int, _: object) -> None:
-            self._seen.append(f"{_SIGNALS[number]}: {signal.Signals(number).name}")
+            self._seen.append(StopReason(_SIGNALS[number], signal.Signals(number).name))
 
         with handled(dict.fromkeys(_SIGNALS, note)):
             yield

@@ -8,17 +8,17 @@ import multiprocessing.process
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from experiments.execution.attempt import Options, Outcome, Runner, Stage, run_attempt
+from experiments.execution.attempt import Options, Runner, Stage, run_attempt
 from experiments.status.states import derive, should_start
 from experiments.store import claims
-from experiments.store.files import read_json, write_json
+from experiments.store.attempt_dir import Ending, FailureClass, Outcome
+from experiments.store.launches import LaunchDir
 from experiments.store.run_dir import RunDir, Store
 from mpformer.config.schema import Config
 from mpformer.runtime.errors import UserError
@@ -59,7 +59,7 @@ class WorkerJob:
 def work(job: WorkerJob) -> dict[str, str]:
     """Execute the missing runs one after the other; returns how each attempt of this worker ended."""
     ended: list[tuple[str, str]] = []
-    with _registered(job):
+    with LaunchDir(job.directory).worker():
         while not _stopped(job) and (task := _next(job, [run_id for run_id, _ in ended])) is not None:
             ended.append((task.run_id, _in_process(job, task)))
             print(": ".join(ended[-1]), flush=True)
@@ -79,10 +79,9 @@ def _next(job: WorkerJob, tried: Sequence[str]) -> Task | None:
 
 def _exhausted(run: RunDir, launch: str) -> bool:
     """Whether this launch has already tried the run in vain: one failure, or several deaths."""
-    stages = [read_json(run.attempt(number) / "stage.json") or {} for number in run.attempts()]
-    mine = [stage for stage in stages if stage.get("launch") == launch]
-    ended = [stage for stage in mine if stage.get("outcome") not in (None, "lost")]
-    return bool(ended) or len(mine) >= MAX_LOST
+    records = [run.attempt(number).sound_record() for number in run.attempts()]
+    mine = [record for record in records if record is not None and record.launch == launch]
+    return any(not record.silent for record in mine) or len(mine) >= MAX_LOST
 
 
 def _stopped(job: WorkerJob) -> bool:
@@ -95,10 +94,11 @@ def _in_process(job: WorkerJob, task: Task) -> str:
     with _passed_on(child.process):
         while child.alive(5.0):
             with contextlib.suppress(OSError):
-                os.utime(job.directory / "launch.json")
+                os.utime(LaunchDir(job.directory).file)
     if child.killed_by:
-        mark_killed(Store(job.root).run(task.run_id), f"killed by {signal.Signals(child.killed_by).name}")
-        return f"killed by {signal.Signals(child.killed_by).name}"
+        how = f"killed by {signal.Signals(child.killed_by).name}"
+        mark_killed(Store(job.root).run(task.run_id), how)
+        return how
     return "ended" if child.process.exitcode == 0 else f"failed (exit code {child.process.exitcode})"
 
 
@@ -148,7 +148,7 @@ class Child:
         """The signal that killed it, 0 for none."""
         return max(0, -(self.process.exitcode or 0))
 
-    def outcome(self) -> Outcome | None:
+    def ending(self) -> Ending | None:
         """Return how the attempt ended; None if the process died without saying so."""
         try:
             return self._receiver.recv() if self._receiver.poll() else None
@@ -164,25 +164,22 @@ def _child(work: Work, task: Task, sender: Connection) -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        outcome = run_attempt(work.root, task.run_id, work.stage, work.options, work.runner, task.config)
+        ending = run_attempt(work.root, task.run_id, work.stage, work.options, work.runner, task.config)
     except UserError as error:
         print(f"{task.run_id}: {error}", file=sys.stderr, flush=True)
-        sender.send(Outcome("failed", "config", str(error)))
+        sender.send(Ending(Outcome.FAILED, FailureClass.CONFIG, str(error)))
         os._exit(2)
-    sender.send(outcome)
+    sender.send(ending)
     sys.stdout.flush()
-    os._exit(1 if outcome.name == "failed" else 0)
+    os._exit(1 if ending.outcome is Outcome.FAILED else 0)
 
 
-def mark_killed(run: RunDir, detail: str, failure_class: str = "killed") -> None:
+def mark_killed(run: RunDir, detail: str) -> None:
     """Record the death of the attempt that has just died, unless another one has begun meanwhile."""
-    attempt = max(run.attempts(), default=0)
-    path = run.attempt(attempt) / "stage.json"
-    stage = read_json(path)
-    if claims.holder(run.path / "claims") is None and isinstance(stage, dict) and stage.get("outcome") is None:
-        lost = {"outcome": "lost", "failure_class": failure_class, "detail": detail, "ended": time.time()}
+    last = run.last_attempt()
+    if last is not None and claims.holder(run.claims) is None:
         with contextlib.suppress(OSError):
-            write_json(path, {**stage, **lost})
+            last.conclude(Ending(Outcome.LOST, FailureClass.KILLED, detail), only_if_open=True)
 
 
 @contextlib.contextmanager
@@ -195,19 +192,6 @@ def _passed_on(process: multiprocessing.process.BaseProcess) -> Iterator[None]:
 
     with handled({signal.SIGTERM: hand_on}):
         yield
-
-
-@contextlib.contextmanager
-def _registered(job: WorkerJob) -> Iterator[None]:
-    """Show while it works that the launch has a live worker: its waiting runs are QUEUED."""
-    owner = claims.Owner()
-    path = job.directory / "workers" / f"{owner.host}.{owner.pid}.json"
-    about = {"host": owner.host, "machine": owner.machine, "pid": owner.pid, "born": owner.born}
-    write_json(path, {**about, "ended": None})
-    try:
-        yield
-    finally:
-        write_json(path, {**about, "ended": time.time()})
 
 
 def _die_with_parent() -> None:

@@ -20,6 +20,7 @@ from experiments.launch.profiles import LocalProfile, SlurmProfile
 from experiments.status.tables import duration
 from experiments.store.files import read_json
 from experiments.store.identity import canonical
+from experiments.store.launches import launch_dir
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites import scales
 from experiments.suites.planning import Plan
@@ -286,9 +287,9 @@ def _sample(run: RunDir, trained: Mapping[str, Any], profile: str) -> _Sample:
 
 
 def _launch(run: RunDir) -> str:
-    numbers = run.attempts()
-    stage = read_json(run.attempt(numbers[-1]) / "stage.json") if numbers else None
-    return str(stage.get("launch") or "") if isinstance(stage, dict) else ""
+    last = run.last_attempt()
+    record = last.sound_record() if last is not None else None
+    return record.launch if record is not None else ""
 
 
 class _Profiles:
@@ -300,8 +301,8 @@ class _Profiles:
 
     def __call__(self, launch: str) -> str:
         if launch not in self._known:
-            content = read_json(self._store.launches / launch / "launch.json") if launch else None
-            self._known[launch] = str((content if isinstance(content, dict) else {}).get("profile") or "local")
+            record = launch_dir(self._store, launch).record() if launch else None
+            self._known[launch] = (record.profile if record is not None else "") or "local"
         return self._known[launch]
 
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments.execution.attempt import Options, Outcome, Runner, run_attempt
+from experiments.execution.attempt import Options, Runner, run_attempt
 from experiments.execution.worker import Task, WorkerJob, work
 from experiments.launch.begin import begin, record, uncancel
 from experiments.launch.machine import Width, fit, visible_gpus
 from experiments.launch.profiles import LocalProfile
-from experiments.store.files import read_json, write_json
-from experiments.store.launches import live_workers
+from experiments.store.attempt_dir import Ending, StopReason
+from experiments.store.launches import LaunchDir, LaunchRecord
 from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan, PlannedRun
 from mpformer.runtime.errors import UserError
@@ -101,9 +101,9 @@ class Launch:
     """Failed runs that would fail again, with their failure class."""
     executor: Executor | None = None
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: StopReason) -> None:
         """Ask the workers to checkpoint their runs and end."""
-        write_json(self.directory / "stop.json", {"reason": reason, "time": time.time()})
+        LaunchDir(self.directory).ask_to_stop(reason)
 
     def working(self) -> bool:
         """Whether one of this launch's jobs still runs."""
@@ -115,15 +115,11 @@ class Launch:
 
     def close(self) -> None:
         """Note that nothing of the launch runs any more, so that its waiting runs are no longer QUEUED."""
-        path = self.directory / "launch.json"
-        content = read_json(path)
-        if isinstance(content, dict) and not content.get("ended"):
-            with contextlib.suppress(OSError):
-                write_json(path, {**content, "ended": time.time()})
+        LaunchDir(self.directory).close()
 
     def kill(self) -> None:
         """End the workers now; their runs continue from the last checkpoint at the next launch."""
-        for pid in live_workers(self.directory):
+        for pid in LaunchDir(self.directory).live_workers():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -153,25 +149,27 @@ def launch(
     Raises UserError if data or weights are missing, or if the store cannot be written.
     """
     with begin(plan, store, command, retry) as beginning:
-        directory, missing = beginning.directory, beginning.missing
+        missing = beginning.missing
         width = fit(width, len(missing))
-        found = Launch(beginning.id, directory, store, missing, width, beginning.left_alone)
+        found = Launch(beginning.id, beginning.directory, store, missing, width, beginning.left_alone)
         if not missing:
             return found
-        options = Options(data_root.resolve(), found.id, width.threads, directory.resolve() / "stop.json")
+        here = LaunchDir(beginning.directory)
+        options = Options(data_root.resolve(), found.id, width.threads, here.stop_file.resolve())
         tasks = tuple(Task(run.run_id, run.eval_id, run.config) for run in missing)
         job = WorkerJob(store.root.resolve(), found.id, tasks, options, retry=retry, runner=runner)
         executor = executor or LocalExecutor(width.threads)
-        about = {"schema": 1, "suite": plan.suite.name, "scale": plan.scale, "dataset": plan.dataset}
-        about |= {"command": command, "runs": [run.run_id for run in missing], "created": time.time()}
-        about |= {"workers": width.workers, "notify": notify}
-        write_json(directory / "launch.json", about)
-        jobs = executor.submit([job] * width.workers, directory / "jobs")
-        write_json(directory / "launch.json", {**about, "job_ids": jobs})
+        about = LaunchRecord(
+            plan.suite.name, plan.scale, plan.dataset, command, tuple(run.run_id for run in missing), time.time(),
+            notify, workers=width.workers,
+        )  # fmt: skip
+        here.write(about)
+        jobs = executor.submit([job] * width.workers, here.jobs)
+        here.write(replace(about, job_ids=tuple(jobs)))
         return replace(found, executor=executor)
 
 
-def inline(plan: Plan, store: Store, data_root: Path, command: str = "", runner: Runner | None = None) -> Outcome:
+def inline(plan: Plan, store: Store, data_root: Path, command: str = "", runner: Runner | None = None) -> Ending:
     """Execute the plan's only run in this process, for a debugger; raises UserError if there are several."""
     if len(plan.unique) != 1:
         raise UserError(f"--inline executes one run, this is {len(plan.unique)}; name one with --row and --seed")

@@ -8,6 +8,7 @@ from experiments.launch import choosing
 from experiments.launch.local import Launch
 from experiments.status import scheduler, tables
 from experiments.status.states import RunState, State
+from experiments.store.attempt_dir import Stop, StopReason
 from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan
 
@@ -60,7 +61,7 @@ def _until_over(
 
 def _stop(plan: Plan, store: Store, launch: Launch, console: "Console") -> None:
     """Wait for the workers to checkpoint; a second Ctrl-C kills them."""
-    launch.stop("interrupted: Ctrl-C")
+    launch.stop(StopReason(Stop.INTERRUPTED, "Ctrl-C"))
     console.print("stopping: the runs write a checkpoint (Ctrl-C again to kill them at once)")
     try:
         while launch.working():

@@ -3,7 +3,6 @@
 import hashlib
 from typing import Any
 
-from experiments.store.files import read_json
 from experiments.store.run_dir import RunDir
 from mpformer.config.dotted import leaves
 
@@ -17,13 +16,12 @@ def difference(first: RunDir, second: RunDir) -> dict[str, tuple[Any, Any]]:
 
 def _described(run: RunDir) -> dict[str, Any]:
     flat = dict(leaves(run.record()["config"]))
-    attempts = run.attempts()
-    origin = read_json(run.attempt(attempts[-1]) / "provenance.json") if attempts else None
-    if isinstance(origin, dict):
-        git = origin.get("git") or {}
-        about = {"git.sha": git.get("sha"), "git.diff": _digest(git.get("diff")), "threads": origin.get("threads")}
-        packages = {f"package.{name}": version for name, version in (origin.get("packages") or {}).items()}
-        flat |= about | packages | {"python": origin.get("python"), "processor": origin.get("processor")}
+    last = run.last_attempt()
+    origin = last.provenance() if last is not None else None
+    if origin is not None:
+        about = {"git.sha": origin.git.sha, "git.diff": _digest(origin.git.diff), "threads": origin.threads}
+        packages = {f"package.{name}": version for name, version in origin.packages.items()}
+        flat |= about | packages | {"python": origin.python, "processor": origin.processor}
     return flat
 
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from experiments.status import standing
 from experiments.store import claims, journal
-from experiments.store.files import read_json
-from experiments.store.launches import queued_runs
+from experiments.store.launches import queued_runs, recorded
 from experiments.store.run_dir import RunDir, Store
 
 OLD = 86400.0
@@ -54,7 +53,7 @@ def remove(leavings: Sequence[Leaving], store: Store) -> int:
     count = 0
     for leaving in leavings:
         run = _run_of(leaving.path, store)
-        if run is not None and (run in busy or claims.holder(store.run(run).path / "claims") is not None):
+        if run is not None and (run in busy or claims.holder(store.run(run).claims) is not None):
             continue
         if leaving.path.is_dir():
             shutil.rmtree(leaving.path)
@@ -74,7 +73,7 @@ def _busy(store: Store) -> frozenset[str]:
     keys = [(run.run_id, _any_evaluation(run)) for run in store.runs()]
     found = standing.of(store, keys).states
     active = {run_id for (run_id, _), state in found.items() if state.active}
-    held = {run.run_id for run in store.runs() if claims.holder(run.path / "claims") is not None}
+    held = {run.run_id for run in store.runs() if claims.holder(run.claims) is not None}
     return frozenset(active | held | queued_runs(store))
 
 
@@ -93,7 +92,7 @@ def _of_run(run: RunDir) -> Iterator[Leaving]:
             if str(path.relative_to(run.path)) != trained.get("weights"):
                 yield _leaving(path, "checkpoint of a run that is done; its final weights stay")
     for number in run.attempts():
-        reserve = run.attempt(number) / ".reserve"
+        reserve = run.attempt(number).path / ".reserve"
         if reserve.exists():
             yield _leaving(reserve, "space reserved by an attempt that died")
     yield from _torn(run.path)
@@ -119,12 +118,11 @@ def _of_launches(store: Store, busy: Collection[str]) -> Iterator[Leaving]:
     """Smoke runs of launches and code snapshots that nobody is going to run any more."""
     live = _live_launches(store, busy)
     needed: set[str] = set()
-    for path in sorted(store.launches.glob("*/launch.json")):
-        content = read_json(path)
-        if path.parent.name in live:
-            needed.add(Path(str((content if isinstance(content, dict) else {}).get("code") or "")).name)
-        elif (path.parent / "smoke" / "runs").exists():
-            yield _leaving(path.parent / "smoke" / "runs", "smoke runs of a launch that is over")
+    for launch, record in recorded(store):
+        if launch.id in live:
+            needed.add(Path(record.code).name)
+        elif (launch.path / "smoke" / "runs").exists():
+            yield _leaving(launch.path / "smoke" / "runs", "smoke runs of a launch that is over")
     for path in sorted((store.root / "code").glob("*")):
         if path.name not in needed and not path.name.startswith(".") and _age(path) > OLD:
             yield _leaving(path, "code snapshot that no waiting or running job uses")

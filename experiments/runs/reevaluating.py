@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.execution.attempt import Options, Outcome, Runner, run_attempt
+from experiments.execution.attempt import Options, Runner, run_attempt
 from experiments.store import claims
+from experiments.store.attempt_dir import Ending
 from experiments.store.identity import eval_id, run_id
 from experiments.store.run_dir import RunDir, Store
 from mpformer.config.schema import Config
@@ -56,7 +57,7 @@ def set_aside(one: Evaluation) -> Path | None:
         claim.release()
 
 
-def evaluate(one: Evaluation, store: Store, data_root: Path, runner: Runner | None = None) -> Outcome:
+def evaluate(one: Evaluation, store: Store, data_root: Path, runner: Runner | None = None) -> Ending:
     """Score the run's weights in this process; never trains."""
     options = Options(data_root.resolve(), "reevaluate", capture=False)
     return run_attempt(store.root.resolve(), one.run.run_id, "evaluate", options, runner, one.config)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.execution.attempt import Options, Outcome, Runner, run_attempt
+from experiments.execution.attempt import Options, Runner, run_attempt
+from experiments.store.attempt_dir import Ending
 from experiments.store.files import read_json, write_json
 from experiments.store.identity import eval_id, run_id
 from experiments.store.run_dir import RunDir, Store
@@ -41,7 +42,7 @@ def train(
     *,
     runtime: dict[str, Any] | None = None,
     runner: Runner | None = None,
-) -> tuple[RunDir, Outcome]:
+) -> tuple[RunDir, Ending]:
     """Train and evaluate a configuration in this process, or what is left of it; returns its run and how it ended.
 
     Raises UserError if data or initial weights are not in place.

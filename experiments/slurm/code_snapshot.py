@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.execution import provenance
-from experiments.store.files import write_json
+from experiments.store.attempt_dir import Git, write_git
 from experiments.store.run_dir import Store
 from mpformer.runtime.errors import UserError
 
@@ -46,7 +46,7 @@ def place(store: Store) -> Path:
 
 
 def _place(store: Store, files: dict[str, bytes]) -> Path:
-    digest = hashlib.sha256(str(provenance.git()["sha"]).encode())
+    digest = hashlib.sha256(str(provenance.git().sha).encode())
     for name in sorted(files):
         digest.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())
     return store.root.resolve() / "code" / digest.hexdigest()[:16]
@@ -62,14 +62,14 @@ def _paths() -> Iterator[Path]:
             yield path
 
 
-def _write(target: Path, files: dict[str, bytes], origin: object) -> None:
+def _write(target: Path, files: dict[str, bytes], origin: Git) -> None:
     """Write next to the target and rename: whoever sees the folder sees all of it."""
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     for name, content in files.items():
         path = temporary / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    write_json(temporary / "snapshot.json", origin)
+    write_git(temporary, origin)
     try:
         os.rename(temporary, target)
     except OSError:

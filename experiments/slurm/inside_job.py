@@ -6,9 +6,10 @@ import re
 import time
 from pathlib import Path
 
-from experiments.execution.attempt import Outcome
 from experiments.status import failures, slurm_client
 from experiments.status.slurm_client import SlurmError
+from experiments.store.attempt_dir import Ending, FailureClass, Outcome
+from experiments.store.files import tail
 from mpformer.runtime.errors import RunFailure
 
 REQUEUE_SECONDS = 600.0
@@ -74,12 +75,13 @@ def _kills(top: Path, path: str, file: str) -> int:
     return count
 
 
-def said_by_slurm(words: str) -> Outcome | None:
+def said_by_slurm(words: str) -> Ending | None:
     """Return how an attempt ended by what Slurm left in the job's log; None if that says nothing of it."""
     found = failures.classify(words)
-    if found.kind not in ("oom", "node", "timeout", "killed"):
+    if found.kind not in (FailureClass.OOM, FailureClass.NODE, FailureClass.TIMEOUT, FailureClass.KILLED):
         return None
-    return Outcome("failed" if found.kind == "oom" else "lost", found.kind, found.lines[0])
+    outcome = Outcome.FAILED if found.kind is FailureClass.OOM else Outcome.LOST
+    return Ending(outcome, found.kind, found.lines[0])
 
 
 def last_words() -> str:
@@ -88,5 +90,5 @@ def last_words() -> str:
         return ""
     from submitit import JobEnvironment
 
-    parts = failures.tail(JobEnvironment().paths.stdout, 65536).split("Starting with JobEnvironment(")
+    parts = tail(JobEnvironment().paths.stdout, 65536).split("Starting with JobEnvironment(")
     return parts[-2] if len(parts) > 2 else ""

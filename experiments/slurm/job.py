@@ -23,7 +23,7 @@ import importlib
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,7 +31,6 @@ from typing import Any, NoReturn
 from experiments.execution import provenance
 from experiments.execution.attempt import (
     Options,
-    Outcome,
     Runner,
     Stage,
     complete,
@@ -41,9 +40,8 @@ from experiments.execution.attempt import (
 )
 from experiments.execution.worker import Child, Task
 from experiments.slurm.inside_job import last_words, oom_kills, requeue, said_by_slurm, seconds, time_left
-from experiments.status.states import NOT_RETRIED
 from experiments.store import claims
-from experiments.store.files import append_json, read_json, write_json
+from experiments.store.attempt_dir import AttemptRecord, Ending, FailureClass, Outcome, RankFailure
 from experiments.store.run_dir import RunDir, Store
 from mpformer.runtime.errors import RunFailure
 from mpformer.runtime.rank import current_rank
@@ -120,7 +118,9 @@ def check_code(code: Path | None) -> None:
     for name in PACKAGES if code is not None else ():
         file = Path(importlib.import_module(name).__file__ or "").resolve()
         if not file.is_relative_to(Path(code or "").resolve()):
-            raise RunFailure("import", f"{name} was imported from {file.parent}, not from the snapshot {code}")
+            raise RunFailure(
+                FailureClass.IMPORT, f"{name} was imported from {file.parent}, not from the snapshot {code}"
+            )
 
 
 @contextlib.contextmanager
@@ -138,7 +138,7 @@ class _Main:
         self.job, self.received = job, received
         self.run_dir = Store(job.root).run(job.task.run_id)
         self.told: set[int] = set()
-        self.stillborn = 0
+        self.early_deaths = 0
         self.deadline = float("inf")
 
     def run(self) -> str:
@@ -147,45 +147,48 @@ class _Main:
             return self._run()
         finally:
             if current_rank().world_size > 1:
-                write_json(main_ended(self.run_dir), {"time": time.time()})
+                self.run_dir.end_task(_task())
 
     def _run(self) -> str:
-        outcome = Outcome("skipped")
+        ending = Ending(Outcome.SKIPPED)
         self._explain()
         while not self._complete():
             self._refuse()
-            outcome = self._attempt() if self._free() else outcome
-            if outcome.name == "skipped" and not self.received:
+            ending = self._attempt() if self._free() else ending
+            if ending.outcome is Outcome.SKIPPED and not self.received:
                 continue  # another process was faster
-            if outcome.name in ("failed", "cancelled"):
-                raise RunFailure(outcome.failure_class or "killed", outcome.detail)
+            if ending.outcome in (Outcome.FAILED, Outcome.CANCELLED):
+                raise RunFailure(ending.failure_class or FailureClass.KILLED, ending.detail)
             if not self._complete():
-                self._again(outcome)
-        return outcome.name
+                self._again(ending)
+        return str(ending.outcome)
 
     def _complete(self) -> bool:
         return complete(self.run_dir, self.job.stage, self.job.task.config)
 
     def _explain(self) -> None:
-        """Say of an earlier start of this job that ended without a word what Slurm wrote of it into the job's log."""
-        stage = last_stage(self.run_dir)
-        mine = (stage.get("execution") or {}).get("job_id") == this_start().job_id
-        free = claims.holder(self.run_dir.path / "claims", job=this_start()) is None
-        cause = said_by_slurm(last_words()) if mine and free and stage.get("outcome") in (None, "lost") else None
-        if cause is not None and (stage.get("outcome") is None or cause.failure_class == "oom"):
-            record(self.run_dir, replace(cause, attempt=max(self.run_dir.attempts())))
+        """Record of an earlier start of this job that did not say how it ended what Slurm wrote into the job's log."""
+        last = self.run_dir.last_attempt()
+        record = last.sound_record() if last is not None else None
+        if last is None or record is None or not record.silent or record.execution.job_id != this_start().job_id:
+            return
+        free = claims.holder(self.run_dir.claims, job=this_start()) is None
+        cause = said_by_slurm(last_words()) if free else None
+        if cause is not None and (record.outcome is None or cause.failure_class is FailureClass.OOM):
+            conclude(self.run_dir, replace(cause, attempt=last.number))
 
     def _refuse(self) -> None:
         """Raise RunFailure if the run is not to be tried (again): cancelled, failed, or a crash loop."""
         if self.run_dir.cancel_file.exists():
-            raise RunFailure("killed", "cancelled by the user")
-        stage = last_stage(self.run_dir)
-        kind = str(stage.get("failure_class") or "")
-        if stage.get("outcome") == "failed" and kind != "claim-lost":
-            ours = stage.get("launch") == self.job.options.launch
-            if ours or (kind in NOT_RETRIED and kind not in self.job.retry):
+            raise RunFailure(FailureClass.KILLED, "cancelled by the user")
+        last = self.run_dir.last_attempt()
+        record = (last.sound_record() if last is not None else None) or AttemptRecord()
+        kind = record.failure_class
+        if last is not None and record.outcome is Outcome.FAILED and kind is not FailureClass.CLAIM_LOST:
+            ours = record.launch == self.job.options.launch
+            if ours or (kind.repeats and kind not in self.job.retry):
                 again = f"mpformer retry SUITE --class {kind} tries again"
-                raise RunFailure(kind, f"{stage.get('detail')} (attempt {max(self.run_dir.attempts())}; {again})")
+                raise RunFailure(kind, f"{record.detail} (attempt {last.number}; {again})")
         give_up(self.run_dir, self.job.options.launch)
 
     def _free(self) -> bool:
@@ -193,22 +196,22 @@ class _Main:
 
         Raises RunFailure if another job is at work on it; one that died elsewhere is told apart by its silence.
         """
-        directory = self.run_dir.path / "claims"
+        directory = self.run_dir.claims
         first, began = None, time.monotonic()
         while (number := claims.holder(directory, job=this_start())) is not None:
             beat = (number, _modified(directory / str(number)))
             first = first or beat
-            owner = read_json(directory / str(number)) or {}
-            alive = beat != first and owner.get("job_id") != this_start().job_id
+            claim = claims.read(directory, number)
+            alive = beat != first and claim.job_id != this_start().job_id
             if alive and time.monotonic() - began > CLAIM_SECONDS:
-                who = f"job {owner.get('job_id') or '?'} on {owner.get('host', '?')}"
-                raise RunFailure("claimed", f"{who} is at work on this run")
+                who = f"job {claim.job_id or '?'} on {claim.host or '?'}"
+                raise RunFailure(FailureClass.CLAIMED, f"{who} is at work on this run")
             if self.received:
                 return False
             time.sleep(1)
         return True
 
-    def _attempt(self) -> Outcome:
+    def _attempt(self) -> Ending:
         """Run the attempt in a child and return how it ended; deaths are recorded."""
         kills = oom_kills()
         child = Child(self.job, self.job.task)
@@ -219,8 +222,7 @@ class _Main:
             in_vain = since is not None and time.monotonic() - since > 10  # it waits for one that will never come
             if in_vain or time.monotonic() > self.deadline:
                 child.send(signal.SIGKILL)
-        outcome = child.outcome() or self._death(child, oom_kills() > kills)
-        return self._with_peers(outcome)
+        return self._with_peers(child.ending() or self._death(child, oom_kills() > kills))
 
     def _pass_on(self, child: Child) -> None:
         """Hand signals to the child, again and again: it may not have been listening yet."""
@@ -230,54 +232,57 @@ class _Main:
             if number not in self.told and attempt is not None:
                 self.told.add(number)
                 left = time_left()
-                self._event(attempt, "SIGNAL", f"{signal.Signals(number).name}, {left or 'unknown time'} left")
+                self.run_dir.attempt(attempt).add_event(
+                    "SIGNAL", f"{signal.Signals(number).name}, {left or 'unknown time'} left"
+                )
                 if number == signal.SIGUSR2:
                     self.deadline = time.monotonic() + seconds(left) - min(LIMIT_SECONDS, seconds(left) / 5)
 
-    def _death(self, child: Child, oom: bool) -> Outcome:
+    def _death(self, child: Child, oom: bool) -> Ending:
         code = child.process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        outcome = Outcome("lost", "killed", how)
+        ending = Ending(Outcome.LOST, FailureClass.KILLED, how)
         if oom:
-            outcome = Outcome("failed", "oom", "out of memory: the kernel killed it at the job's limit")
+            detail = "out of memory: the kernel killed it at the job's limit"
+            ending = Ending(Outcome.FAILED, FailureClass.OOM, detail)
         elif time.monotonic() > self.deadline:
-            outcome = Outcome("lost", "timeout", "did not end in time after SIGUSR2; raise the profile's signal_delay")
+            detail = "did not end in time after SIGUSR2; raise the profile's signal_delay"
+            ending = Ending(Outcome.LOST, FailureClass.TIMEOUT, detail)
         attempt = own_attempt(self.run_dir)
         if attempt is None:  # before it had begun: no file can count such deaths, so they are counted here
-            self.stillborn += 1
-            return Outcome("skipped") if self.stillborn < MAX_DEATHS else replace(outcome, name="failed")
-        outcome = replace(outcome, attempt=attempt)
-        record(self.run_dir, outcome)
-        return outcome
+            self.early_deaths += 1
+            early = self.early_deaths < MAX_DEATHS
+            return Ending(Outcome.SKIPPED) if early else replace(ending, outcome=Outcome.FAILED)
+        ending = replace(ending, attempt=attempt)
+        conclude(self.run_dir, ending)
+        return ending
 
-    def _peers(self) -> list[dict[str, Any]]:
+    def _peers(self) -> list[RankFailure]:
         """What other tasks said of their failures in the attempt that is under way or has just ended."""
-        number = max(self.run_dir.attempts(), default=0)
-        found = [read_json(path) for path in sorted((self.run_dir.attempt(number) / "ranks").glob("*.json"))]
-        return [entry for entry in found if isinstance(entry, dict)]
+        last = self.run_dir.last_attempt()
+        return last.rank_failures() if last is not None else []
 
     def _failed_peer(self) -> bool:
         return current_rank().world_size > 1 and bool(self._peers())
 
-    def _with_peers(self, outcome: Outcome) -> Outcome:
+    def _with_peers(self, ending: Ending) -> Ending:
         """Say the cause of a failure that began in another task."""
-        if current_rank().world_size == 1 or outcome.name not in ("failed", "lost") or self._complete():
-            return outcome
+        if current_rank().world_size == 1 or ending.outcome not in (Outcome.FAILED, Outcome.LOST) or self._complete():
+            return ending
         end = time.monotonic() + 10
-        while outcome.failure_class == "node" and not self._peers() and time.monotonic() < end:
+        while ending.failure_class is FailureClass.NODE and not self._peers() and time.monotonic() < end:
             time.sleep(0.5)
-        causes = [entry for entry in self._peers() if entry.get("failure_class") != "node"]
-        if causes and (outcome.failure_class == "node" or outcome.name == "lost"):
+        causes = [peer for peer in self._peers() if peer.failure_class is not FailureClass.NODE]
+        if causes and (ending.failure_class is FailureClass.NODE or ending.outcome is Outcome.LOST):
             first = causes[0]
-            kind = str(first.get("failure_class"))
-            name = "lost" if kind == "killed" else "failed"
-            outcome = Outcome(name, kind, f"rank {first.get('rank')}: {first.get('detail')}", outcome.attempt)
-        elif outcome.failure_class == "node":
-            outcome = replace(outcome, name="lost")
-        record(self.run_dir, outcome)
-        return outcome
+            outcome = Outcome.LOST if first.failure_class is FailureClass.KILLED else Outcome.FAILED
+            ending = Ending(outcome, first.failure_class, f"rank {first.rank}: {first.detail}", ending.attempt)
+        elif ending.failure_class is FailureClass.NODE:
+            ending = replace(ending, outcome=Outcome.LOST)
+        conclude(self.run_dir, ending)
+        return ending
 
-    def _again(self, outcome: Outcome) -> NoReturn:
+    def _again(self, ending: Ending) -> NoReturn:
         """Requeue the job, unless Slurm has something else in mind, or too much of this came to nothing."""
         if signal.SIGUSR2 not in self.received and signal.SIGTERM in self.received:
             self._wait_for_the_end()
@@ -287,12 +292,14 @@ class _Main:
         try:
             requeue()
         except RunFailure as refused:
-            if outcome.attempt:
-                record(self.run_dir, replace(outcome, name="timeout", detail=f"{outcome.detail}; {refused}"))
+            if ending.attempt:
+                detail = f"{ending.detail}; {refused}"
+                conclude(self.run_dir, replace(ending, outcome=Outcome.TIMEOUT, detail=detail))
             raise
-        if outcome.attempt:
-            record(self.run_dir, outcome if outcome.name == "lost" else replace(outcome, name="requeued"))
-            self._event(outcome.attempt, "REQUEUED", f"the job is queued again, with {left} left")
+        if ending.attempt:
+            lost = ending.outcome is Outcome.LOST
+            conclude(self.run_dir, ending if lost else replace(ending, outcome=Outcome.REQUEUED))
+            self.run_dir.attempt(ending.attempt).add_event("REQUEUED", f"the job is queued again, with {left} left")
         time.sleep(FOLLOW_SECONDS)  # Slurm ends the job's processes
         sys.exit(1)
 
@@ -300,11 +307,6 @@ class _Main:
         end = time.monotonic() + END_SECONDS
         while signal.SIGUSR2 not in self.received and time.monotonic() < end:
             time.sleep(1)
-
-    def _event(self, attempt: int, state: str, detail: str) -> None:
-        line = {"time": time.time(), "state": state, "detail": detail}
-        with contextlib.suppress(OSError):
-            append_json(self.run_dir.attempt(attempt) / "events.jsonl", line)
 
 
 class _Other:
@@ -338,54 +340,40 @@ class _Other:
         return complete(self.run_dir, self.job.stage, self.job.task.config)
 
     def _over(self, attempt: int | None) -> bool:
-        if self._complete() or main_ended(self.run_dir).exists():
+        if self._complete() or self.run_dir.task_ended(_task()):
             return True
-        if attempt is None:
-            return False
-        stage = read_json(self.run_dir.attempt(attempt) / "stage.json") or {}
-        return stage.get("outcome") is not None
+        record = self.run_dir.attempt(attempt).sound_record() if attempt is not None else None
+        return record is not None and record.outcome is not None
 
     def _report(self, child: Child, attempt: int) -> None:
         """Tell the main task that this one's process failed, so that it need not wait for it."""
-        path = self.run_dir.attempt(attempt) / "ranks" / f"{current_rank().number}.json"
-        outcome = child.outcome()
-        if path.exists() or (outcome is not None and outcome.name != "failed"):
-            return
-        if outcome is None and child.killed_by:
-            outcome = Outcome("lost", "killed", f"killed by {signal.Signals(child.killed_by).name}")
-        if outcome is not None:
-            about = {"rank": current_rank().number, "failure_class": outcome.failure_class, "detail": outcome.detail}
-            write_json(path, {**about, "time": time.time()})
+        ending = child.ending()
+        if ending is None and child.killed_by:
+            how = f"killed by {signal.Signals(child.killed_by).name}"
+            ending = Ending(Outcome.FAILED, FailureClass.KILLED, how)
+        if ending is not None and ending.outcome is Outcome.FAILED:
+            failure = RankFailure(current_rank().number, ending.failure_class, ending.detail, time.time())
+            self.run_dir.attempt(attempt).write_rank_failure(failure)
 
     def _leave(self) -> NoReturn:
         """Give Slurm time to end the job if it is being requeued: leaving first would look like a failure."""
         end = time.monotonic() + FOLLOW_SECONDS
-        while not main_ended(self.run_dir).exists() and time.monotonic() < end:
+        while not self.run_dir.task_ended(_task()) and time.monotonic() < end:
             time.sleep(1)
         sys.exit(1)
 
 
-def main_ended(run: RunDir) -> Path:
-    """The file that says to the other tasks of this start of a job that the main one has ended."""
+def _task() -> str:
+    """The name of this start of the job's step, by which its main task says to the others that it has ended."""
     execution = provenance.execution()
-    name = "-".join(str(execution.get(key, "")) for key in ("job_id", "step", "restarts"))
-    return run.path / "tasks" / f"{name}.json"
+    return f"{execution.job_id}-{execution.step}-{execution.restarts}"
 
 
-def last_stage(run: RunDir) -> Mapping[str, Any]:
-    """Return the record of a run's last attempt, {} if there is none."""
-    content = read_json(run.attempt(max(run.attempts(), default=0)) / "stage.json")
-    return content if isinstance(content, dict) else {}
-
-
-def record(run: RunDir, outcome: Outcome) -> None:
+def conclude(run: RunDir, ending: Ending) -> None:
     """Write how an attempt really ended, where this process knows more than the attempt itself."""
-    path = run.attempt(outcome.attempt) / "stage.json"
-    stage = read_json(path)
-    if outcome.attempt and isinstance(stage, dict):
-        ended = {"outcome": outcome.name, "failure_class": outcome.failure_class, "detail": outcome.detail}
+    if ending.attempt:
         with contextlib.suppress(OSError):
-            write_json(path, {**stage, **ended, "ended": stage.get("ended") or time.time()})
+            run.attempt(ending.attempt).conclude(ending)
 
 
 def give_up(run: RunDir, launch: str) -> None:
@@ -394,18 +382,19 @@ def give_up(run: RunDir, launch: str) -> None:
     Something came of an attempt if a checkpoint, the trained weights or a result was completed in it.
     """
     mark = progress_mark(run)
-    vain: list[Mapping[str, Any]] = []
+    vain: list[AttemptRecord] = []
     for number in reversed(run.attempts()):
-        stage = read_json(run.attempt(number) / "stage.json") or {}
-        if stage.get("launch") != launch or stage.get("found") != mark:
+        record = run.attempt(number).sound_record()
+        if record is None or record.launch != launch or record.found != mark:
             break
-        vain.append(stage)
-    deaths = sum(stage.get("outcome") in (None, "lost") for stage in vain)
+        vain.append(record)
+    deaths = sum(record.silent for record in vain)
     if deaths < MAX_DEATHS and len(vain) < MAX_STOPS:
         return
-    kind = str(vain[0].get("failure_class") or "killed")
-    detail = f"{len(vain)} attempts in a row completed nothing, the last: {vain[0].get('detail') or 'no word'}"
-    record(run, Outcome("failed", kind, detail, max(run.attempts())))
+    kind = vain[0].failure_class or FailureClass.KILLED
+    last = vain[0].detail or "it did not say how it ended"
+    detail = f"{len(vain)} attempts in a row completed nothing, the last: {last}"
+    conclude(run, Ending(Outcome.FAILED, kind, detail, max(run.attempts())))
     raise RunFailure(kind, detail)
 
 

@@ -29,8 +29,8 @@ from experiments.slurm.report_job import ReportJob
 from experiments.status import scheduler
 from experiments.status.slurm_client import SlurmError
 from experiments.store import journal
-from experiments.store.files import write_json
 from experiments.store.journal import BatchRun, Journal, Submission
+from experiments.store.launches import SLURM, LaunchDir, LaunchRecord
 from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan, PlannedRun
 from mpformer.runtime.errors import UserError
@@ -168,7 +168,7 @@ class _Work:
             return [ReportJob(self.root, plan.suite.name, plan.scale, plan.dataset, self.code, self.left_over)]
         profile = self.profile(batch, target)
         root = self.directory / smoke.FOLDER if batch.stage == "smoke" else self.root
-        options = Options(self.data_root, self.launch, profile.cpus, self.directory / "stop.json")
+        options = Options(self.data_root, self.launch, profile.cpus, LaunchDir(self.directory).stop_file)
         runner = Staged(profile.stage_to, self.runner) if profile.stage_to is not None else self.runner
         stage: Stage = "all" if batch.stage == "smoke" else batch.stage
         tasks = [Task(run.run_id, run.eval_id, run.config) for run in batch.runs]
@@ -193,11 +193,11 @@ def _arguments(plan: Plan, data_root: Path, target: Target) -> tuple[str, ...]:
 
 def _write_launch(work: _Work, target: Target, limits: Limits, started: Sequence[PlannedRun], command: str) -> None:
     plan = work.plan
-    about: dict[str, Any] = {"schema": 1, "suite": plan.suite.name, "scale": plan.scale, "dataset": plan.dataset}
-    about |= {"command": command, "runs": [run.run_id for run in started], "created": time.time()}
-    about |= {"executor": "slurm", "profile": target.name, "cluster": limits.cluster, "code": str(work.code)}
-    about |= {"notify": target.profile.notify}
-    write_json(work.directory / "launch.json", about)
+    about = LaunchRecord(
+        plan.suite.name, plan.scale, plan.dataset, command, tuple(run.run_id for run in started), time.time(),
+        target.profile.notify, executor=SLURM, profile=target.name, cluster=limits.cluster, code=str(work.code),
+    )  # fmt: skip
+    LaunchDir(work.directory).write(about)
 
 
 def _submit(work: _Work, target: Target, batches: Sequence[Batch], cluster: str, beginning: Beginning) -> str:

@@ -1,7 +1,7 @@
 """Why an attempt failed, from what it and Slurm left in its logs: a class, and the lines that tell.
 
-The attempt's own word comes first: it names the exception it ended with. Logs are asked where it could not (killed,
-out of memory, a job that died before Python ran) or did not know (``error``).
+What the attempt itself wrote comes first: it names the exception it ended with. Logs are asked where it could not
+(killed, out of memory, a job that died before Python ran) or did not know (``error``).
 """
 
 import re
@@ -9,10 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-CLASSES = (
-    "oom", "timeout", "nan", "node", "disk", "import", "data", "config", "killed", "claim-lost", "error",
-)  # fmt: skip
-"""The failure classes, as ``retry --class`` takes them."""
+from experiments.store.attempt_dir import FailureClass
+from experiments.store.files import tail
 
 TAIL = 8192
 """Bytes of a log that are looked at."""
@@ -25,13 +23,22 @@ _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("oom", ("oom-kill", "oom_kill", "oom kill", "exceeded job memory limit", "exceeded memory limit")),
     ("timeout", ("due to time limit", "timed-out too many times", "timed-out and not checkpointable")),
     ("node", ("due to node failure", "node_fail", "node failure", "boot fail")),
-    ("disk", ("no space left on device", "disk quota exceeded", "read-only file system", "stale file handle")),
+    (
+        "disk",
+        ("no space left on device", "disk quota exceeded", "read-only file system", "stale file handle"),
+    ),
     ("nan", ("floatingpointerror", "non-finite", "not finite", "loss is nan", "loss became nan")),
     ("import", ("modulenotfounderror", "importerror", "undefined symbol", "while loading shared libraries")),
     ("import", ("command not found", "lmod has detected")),
-    ("data", ("filenotfounderror", "unidentifiedimageerror", "truncated file", "checksum", "is not prepared")),
+    (
+        "data",
+        ("filenotfounderror", "unidentifiedimageerror", "truncated file", "checksum", "is not prepared"),
+    ),
     ("config", ("usererror", "validationerror", "unknown configuration key", "invalid value for")),
-    ("killed", ("killed", "due to preemption", " cancelled at ", "exited with exit code", "terminated by signal")),
+    (
+        "killed",
+        ("killed", "due to preemption", " cancelled at ", "exited with exit code", "terminated by signal"),
+    ),
 )
 """A class and what its lines say, in small letters, the most telling first: what is killed for its memory is killed."""
 
@@ -40,27 +47,15 @@ _EXCEPTION = re.compile(r"^[ \t]*([\w.]+(?:Error|Exception|Failure|Interrupt|Exi
 
 @dataclass(frozen=True)
 class Failure:
-    """A failure class, empty if the log does not tell, and at most three lines of the log, oldest first."""
+    """A failure class, NONE if the log does not tell, and at most three lines of the log, oldest first."""
 
-    kind: str
+    kind: FailureClass
     lines: tuple[str, ...]
-
-
-def tail(path: Path | None, size: int = TAIL) -> str:
-    """Return the end of a log, empty if there is none."""
-    if path is None:
-        return ""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - size))
-            return file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 def read(paths: Iterable[Path | None]) -> Failure:
     """Return what the logs tell; of several, the most telling class counts."""
-    return classify("\n".join(tail(path) for path in paths))
+    return classify("\n".join(tail(path, TAIL) if path is not None else "" for path in paths))
 
 
 def classify(text: str) -> Failure:
@@ -69,8 +64,8 @@ def classify(text: str) -> Failure:
     for name, signs in _SIGNS:
         places = [place for sign in signs for place in _places(small, sign)]
         if places:
-            return Failure(name, _shown(text, sorted(places)[-2:]))
-    return Failure("", _shown(text, []))
+            return Failure(FailureClass(name), _shown(text, sorted(places)[-2:]))
+    return Failure(FailureClass.NONE, _shown(text, []))
 
 
 def _places(text: str, sign: str) -> list[int]:

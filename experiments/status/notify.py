@@ -19,7 +19,7 @@ from typing import Any
 from experiments.status import standing
 from experiments.status.states import RunState, State
 from experiments.store import claims
-from experiments.store.files import read_json
+from experiments.store.launches import LaunchRecord, recorded
 from experiments.store.run_dir import Store
 
 STALLED = 1800.0
@@ -36,14 +36,12 @@ def check(store: Store, found: standing.Standing) -> list[str]:
     """
     states = {run_id: state for (run_id, _), state in found.states.items()}
     troubles = []
-    for path in sorted(store.launches.glob("*/launch.json")):
-        content = read_json(path)
-        target = content.get("notify") if isinstance(content, dict) else None
-        if target and not (path.parent / "told" / "ended").exists():
-            mine = [states[run_id] for run_id in content["runs"] if run_id in states]
-            event = _event(mine) if mine and len(mine) == len(content["runs"]) else ""
+    for launch, record in recorded(store):
+        if record.notify and not (launch.path / "told" / "ended").exists():
+            mine = [states[run_id] for run_id in record.runs if run_id in states]
+            event = _event(mine) if mine and len(mine) == len(record.runs) else ""
             if event:
-                troubles.append(_once(path.parent, target, event, content, mine))
+                troubles.append(_once(launch.path, event, record, mine))
     return [line for line in troubles if line]
 
 
@@ -57,12 +55,12 @@ def _event(states: Sequence[RunState]) -> str:
 
 def _stuck(state: RunState) -> bool:
     if state.state is State.RUNNING:
-        beat = state.progress.get("time")
-        return isinstance(beat, int | float) and time.time() - beat > STALLED
+        beat = state.progress.time
+        return beat is not None and time.time() - beat > STALLED
     return state.detail.startswith("held")
 
 
-def _once(directory: Path, target: str, event: str, launch: Mapping[str, Any], states: Sequence[RunState]) -> str:
+def _once(directory: Path, event: str, launch: LaunchRecord, states: Sequence[RunState]) -> str:
     """Tell unless it was told; a marker made with O_EXCL stands for the telling, and goes again if it failed."""
     stuck = "".join(f"{state.run_id}{state.label}" for state in states if state.active)
     name = event if event == "ended" else f"{event}-{hashlib.sha256(stuck.encode()).hexdigest()[:12]}"
@@ -71,21 +69,21 @@ def _once(directory: Path, target: str, event: str, launch: Mapping[str, Any], s
         marker.parent.mkdir(exist_ok=True)
         if not claims.create(marker, ""):
             return ""
-        trouble = tell(target, _message(event, directory.name, launch, states))
+        trouble = tell(launch.notify or "", _message(event, directory.name, launch, states))
         if trouble:
             marker.unlink()
-            return f"{launch.get('suite')} has {event}, but its profile's notify failed: {trouble}"
+            return f"{launch.suite} has {event}, but its profile's notify failed: {trouble}"
     return ""
 
 
-def _message(event: str, name: str, launch: Mapping[str, Any], states: Sequence[RunState]) -> dict[str, Any]:
+def _message(event: str, name: str, launch: LaunchRecord, states: Sequence[RunState]) -> dict[str, Any]:
     labels = [state.label for state in states]
     counts = {label: labels.count(label) for label in dict.fromkeys(labels)}
-    suite = f"{launch.get('suite')}@{launch.get('scale')} on {launch.get('dataset')}"
+    suite = f"{launch.suite}@{launch.scale} on {launch.dataset}"
     text = f"mpformer: {suite} has {event}: {', '.join(f'{count} {label}' for label, count in counts.items())}"
     runs = [{"run_id": state.run_id, "state": state.label, "detail": state.detail} for state in states]
-    place = {key: launch.get(key) for key in ("suite", "scale", "dataset")}
-    return {"event": event, "text": text, **place, "launch": name, "counts": counts, "runs": runs}
+    about = {"suite": launch.suite, "scale": launch.scale, "dataset": launch.dataset}
+    return {"event": event, "text": text, **about, "launch": name, "counts": counts, "runs": runs}
 
 
 def tell(target: str, message: Mapping[str, Any]) -> str:

@@ -13,42 +13,41 @@ from typing import Any
 from experiments.status import failures, scheduler
 from experiments.status.scheduler import NEVER, NOWHERE, Job, Placement
 from experiments.store import claims
+from experiments.store.attempt_dir import AttemptDir, AttemptRecord, FailureClass, Outcome, Progress
 from experiments.store.files import read_json
+from experiments.store.records import RecordError
 from experiments.store.run_dir import RunDir
 
 
 class State(StrEnum):
-    """Where a run stands."""
+    """Where a run stands, in the order in which states are listed."""
 
-    PLANNED = "PLANNED"
-    QUEUED = "QUEUED"
+    DONE = "DONE"
+    TRAINED = "TRAINED"
     RUNNING = "RUNNING"
     REQUEUED = "REQUEUED"
-    TRAINED = "TRAINED"
-    DONE = "DONE"
+    QUEUED = "QUEUED"
+    PLANNED = "PLANNED"
     FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
     TIMEOUT = "TIMEOUT"
     LOST = "LOST"
+    CANCELLED = "CANCELLED"
     VOID = "VOID"
     UNKNOWN = "UNKNOWN"
 
 
-ENDED: Mapping[str, State] = {
-    "failed": State.FAILED,
-    "cancelled": State.CANCELLED,
-    "interrupted": State.CANCELLED,
-    "timeout": State.TIMEOUT,
-    "requeued": State.REQUEUED,
-    "lost": State.LOST,
+ENDED: Mapping[Outcome, State] = {
+    Outcome.FAILED: State.FAILED,
+    Outcome.CANCELLED: State.CANCELLED,
+    Outcome.INTERRUPTED: State.CANCELLED,
+    Outcome.TIMEOUT: State.TIMEOUT,
+    Outcome.REQUEUED: State.REQUEUED,
+    Outcome.LOST: State.LOST,
 }
 """State that an attempt's outcome leaves a run in, unless its files say that more is complete."""
 
 SUBMISSION_SECONDS = 60.0
 """Time in which sbatch has answered, or never will."""
-
-NOT_RETRIED = ("nan", "config")
-"""Failure classes that the same configuration runs into again: `launch` leaves them to `retry`."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,9 @@ class RunState:
     run_id: str
     state: State
     detail: str = ""
-    failure_class: str = ""
+    failure_class: FailureClass = FailureClass.NONE
     attempt: int = 0
-    progress: Mapping[str, Any] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
     metrics: Mapping[str, float] = field(default_factory=dict)
     job: str = ""
     """The Slurm job that has, or had, the run in hand; empty if there is none."""
@@ -95,8 +94,19 @@ def derive(
     return finished(run, eval_id) or unfinished(run, queued, placements)
 
 
+def _unreadable(run: RunDir, error: RecordError) -> RunState:
+    return RunState(run.run_id, State.UNKNOWN, " ".join(str(error).split()))
+
+
 def finished(run: RunDir, eval_id: str) -> RunState | None:
     """Return the state of a run that is done or void, None for any other: what no scheduler has a say in."""
+    try:
+        return _finished(run, eval_id)
+    except RecordError as error:
+        return _unreadable(run, error)
+
+
+def _finished(run: RunDir, eval_id: str) -> RunState | None:
     if run.void_file.exists():
         reason = (read_json(run.void_file) or {}).get("reason", "")
         return RunState(run.run_id, State.VOID, detail=reason)
@@ -104,7 +114,7 @@ def finished(run: RunDir, eval_id: str) -> RunState | None:
     if result is None:
         return None
     number = result.get("attempt") or max(run.attempts(), default=0)
-    at = {"iteration": result.get("iteration")}
+    at = Progress(iteration=result.get("iteration"))
     return RunState(run.run_id, State.DONE, attempt=number, progress=at, metrics=result["metrics"])
 
 
@@ -112,11 +122,17 @@ def unfinished(
     run: RunDir, queued: frozenset[str] = frozenset(), placements: Mapping[str, Placement] = NOWHERE
 ) -> RunState:
     """Return the state of a run that is neither done nor void; see :func:`derive`."""
-    number = max(run.attempts(), default=0)
-    place = placements.get(run.run_id)
+    try:
+        return _unfinished(run, queued, placements.get(run.run_id))
+    except RecordError as error:
+        return _unreadable(run, error)
+
+
+def _unfinished(run: RunDir, queued: frozenset[str], place: Placement | None) -> RunState:
+    attempt = run.last_attempt()
     if _holder(run, place) is not None:
-        return _running(run, number, place)
-    last = _Last.read(run, number)
+        return _running(run, attempt, place)
+    last = _Last(run, attempt, attempt.record() if attempt is not None else None)
     if run.cancel_file.exists():
         return _cancelled(last, place)
     found = None if place is None or last.newer_than(place) else _placed(last, place)
@@ -129,13 +145,13 @@ def unfinished(
 
 def _holder(run: RunDir, place: Placement | None) -> int | None:
     """The live claim on the run; Slurm's word that its job does not run outweighs a claim that has not yet expired."""
-    directory = run.path / "claims"
+    directory = run.claims
     number = claims.holder(directory)
     job = place.job if place is not None else None
     if number is None or place is None or job is None or not (job.waiting or job.over):
         return number
-    theirs = (read_json(directory / str(number)) or {}).get("job_id")
-    if theirs not in (job.id, job.raw_id) or claims.owner(directory, number).dead() is not None:
+    claim = claims.read(directory, number)
+    if claim.job_id not in (job.id, job.raw_id) or claim.owner.dead() is not None:
         return number
     try:
         beat = (directory / str(number)).stat().st_mtime
@@ -144,43 +160,47 @@ def _holder(run: RunDir, place: Placement | None) -> int | None:
     return number if beat > place.time - 2 * claims.HEARTBEAT_PERIOD else None
 
 
-def _running(run: RunDir, number: int, place: Placement | None) -> RunState:
-    progress = progress_of(run, number)
-    stage = str(progress.get("stage", ""))
+def _running(run: RunDir, attempt: AttemptDir | None, place: Placement | None) -> RunState:
+    progress = attempt.progress() if attempt is not None else Progress()
+    number = attempt.number if attempt is not None else 0
     job = place.element if place is not None else ""
-    return RunState(run.run_id, State.RUNNING, stage, attempt=number, progress=progress, job=job)
+    return RunState(run.run_id, State.RUNNING, progress.stage, attempt=number, progress=progress, job=job)
 
 
 @dataclass(frozen=True)
 class _Last:
-    """A run's last attempt: number 0 if there was none, no ``stage`` if it died before it could say what it does."""
+    """A run's last attempt, if there was one; without a record if it died before it could say what it does."""
 
     run: RunDir
-    number: int
-    stage: Mapping[str, Any] | None
-
-    @classmethod
-    def read(cls, run: RunDir, number: int) -> "_Last":
-        stage = read_json(run.attempt(number) / "stage.json") if number else None
-        return cls(run, number, stage if isinstance(stage, dict) else None)
+    attempt: AttemptDir | None
+    known: AttemptRecord | None
 
     @property
-    def outcome(self) -> str:
-        """How it ended; empty if it has not said."""
-        outcome = (self.stage or {}).get("outcome")
-        return "" if outcome in (None, "lost") else str(outcome)
+    def record(self) -> AttemptRecord:
+        """Its record, an empty one if there is none."""
+        return self.known or AttemptRecord()
+
+    @property
+    def number(self) -> int:
+        """Its number; 0 if there was none."""
+        return self.attempt.number if self.attempt is not None else 0
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended; None if it has not said."""
+        return None if self.record.silent else self.record.outcome
 
     @property
     def began(self) -> float:
-        return float((self.stage or {}).get("started") or 0.0)
+        return self.record.started or 0.0
 
     @property
     def ended(self) -> float:
-        return float((self.stage or {}).get("ended") or self.began)
+        return self.record.ended or self.began
 
     def of(self, place: Placement) -> bool:
         """Whether it is an attempt of the launch that gave the run to Slurm."""
-        return (self.stage or {}).get("launch") == place.submission.launch
+        return self.known is not None and self.known.launch == place.submission.launch
 
     def newer_than(self, place: Placement) -> bool:
         """Whether it has moved on since Slurm was asked, or belongs to somebody who came later."""
@@ -188,15 +208,16 @@ class _Last:
         over = job is None or job.over
         return self.ended > place.time or (over and not self.of(place) and self.began > place.submission.created)
 
-    def state(self, state: State, detail: str = "", failure_class: str = "", **more: Any) -> RunState:
+    def state(
+        self, state: State, detail: str = "", failure_class: FailureClass = FailureClass.NONE, **more: Any
+    ) -> RunState:
         """The run's state, with what this attempt knows of its progress."""
-        progress = progress_of(self.run, self.number)
+        progress = self.attempt.progress() if self.attempt is not None else Progress()
         return RunState(self.run.run_id, state, detail, failure_class, self.number, progress, **more)
 
     def failure(self, place: Placement | None) -> failures.Failure:
         """What the logs tell of its end: its own, and its job's."""
-        own = self.number and (place is None or self.of(place))
-        log = self.run.attempt(self.number) / "log.txt" if own else None
+        log = self.attempt.log if self.attempt is not None and (place is None or self.of(place)) else None
         store = self.run.path.parent.parent
         return failures.read((log, scheduler.log_of(store, place) if place is not None else None))
 
@@ -225,7 +246,7 @@ def _placed(last: _Last, place: Placement) -> RunState | None:
 
 def _unanswered(last: _Last, place: Placement) -> RunState | None:
     """Nothing but what the attempt said of its own end is certain, unless it left its job to come back."""
-    if last.of(place) and last.outcome not in ("", "requeued", "interrupted"):
+    if last.of(place) and last.outcome not in (None, Outcome.REQUEUED, Outcome.INTERRUPTED):
         return None
     seen = f"; Slurm said {place.seen}" if place.seen else ""
     detail = f"Slurm does not answer about job {place.element}{seen}"
@@ -235,7 +256,7 @@ def _unanswered(last: _Last, place: Placement) -> RunState | None:
 def _gone(last: _Last, place: Placement) -> RunState | None:
     """A job that is neither in the queue nor accounted for; a cancelled element that waited leaves no trace at all."""
     if last.of(place):
-        if last.outcome != "requeued":
+        if last.outcome is not Outcome.REQUEUED:
             return None
         return last.state(State.LOST, f"requeued, but Slurm has no job {place.element} any more", job=place.element)
     if place.submission.unrecorded:
@@ -247,7 +268,7 @@ def _gone(last: _Last, place: Placement) -> RunState | None:
         return last.state(State.CANCELLED, detail, job=place.element)
     found = last.failure(place)
     detail = found.lines[-1] if found.lines else f"job {place.element} ended before the attempt began"
-    return last.state(State.LOST, detail, found.kind or "killed", job=place.element)
+    return last.state(State.LOST, detail, found.kind or FailureClass.KILLED, job=place.element)
 
 
 def _waiting(last: _Last, place: Placement, job: Job) -> RunState:
@@ -265,36 +286,40 @@ def _begun(last: _Last, place: Placement, job: Job) -> RunState | None:
     fresh = not last.of(place) or (job.started is not None and job.started > last.ended)
     if last.outcome and not fresh:
         requeued = last.state(State.REQUEUED, "the job is being queued again", job=job.id, live=True)
-        return requeued if last.outcome == "requeued" else None
+        return requeued if last.outcome is Outcome.REQUEUED else None
     detail = "the job has begun, the attempt not yet" if fresh else "the job runs, its attempt is gone"
     if job.state in ("SUSPENDED", "STOPPED"):
         detail = f"Slurm has {job.state.lower()} the job"
     return last.state(State.RUNNING, detail, job=job.id, live=True)
 
 
-_WORDS: Mapping[str, tuple[State, str, str]] = {
-    "TIMEOUT": (State.TIMEOUT, "timeout", "the time limit of its job"),
-    "DEADLINE": (State.TIMEOUT, "timeout", "the deadline of its job"),
-    "OUT_OF_MEMORY": (State.FAILED, "oom", "more memory than its job has"),
-    "NODE_FAIL": (State.FAILED, "node", "its node failed"),
-    "BOOT_FAIL": (State.FAILED, "node", "its node did not boot"),
-    "CANCELLED": (State.CANCELLED, "", "cancelled in Slurm"),
-    "REVOKED": (State.CANCELLED, "", "revoked by Slurm"),
-    "PREEMPTED": (State.LOST, "killed", "preempted, and not queued again"),
-    "FAILED": (State.FAILED, "killed", "the job failed"),
-    "COMPLETED": (State.LOST, "", "Slurm says COMPLETED, but there is no result"),
+_WORDS: Mapping[str, tuple[State, FailureClass, str]] = {
+    "TIMEOUT": (State.TIMEOUT, FailureClass.TIMEOUT, "the time limit of its job"),
+    "DEADLINE": (State.TIMEOUT, FailureClass.TIMEOUT, "the deadline of its job"),
+    "OUT_OF_MEMORY": (State.FAILED, FailureClass.OOM, "more memory than its job has"),
+    "NODE_FAIL": (State.FAILED, FailureClass.NODE, "its node failed"),
+    "BOOT_FAIL": (State.FAILED, FailureClass.NODE, "its node did not boot"),
+    "CANCELLED": (State.CANCELLED, FailureClass.NONE, "cancelled in Slurm"),
+    "REVOKED": (State.CANCELLED, FailureClass.NONE, "revoked by Slurm"),
+    "PREEMPTED": (State.LOST, FailureClass.KILLED, "preempted, and not queued again"),
+    "FAILED": (State.FAILED, FailureClass.KILLED, "the job failed"),
+    "COMPLETED": (State.LOST, FailureClass.NONE, "Slurm says COMPLETED, but there is no result"),
 }
+
+
+_SCHEDULERS = (FailureClass.OOM, FailureClass.TIMEOUT, FailureClass.NODE)
+"""What Slurm writes into the log of a job that it ends, whatever it then says of the job."""
 
 
 def _over(last: _Last, place: Placement, job: Job) -> RunState | None:
     """A job that ended; what its attempt said of its own end comes first."""
-    if last.of(place) and last.outcome not in ("", "requeued"):
+    if last.of(place) and last.outcome not in (None, Outcome.REQUEUED):
         return None
     state, kind, detail = _WORDS[job.state]
-    if state is not State.TIMEOUT and not (state is State.FAILED and kind != "killed"):
+    if state is not State.TIMEOUT and not (state is State.FAILED and kind is not FailureClass.KILLED):
         found = last.failure(place)
-        if found.kind in ("oom", "timeout", "node") or (state in (State.FAILED, State.LOST) and found.kind):
-            state = State.TIMEOUT if found.kind == "timeout" else State.FAILED
+        if found.kind in _SCHEDULERS or (state in (State.FAILED, State.LOST) and found.kind):
+            state = State.TIMEOUT if found.kind is FailureClass.TIMEOUT else State.FAILED
             kind, detail = found.kind, found.lines[-1]
     where = f" on {job.nodes}" if job.nodes else ""
     code = f", exit code {job.exit_code}" if job.exit_code not in ("", "0:0") else ""
@@ -303,23 +328,26 @@ def _over(last: _Last, place: Placement, job: Job) -> RunState | None:
 
 def _resting(last: _Last) -> RunState:
     """The state of a run that nothing works on: by its last attempt, then by what is complete."""
-    if not last.number:
+    if last.attempt is None:
         return _untouched(last.run)
-    if last.stage is None:
-        return last.state(State.LOST, "the attempt died before it began", "killed")
-    outcome = last.stage.get("outcome")
-    detail, kind = str(last.stage.get("detail") or ""), str(last.stage.get("failure_class") or "")
+    if last.known is None:
+        return last.state(State.LOST, "the attempt died before it began", FailureClass.KILLED)
+    outcome, detail, kind = last.known.outcome, last.known.detail, last.known.failure_class
     if outcome is None:
-        detail, kind = "the process is gone without a word", "killed"
+        detail, kind = "the process is gone and did not say how it ended", FailureClass.KILLED
     lines: tuple[str, ...] = ()
-    if outcome in (None, "lost") or (outcome == "failed" and kind in ("", "error", "killed")):
+    if last.known.silent or (outcome is Outcome.FAILED and kind in _UNEXPLAINED):
         found = last.failure(None)
         kind, lines = found.kind or kind, found.lines
     if outcome is None or outcome in ENDED:
-        return last.state(ENDED.get(outcome or "lost", State.LOST), detail, kind, lines=lines)
+        return last.state(ENDED[outcome or Outcome.LOST], detail, kind, lines=lines)
     if last.run.trained() is not None:
         return last.state(State.TRAINED)
-    return last.state(State.UNKNOWN, f"attempt {last.number} ended as {outcome!r} but left no result")
+    return last.state(State.UNKNOWN, f"attempt {last.number} ended as {outcome} but left no result")
+
+
+_UNEXPLAINED = (FailureClass.NONE, FailureClass.ERROR, FailureClass.KILLED)
+"""Failure classes of which the logs may know more."""
 
 
 def _untouched(run: RunDir) -> RunState:
@@ -332,12 +360,6 @@ def _untouched(run: RunDir) -> RunState:
     return RunState(run.run_id, State.PLANNED)
 
 
-def progress_of(run: RunDir, number: int) -> dict[str, Any]:
-    """Return the last heartbeat of an attempt: stage, iteration, max_iter, loss, eta_seconds, time."""
-    content = read_json(run.attempt(number) / "progress.json") if number else None
-    return content if isinstance(content, dict) else {}
-
-
 def should_start(state: RunState, retry: tuple[str, ...] = ()) -> bool:
     """Whether a launch works on a run in this state.
 
@@ -346,6 +368,6 @@ def should_start(state: RunState, retry: tuple[str, ...] = ()) -> bool:
     """
     if state.live:
         return False
-    if state.state is State.FAILED and state.failure_class in NOT_RETRIED:
+    if state.state is State.FAILED and state.failure_class.repeats:
         return state.failure_class in retry
     return state.state not in (State.DONE, State.RUNNING, State.QUEUED)

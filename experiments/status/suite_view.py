@@ -15,7 +15,8 @@ from experiments.status import failures, notify, readahead, scheduler, standing,
 from experiments.status.scheduler import Answer
 from experiments.status.standing import Standing
 from experiments.status.states import RunState, State
-from experiments.store import claims
+from experiments.store import claims, records
+from experiments.store.attempt_dir import FailureClass, Progress
 from experiments.store.files import read_json
 from experiments.store.metrics import evaluations, last_evaluation
 from experiments.store.run_dir import RunDir, Store
@@ -113,7 +114,7 @@ _FAILED = (State.FAILED, State.LOST, State.TIMEOUT)
 def _state_record(store: Store, state: RunState) -> dict[str, Any]:
     run = store.run(state.run_id)
     last = {} if state.state is State.DONE else last_evaluation(run.metrics)
-    at = state.progress.get("iteration") if state.state is State.DONE else last.get("iteration")
+    at = state.progress.iteration if state.state is State.DONE else last.get("iteration")
     return {
         "state": str(state.state),
         "label": state.label,
@@ -123,7 +124,7 @@ def _state_record(store: Store, state: RunState) -> dict[str, Any]:
         "attempt": state.attempt,
         "job": state.job,
         "active": state.active,
-        "progress": dict(state.progress),
+        "progress": state.progress.known(),
         "metrics": dict(state.metrics or last.get("metrics") or {}),
         "metrics_iteration": at,
         "final": state.state is State.DONE or bool(last.get("final")),
@@ -132,7 +133,7 @@ def _state_record(store: Store, state: RunState) -> dict[str, Any]:
 
 def _telling(run: RunDir, state: RunState) -> tuple[str, ...]:
     """The lines of the attempt's log that tell why it failed, beyond what the detail says already."""
-    log = run.attempt(state.attempt) / "log.txt" if state.attempt else None
+    log = run.attempt(state.attempt).log if state.attempt else None
     return tuple(line for line in state.lines or failures.read([log]).lines if line not in state.detail)
 
 
@@ -280,7 +281,13 @@ _STATE = 2
 
 
 def _state(run: Mapping[str, Any]) -> RunState:
-    return RunState(run["run_id"], State(run["state"]), "", run["failure_class"], progress=run["progress"])
+    return RunState(
+        run["run_id"],
+        State(run["state"]),
+        "",
+        FailureClass(run["failure_class"]),
+        progress=records.decode(Progress, run["progress"], run["run_id"]),
+    )
 
 
 def _cells(run: Mapping[str, Any], content: Mapping[str, Any]) -> tuple[str, ...]:
@@ -370,10 +377,10 @@ def job_log(store: Store, run: RunDir) -> str:
 
 
 def _attempt_log(run: RunDir, number: int, follow: bool, period: float) -> Iterator[str]:
-    path = run.attempt(number) / "log.txt"
+    path = run.attempt(number).log
     position = 0
     while True:
-        live = follow and claims.holder(run.path / "claims") == number
+        live = follow and claims.holder(run.claims) == number
         if path.exists():
             with path.open(errors="replace") as file:
                 file.seek(position)

@@ -58,19 +58,17 @@ def compact(title: str, names: Sequence[str], lines: Sequence[Sequence[str]]) ->
 
 def progress_cells(state: RunState) -> tuple[str, str, str]:
     """Return iteration, loss and time to go as text."""
-    values = state.progress
-    if state.state is State.DONE or not values:
+    now = state.progress
+    if state.state is State.DONE or not (now.stage or now.max_iter):
         return "", "", ""
-    if "stage" not in values and "max_iter" not in values:
-        return "", "", ""
-    if values.get("stage") == "start":
+    if now.stage == "start":
         return "starting", "", ""
-    iteration = f"{values['iteration']}/{values['max_iter']}" if "max_iter" in values else ""
-    if values.get("stage") == "evaluate":
-        iteration = f"evaluating {values.get('image', 0)}/{values.get('images', '?')}"
-    loss = f"{values['loss']:.3f}" if isinstance(values.get("loss"), int | float) else ""
-    eta = values.get("eta_seconds") if state.state is State.RUNNING else None
-    return iteration, loss, duration(eta) if isinstance(eta, int | float) else ""
+    iteration = f"{now.iteration}/{now.max_iter}" if now.max_iter is not None else ""
+    if now.stage == "evaluate":
+        iteration = f"evaluating {now.image or 0}/{now.images or '?'}"
+    loss = f"{now.loss:.3f}" if now.loss is not None else ""
+    eta = now.eta_seconds if state.state is State.RUNNING else None
+    return iteration, loss, duration(eta) if eta is not None else ""
 
 
 def score_text(metrics: Mapping[str, Any], name: str) -> str:

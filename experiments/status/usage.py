@@ -17,6 +17,7 @@ from typing import Any
 from experiments.status import scheduler
 from experiments.status.scheduler import STAGES, Job
 from experiments.store import journal
+from experiments.store.attempt_dir import AttemptDir, AttemptRecord
 from experiments.store.files import read_json, write_json
 from experiments.store.journal import Submission
 from experiments.store.run_dir import RunDir, Store
@@ -57,10 +58,10 @@ def of(run: RunDir) -> Used | None:
     jobs = _jobs(run)
     if not numbers and not jobs:
         return None
-    uncovered = [stage for stage in map(_stage(run), numbers) if _job_id(stage) not in _ids(jobs)]
+    uncovered = [one for one in map(run.attempt, numbers) if (_record(one).execution.job or "none") not in _ids(jobs)]
     trained = run.trained() or {}
     gpus = int(trained.get("world_size") or 1) if str(trained.get("device", "")).startswith("cuda") else 0
-    own = sum(_seconds(stage) for stage in uncovered)
+    own = sum(_seconds(attempt) for attempt in uncovered)
     accounted = sum(job.get("elapsed") or 0.0 for job in jobs.values())
     gpu_seconds = own * gpus + sum((job.get("elapsed") or 0.0) * (job.get("gpus") or 0) for job in jobs.values())
     memory = max((job.get("max_rss") or 0 for job in jobs.values()), default=0)
@@ -99,26 +100,15 @@ def _ids(jobs: Mapping[str, Mapping[str, Any]]) -> set[str]:
     return {str(name) for element, job in jobs.items() for name in (element, job.get("raw_id"))}
 
 
-def _stage(run: RunDir) -> Any:
-    def read(number: int) -> dict[str, Any]:
-        directory = run.attempt(number)
-        stage = read_json(directory / "stage.json")
-        if not isinstance(stage, dict):
-            return {}
-        beat = {} if stage.get("ended") else read_json(directory / "progress.json") or {}
-        return {**stage, "ended": stage.get("ended") or beat.get("time")}
-
-    return read
+def _record(attempt: AttemptDir) -> AttemptRecord:
+    return attempt.sound_record() or AttemptRecord()
 
 
-def _job_id(stage: Mapping[str, Any]) -> str:
-    execution = stage.get("execution") or {}
-    return str(execution.get("array_id") or execution.get("job_id") or "none")
-
-
-def _seconds(stage: Mapping[str, Any]) -> float:
-    started, ended = stage.get("started"), stage.get("ended")
-    return 0.0 if started is None or ended is None else max(0.0, ended - started)
+def _seconds(attempt: AttemptDir) -> float:
+    """Seconds from its beginning to its end, or to the last sign of one that did not say how it ended."""
+    record = _record(attempt)
+    ended = record.ended or attempt.progress().time
+    return 0.0 if record.started is None or ended is None else max(0.0, ended - record.started)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from experiments.store.records import Record, encode, load_sound
 from mpformer.runtime.errors import RunFailure
 
 HEARTBEAT_TIMEOUT = 180.0
@@ -58,6 +58,25 @@ class Owner:
 
 
 @dataclass(frozen=True)
+class ClaimRecord(Record):
+    """``claims/<n>``: whose claim it is; an unreadable one (being written, cut short) is of an unknown machine."""
+
+    host: str = ""
+    machine: str = "unknown"
+    pid: int = 0
+    born: str = ""
+    token: str = ""
+    job_id: str = ""
+    restarts: int = 0
+    time: float = 0.0
+
+    @property
+    def owner(self) -> Owner:
+        """The process behind it."""
+        return Owner(self.host, self.machine, self.pid, self.born)
+
+
+@dataclass(frozen=True)
 class Claim:
     """A claim that this process holds."""
 
@@ -76,8 +95,7 @@ class Claim:
 
     def confirm(self) -> None:
         """Raise ClaimLost unless this claim is still the owner, by its number and its token."""
-        content = _content(self.path)
-        if highest(self.directory) != self.number or content.get("token") != self.token:
+        if highest(self.directory) != self.number or read(self.directory, self.number).token != self.token:
             raise ClaimLost(f"attempt {self.number} of {self.directory.parent.name} was taken over by another process")
 
     def release(self) -> None:
@@ -92,11 +110,9 @@ class JobStart:
     job_id: str = ""
     restarts: int = 0
 
-    def follows(self, content: dict[str, Any]) -> bool:
-        """Whether a claim's content is by an earlier start of the same job."""
-        if not self.job_id or content.get("job_id") != self.job_id:
-            return False
-        return int(content.get("restarts", 0)) < self.restarts
+    def follows(self, claim: "ClaimRecord") -> bool:
+        """Whether a claim is by an earlier start of the same job."""
+        return bool(self.job_id) and claim.job_id == self.job_id and claim.restarts < self.restarts
 
 
 NO_JOB = JobStart()
@@ -109,8 +125,8 @@ def acquire(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart =
     if _live(directory, names, timeout, job) is not None:
         return None
     claim = Claim(directory, _highest(names) + 1, uuid.uuid4().hex)
-    content = {**asdict(Owner()), "token": claim.token, **asdict(job), "time": time.time()}
-    return claim if create(claim.path, json.dumps(content)) else None
+    record = ClaimRecord(**asdict(Owner()), token=claim.token, **asdict(job), time=time.time())
+    return claim if create(claim.path, json.dumps(encode(record))) else None
 
 
 def holder(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart = NO_JOB) -> int | None:
@@ -127,10 +143,10 @@ def _live(directory: Path, names: frozenset[str], timeout: float, job: JobStart)
 
 def _held(directory: Path, number: int, timeout: float, job: JobStart) -> bool:
     """Whether claim ``number``, which was not released, is held by a process that is alive, as far as can be known."""
-    content = _content(directory / str(number))
-    if job.follows(content):
+    claim = read(directory, number)
+    if job.follows(claim):
         timeout = min(timeout, RESTART_TIMEOUT)
-    dead = _owner(content).dead()
+    dead = claim.owner.dead()
     if dead is not None:
         return not dead
     try:
@@ -139,27 +155,25 @@ def _held(directory: Path, number: int, timeout: float, job: JobStart) -> bool:
         return False
 
 
+def read(directory: Path, number: int) -> ClaimRecord:
+    """Return a claim's record."""
+    return load_sound(ClaimRecord, directory / str(number)) or ClaimRecord()
+
+
 def owner(directory: Path, number: int) -> Owner:
-    """Return who made a claim; an unreadable claim (being written, or cut short) belongs to an unknown machine."""
-    return _owner(_content(directory / str(number)))
+    """Return who made a claim."""
+    return read(directory, number).owner
 
 
-def lives(content: dict[str, Any], beat: Path) -> bool:
-    """Whether the process that a file's content names is alive; on another machine, whether ``beat`` is fresh."""
-    dead = _owner(content).dead()
+def lives(owner: Owner, beat: Path) -> bool:
+    """Whether a process is alive; on another machine, whether the file ``beat`` was touched lately."""
+    dead = owner.dead()
     if dead is not None:
         return not dead
     try:
         return file_system_now(beat.parent) - beat.stat().st_mtime < HEARTBEAT_TIMEOUT
     except OSError:
         return False
-
-
-def _owner(content: dict[str, Any]) -> Owner:
-    try:
-        return Owner(str(content["host"]), str(content["machine"]), int(content["pid"]), str(content["born"]))
-    except (KeyError, TypeError, ValueError):
-        return Owner("", "unknown", 0, "")
 
 
 class Heartbeat:
@@ -258,14 +272,6 @@ def _listed(directory: Path) -> frozenset[str]:
 
 def _highest(names: frozenset[str]) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def create(path: Path, text: str) -> bool:

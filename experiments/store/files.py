@@ -1,6 +1,7 @@
 """Files as the store writes and reads them: whole or not at all, in as few system calls as it takes."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -55,14 +56,50 @@ def _content(path: Path) -> bytes:
     return b"".join(parts)
 
 
-def append_json(path: Path, line: Mapping[str, Any]) -> None:
-    """Append one line of JSON in a single write."""
+def append_json(path: Path, line: Mapping[str, Any], *, durable: bool = False) -> None:
+    """Append one line of JSON in a single write; ``durable``: and wait for the disk.
+
+    A line that a crash or a full disk cut short is ended first, so that it spoils no other. Raises OSError, also for a
+    line that was written in part.
+    """
     data = (json.dumps(dict(line)) + "\n").encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, data)
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        if os.write(descriptor, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def json_lines(path: Path) -> tuple[dict[str, Any], ...]:
+    """Return the objects of a file with one JSON object a line; damaged lines are left out, an absent file is empty."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return ()
+    return tuple(line for line in map(_parsed, lines) if isinstance(line, dict))
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def tail(path: Path, size: int) -> str:
+    """Return the last ``size`` bytes of a text file, empty if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - size))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def is_finite(value: Any) -> bool:

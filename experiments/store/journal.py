@@ -12,15 +12,13 @@ scheduler knows by that name, or does not know at all. Each event is one line, a
 Element i of the array ``1234`` is ``1234_i`` and executes ``runs[i]``.
 """
 
-import errno
-import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.store.files import append_json, json_lines
 from experiments.store.run_dir import Store
 
 BatchStage = Literal["all", "train", "evaluate", "smoke", "report"]
@@ -122,32 +120,12 @@ class Journal:
         return Submission(self.launch, int(event["batch"]), event["stage"], event["name"], runs, **about)
 
     def _append(self, event: str, batch: int, **about: Any) -> None:
-        line = json.dumps({"event": event, "batch": batch, **about, "time": time.time()}) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            size = os.fstat(descriptor).st_size
-            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # a crash or a full disk cut a line short
-            data = (f"\n{line}" if torn else line).encode()
-            if os.write(descriptor, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        append_json(self.path, {"event": event, "batch": batch, **about, "time": time.time()}, durable=True)
 
     def _events(self) -> Iterator[dict[str, Any]]:
         """The lines that are whole: a crash may have cut one short."""
-        try:
-            lines = self.path.read_bytes().splitlines()
-        except OSError:
-            return
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and "event" in event and "batch" in event:
-                yield event
+        yield from (line for line in json_lines(self.path) if "event" in line and "batch" in line)
 
 
 def of_launch(store: Store, launch: str) -> Journal:

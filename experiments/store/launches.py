@@ -1,47 +1,171 @@
-"""What is going on of a store's launches on this machine, and of others that share it: live workers, waiting runs."""
+"""What was launched: a launch's own records, and which of its workers and waiting runs there are now."""
 
+import contextlib
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from experiments.store import claims
-from experiments.store.files import read_json
+from experiments.store import claims, records
+from experiments.store.attempt_dir import Stop, StopReason
+from experiments.store.claims import Owner
+from experiments.store.records import Record, RecordError
 from experiments.store.run_dir import Store
 
 START_SECONDS = 60.0
 """Time in which a launch's first worker is expected to appear; its runs are QUEUED meanwhile."""
 
+SLURM = "slurm"
+"""The executor of launches whose runs are jobs; workers of this machine have none."""
 
-def live_workers(directory: Path) -> list[int]:
-    """Return the pids of a launch's workers that are alive on this machine, or were heard of lately on another."""
-    alive = []
-    for path in (directory / "workers").glob("*.json"):
-        content = read_json(path)
-        if isinstance(content, dict) and not content.get("ended") and claims.lives(content, directory / "launch.json"):
-            alive.append(int(content["pid"]))
-    return alive
+
+@dataclass(frozen=True)
+class LaunchRecord(Record):
+    """``launch.json``: what a launch was asked for and what it started."""
+
+    suite: str = ""
+    scale: str = ""
+    dataset: str = ""
+    command: str = ""
+    runs: tuple[str, ...] = ()
+    """Ids of the runs that it was to start."""
+    created: float = 0.0
+    notify: str | None = None
+    """Command or webhook that is told of its end."""
+    workers: int | None = None
+    job_ids: tuple[str, ...] = ()
+    ended: float | None = None
+    executor: str = ""
+    profile: str = ""
+    cluster: str = ""
+    code: str = ""
+    """The snapshot of the code that its jobs run from."""
+
+
+@dataclass(frozen=True)
+class WorkerRecord(Record):
+    """``workers/<host>.<pid>.json``: a worker's process, and when it ended."""
+
+    host: str
+    machine: str
+    pid: int
+    born: str
+    ended: float | None = None
+
+    @property
+    def owner(self) -> Owner:
+        """The process."""
+        return Owner(self.host, self.machine, self.pid, self.born)
+
+
+@dataclass(frozen=True)
+class StopRecord(Record):
+    """``stop.json``: workers are asked to checkpoint their runs and end."""
+
+    reason: Stop = Stop.INTERRUPTED
+    detail: str = ""
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class LaunchDir:
+    """One launch's directory."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The launch's id."""
+        return self.path.name
+
+    @property
+    def file(self) -> Path:
+        """Its record's file, which living workers touch."""
+        return self.path / "launch.json"
+
+    @property
+    def stop_file(self) -> Path:
+        """Present when its workers are to end."""
+        return self.path / "stop.json"
+
+    @property
+    def jobs(self) -> Path:
+        """What submitit keeps of its jobs."""
+        return self.path / "jobs"
+
+    def record(self) -> LaunchRecord | None:
+        """Return its record; None if there is none, or a damaged one. Raises RecordError for a newer one."""
+        return records.load_sound(LaunchRecord, self.file)
+
+    def write(self, record: LaunchRecord) -> None:
+        """Write its record."""
+        records.save(self.file, record)
+
+    def close(self) -> None:
+        """Note that nothing of it runs any more, so that its waiting runs are no longer QUEUED."""
+        record = self.record()
+        if record is not None and not record.ended:
+            with contextlib.suppress(OSError):
+                self.write(replace(record, ended=time.time()))
+
+    def ask_to_stop(self, reason: StopReason) -> None:
+        """Ask its workers to checkpoint their runs and end."""
+        records.save(self.stop_file, StopRecord(reason.stop, reason.detail, time.time()))
+
+    @contextlib.contextmanager
+    def worker(self) -> Iterator[None]:
+        """Show while a block runs that this process is one of its workers: its waiting runs are QUEUED."""
+        owner = Owner()
+        path = self.path / "workers" / f"{owner.host}.{owner.pid}.json"
+        about = WorkerRecord(owner.host, owner.machine, owner.pid, owner.born)
+        records.save(path, about)
+        try:
+            yield
+        finally:
+            records.save(path, replace(about, ended=time.time()))
+
+    def live_workers(self) -> list[int]:
+        """Return the pids of its workers that are alive on this machine, or were heard of lately on another."""
+        found = (records.load_sound(WorkerRecord, path) for path in (self.path / "workers").glob("*.json"))
+        return [one.pid for one in found if one and not one.ended and claims.lives(one.owner, self.file)]
+
+    def will_start_more(self, record: LaunchRecord) -> bool:
+        """Whether its workers are going to start more runs; of jobs in Slurm, Slurm tells."""
+        if record.ended or self.stop_file.exists():
+            return False
+        return bool(self.live_workers()) or self._starting(record)
+
+    def _starting(self, record: LaunchRecord) -> bool:
+        """Whether it was just written, and none of its workers has registered yet."""
+        if record.executor == SLURM:
+            return False
+        registered = next((self.path / "workers").glob("*.json"), None)
+        return registered is None and time.time() - record.created < START_SECONDS
+
+
+def stop_reason(path: Path) -> StopReason | None:
+    """Return why a stop file asks to end; None if there is none."""
+    if not path.exists():
+        return None
+    record = records.load_sound(StopRecord, path) or StopRecord()
+    return StopReason(record.reason, record.detail)
+
+
+def launch_dir(store: Store, launch: str) -> LaunchDir:
+    """Return the directory of a launch."""
+    return LaunchDir(store.launches / launch)
+
+
+def recorded(store: Store) -> Iterator[tuple[LaunchDir, LaunchRecord]]:
+    """Yield the launches with their records, in the order of their ids; those that cannot be read are left out."""
+    for path in sorted(store.launches.glob("*/launch.json")):
+        found = LaunchDir(path.parent)
+        with contextlib.suppress(RecordError):
+            record = found.record()
+            if record is not None:
+                yield found, record
 
 
 def queued_runs(store: Store) -> frozenset[str]:
     """Return the runs that live launches are going to start."""
-    names: set[str] = set()
-    for path in store.launches.glob("*/launch.json"):
-        content = read_json(path)
-        if isinstance(content, dict) and _open(path.parent, content):
-            names.update(content.get("runs", ()))
-    return frozenset(names)
-
-
-def _open(directory: Path, content: dict[str, Any]) -> bool:
-    """Whether a launch is going to start more runs."""
-    if content.get("ended") or (directory / "stop.json").exists():
-        return False
-    return bool(live_workers(directory)) or _starting(directory, content)
-
-
-def _starting(directory: Path, content: dict[str, Any]) -> bool:
-    """A launch just written none of whose workers has registered yet; of jobs in Slurm, Slurm tells."""
-    if content.get("executor") == "slurm":
-        return False
-    registered = next((directory / "workers").glob("*.json"), None)
-    return registered is None and time.time() - content.get("created", 0) < START_SECONDS
+    return frozenset(run for found, record in recorded(store) if found.will_start_more(record) for run in record.runs)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.store.attempt_dir import AttemptDir
 from experiments.store.files import is_finite, names_in, read_json, write_json
 from mpformer.runtime.errors import UserError
 
@@ -80,13 +81,34 @@ class RunDir:
 
         return validate(self.record()["config"])
 
-    def attempt(self, number: int) -> Path:
+    def attempt(self, number: int) -> AttemptDir:
         """Return the directory of one attempt."""
-        return self.path / "attempts" / str(number)
+        return AttemptDir(self.path / "attempts" / str(number))
 
     def attempts(self) -> list[int]:
         """Return the numbers of the attempts so far, ascending."""
         return sorted(int(name) for name in names_in(self.path / "attempts") if name.isdigit())
+
+    def last_attempt(self) -> AttemptDir | None:
+        """Return the directory of the last attempt, None if there was none."""
+        number = max(self.attempts(), default=0)
+        return self.attempt(number) if number else None
+
+    @property
+    def claims(self) -> Path:
+        """Who may work on it (:mod:`experiments.store.claims`)."""
+        return self.path / "claims"
+
+    def end_task(self, name: str) -> None:
+        """Say to the other tasks of a start of a Slurm job, by its name, that the main one has ended."""
+        write_json(self._task(name), {"time": time.time()})
+
+    def task_ended(self, name: str) -> bool:
+        """Whether the main task of that start has ended."""
+        return self._task(name).exists()
+
+    def _task(self, name: str) -> Path:
+        return self.path / "tasks" / f"{name}.json"
 
     def trained(self) -> dict[str, Any] | None:
         """Return ``trained.json`` if the train stage is complete."""

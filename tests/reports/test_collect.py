@@ -229,7 +229,7 @@ def test_rows_that_do_not_apply_say_why(gather: Gather, store: Path) -> None:
     assert note(report, "x") == "one class"
 
 
-@pytest.mark.parametrize(("failure", "word"), [*FAILURES.items(), ("new-class", "new-class")])
+@pytest.mark.parametrize(("failure", "word"), [(kind, word) for kind, word in FAILURES.items() if kind])
 def test_why_there_is_no_number_is_said_in_every_format(gather: Gather, store: Path, failure: str, word: str) -> None:
     only_run(store, "mp-queries", 2)
     for path in store.glob("runs/shapes-panoptic-mp-first-*-s2-*/attempts/1/stage.json"):
@@ -245,6 +245,13 @@ def only_run(store: Path, row: str, seed: int) -> None:
     chosen = next(each for each in record["rows"] if each["name"] == row)
     chosen["runs"] = [run for run in chosen["runs"] if run["seed"] == seed]
     path.write_text(json.dumps(record))
+
+
+def test_a_record_that_cannot_be_read_is_said_in_every_format(gather: Gather, store: Path) -> None:
+    only_run(store, "mp-queries", 2)
+    for path in store.glob("runs/shapes-panoptic-mp-first-*-s2-*/attempts/1/stage.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"failure_class": "new-class"}))
+    said_everywhere(gather("components"), "mp-queries", "unknown", "new-class")
 
 
 def said_everywhere(report: SuiteReport, row: str, *words: str) -> None:

@@ -120,7 +120,7 @@ def test_a_warned_run_goes_on_at_the_very_iteration(way: str, cases: dict[str, C
     first = stages(directory)[0]
     assert first["outcome"] == "requeued"
     iteration = int(str(first["detail"]).split("iteration ")[1].split(":")[0])
-    log = (directory.attempt(2) / "log.txt").read_text()
+    log = (directory.attempt(2).path / "log.txt").read_text()
     assert f"Starting training from iteration {iteration}\n" in log
     assert [stage["execution"]["restarts"] for stage in stages(directory)][:2] == [0, 1]
 
@@ -134,5 +134,5 @@ def test_a_death_is_recorded_with_its_class(cases: dict[str, Case]) -> None:
 
 
 def test_how_long_was_left_is_kept(cases: dict[str, Case]) -> None:
-    text = (cases["time limit"].directory.attempt(1) / "events.jsonl").read_text()
+    text = (cases["time limit"].directory.attempt(1).path / "events.jsonl").read_text()
     assert '"the job is queued again, with 0:' in text

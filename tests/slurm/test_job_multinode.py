@@ -53,17 +53,17 @@ def test_four_tasks_on_two_nodes_train_as_one_process(devcluster: Callable[..., 
     first, last = stages(directory)
     assert (first["outcome"], first["failure_class"]) == ("lost", "killed"), seen()
     assert "killed by SIGKILL" in str(first["detail"])
-    assert [rank["rank"] for rank in map(read_json, (directory.attempt(1) / "ranks").glob("*.json"))]
+    assert [rank["rank"] for rank in map(read_json, (directory.attempt(1).path / "ranks").glob("*.json"))]
     assert last["execution"]["restarts"] == 1
-    assert {path.name for path in directory.attempt(2).glob("log*")} == {
+    assert {path.name for path in directory.attempt(2).path.glob("log*")} == {
         "log.txt",
         *(f"log.{n}.txt" for n in (1, 2, 3)),
     }
-    assert json.loads((directory.attempt(2) / "rendezvous.json").read_text())["size"] == 4
+    assert json.loads((directory.attempt(2).path / "rendezvous.json").read_text())["size"] == 4
     assert len([path for path in (directory.path / "claims").iterdir() if path.name.isdigit()]) == 2, (
         "the main task alone"
     )
-    origin = read_json(directory.attempt(2) / "provenance.json")
+    origin = read_json(directory.attempt(2).path / "provenance.json")
     assert (origin["world_size"], origin["nodes"]) == (4, "n[0-1]")
 
     # the same images and random numbers, one after the other: four micro-batches of one image

@@ -116,7 +116,7 @@ def test_a_suite_is_queued_and_done_from_its_snapshot(tmp_path: Path, monkeypatc
     assert set(trainings(store).values()) == {1}
     code = read_json(done.directory / "launch.json")["code"]
     assert Path(code).is_relative_to(store.root)
-    origin = read_json(store.run(made.runs[0].run_id).attempt(1) / "provenance.json")
+    origin = read_json(store.run(made.runs[0].run_id).attempt(1).path / "provenance.json")
     assert origin["git"]["sha"] == read_json(Path(code) / "snapshot.json")["sha"]
     assert origin["environment"]["OMP_NUM_THREADS"] == "1"
     assert not list(tmp_path.rglob("gone"))

@@ -136,7 +136,7 @@ def _requeued(suite: Suite, first: str) -> None:
     """Queued again, and held, after an attempt of the launch."""
     run = suite.store.run(suite.plan.unique[0].run_id)
     about = {"stage": "all", "started": time.time(), "ended": None, "outcome": None, "launch": LAUNCH}
-    write_json(run.attempt(1) / "stage.json", about)
+    write_json(run.attempt(1).path / "stage.json", about)
     client("scontrol", "requeuehold", f"{first}_0")
     until(lambda: suite.state(0).label == "REQUEUED" and "scontrol release" in suite.state(0).detail)
     client("scontrol", "release", f"{first}_0")

@@ -42,8 +42,8 @@ def planned(run: PlannedRun, store: Store) -> RunDir:
 def undisturbed(run: PlannedRun, store: Store, data: Path) -> dict[str, Any]:
     """The numbers of the run when it is executed in this process, in a store of its own."""
     directory = planned(run, store)
-    outcome = run_attempt(store.root, run.run_id, "all", Options(data, threads=1), None, run.config)
-    assert outcome.name == "done", outcome
+    ending = run_attempt(store.root, run.run_id, "all", Options(data, threads=1), None, run.config)
+    assert ending.outcome == "done", ending
     return numbers(directory, run)
 
 
@@ -100,7 +100,7 @@ def logs(directory: RunDir, folder: Path | None = None) -> str:
 
 def stages(directory: RunDir) -> list[Mapping[str, Any]]:
     """The records of the run's attempts."""
-    return [read_json(directory.attempt(number) / "stage.json") for number in directory.attempts()]
+    return [read_json(directory.attempt(number).path / "stage.json") for number in directory.attempts()]
 
 
 def kill_attempt(directory: RunDir, number: int = signal.SIGKILL) -> bool:

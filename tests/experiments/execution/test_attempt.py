@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from experiments.execution.attempt import Options, run_attempt
-from experiments.status.states import NOT_RETRIED, State, derive, should_start
+from experiments.status.states import State, derive, should_start
+from experiments.store.attempt_dir import FailureClass
 from experiments.store.files import read_json, write_json
 from experiments.store.identity import eval_id
 from experiments.store.run_dir import RunDir, Store
@@ -30,10 +31,10 @@ def _run(store: Store, run: RunDir, options: Options, runner: Any, stage: Any = 
 def test_an_attempt_trains_evaluates_and_leaves_every_file(
     store: Store, one: RunDir, options: Options, counter: Make, setting: Setting
 ) -> None:
-    assert _run(store, one, options, counter()).name == "done"
+    assert _run(store, one, options, counter()).outcome == "done"
     state = derive(one, setting(one))
     assert (state.state, state.metrics) == (State.DONE, {"AP": 12.5})
-    attempt = one.attempt(1)
+    attempt = one.attempt(1).path
     assert read_json(attempt / "stage.json")["outcome"] == "done"
     origin = read_json(attempt / "provenance.json")
     assert {"git", "command", "host", "packages", "threads", "world_size", "job_id"} <= set(origin)
@@ -47,24 +48,24 @@ def test_an_attempt_trains_evaluates_and_leaves_every_file(
 def test_a_run_that_is_done_is_left_alone(store: Store, one: RunDir, options: Options, counter: Make) -> None:
     _run(store, one, options, counter())
     before = {path: path.stat().st_mtime_ns for path in one.path.rglob("*.json*")}
-    assert _run(store, one, options, counter()).name == "skipped"
+    assert _run(store, one, options, counter()).outcome == "skipped"
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_stages_can_be_executed_apart(
     store: Store, one: RunDir, options: Options, counter: Make, setting: Setting
 ) -> None:
-    assert _run(store, one, options, counter(), "train").name == "trained"
+    assert _run(store, one, options, counter(), "train").outcome == "trained"
     assert derive(one, setting(one)).state is State.TRAINED
-    assert _run(store, one, options, counter(), "evaluate").name == "done"
+    assert _run(store, one, options, counter(), "evaluate").outcome == "done"
     assert derive(one, setting(one)).state is State.DONE
 
 
 def test_evaluating_what_was_not_trained_fails_with_its_reason(
     store: Store, one: RunDir, options: Options, counter: Make
 ) -> None:
-    outcome = _run(store, one, options, counter(), "evaluate")
-    assert (outcome.name, outcome.failure_class) == ("failed", "data")
+    ending = _run(store, one, options, counter(), "evaluate")
+    assert (ending.outcome, ending.failure_class) == ("failed", "data")
 
 
 @pytest.mark.parametrize(
@@ -83,13 +84,13 @@ def test_evaluating_what_was_not_trained_fails_with_its_reason(
 def test_a_failure_is_marked_with_its_class_and_nothing_is_lost(
     store: Store, one: RunDir, options: Options, counter: Make, setting: Setting, kind: str, expected: str
 ) -> None:
-    outcome = _run(store, one, options, counter(fail={"m2f": kind}))
+    ending = _run(store, one, options, counter(fail={"m2f": kind}))
     state = derive(one, setting(one))
-    assert (outcome.failure_class, state.label) == (expected, f"FAILED({expected})")
-    assert should_start(state) is (expected not in NOT_RETRIED)
-    assert expected in (one.attempt(1) / "log.txt").read_text()
+    assert (ending.failure_class, state.label) == (expected, f"FAILED({expected})")
+    assert should_start(state) is not FailureClass(expected).repeats
+    assert expected in (one.attempt(1).path / "log.txt").read_text()
     assert read_json(one.path / "checkpoints" / "state.json")["iteration"] == 5
-    assert _run(store, one, options, counter()).name == "done", "the next attempt goes on from the checkpoint"
+    assert _run(store, one, options, counter()).outcome == "done", "the next attempt goes on from the checkpoint"
     iterations = [json.loads(line).get("iteration") for line in one.metrics.read_text().splitlines()]
     assert iterations[6:8] == [6, 7]
 
@@ -97,8 +98,8 @@ def test_a_failure_is_marked_with_its_class_and_nothing_is_lost(
 def test_a_result_that_is_not_finite_is_no_result(
     store: Store, one: RunDir, options: Options, counter: Make, setting: Setting
 ) -> None:
-    outcome = _run(store, one, options, counter(metrics={"AP": math.nan}))
-    assert outcome.failure_class == "nan"
+    ending = _run(store, one, options, counter(metrics={"AP": math.nan}))
+    assert ending.failure_class == "nan"
     assert not (one.evaluation(setting(one)) / "result.json").exists()
     assert derive(one, setting(one)).label == "FAILED(nan)"
 
@@ -110,7 +111,7 @@ def test_a_result_that_was_damaged_is_computed_again(
     path = one.evaluation(setting(one)) / "result.json"
     path.write_text(path.read_text()[:40])
     assert derive(one, setting(one)).state is State.TRAINED
-    assert _run(store, one, options, counter()).name == "done"
+    assert _run(store, one, options, counter()).outcome == "done"
 
 
 def test_damaged_final_weights_are_trained_again(
@@ -119,9 +120,9 @@ def test_damaged_final_weights_are_trained_again(
     _run(store, one, options, counter(), "train")
     good = (one.path / "checkpoints" / "final.pth").read_text()
     (one.path / "checkpoints" / "final.pth").write_text(good[:10])
-    assert _run(store, one, options, counter()).name == "done"
+    assert _run(store, one, options, counter()).outcome == "done"
     assert (one.path / "checkpoints" / "final.pth").read_text() == good
-    assert (one.attempt(2) / "trained.damaged.json").exists()
+    assert (one.attempt(2).path / "trained.damaged.json").exists()
 
 
 def test_a_stop_file_checkpoints_and_ends(
@@ -129,20 +130,20 @@ def test_a_stop_file_checkpoints_and_ends(
 ) -> None:
     stop = tmp_path / "stop.json"
     write_json(stop, {"reason": "interrupted: Ctrl-C"})
-    outcome = _run(store, one, replace(options, stop_file=stop), counter())
+    ending = _run(store, one, replace(options, stop_file=stop), counter())
     state = derive(one, setting(one))
-    assert (outcome.name, state.state) == ("interrupted", State.CANCELLED)
+    assert (ending.outcome, state.state) == ("interrupted", State.CANCELLED)
     assert "launch again" in state.detail
     assert read_json(one.path / "checkpoints" / "state.json")["iteration"] == 1
     stop.unlink()
-    assert _run(store, one, options, counter()).name == "done"
+    assert _run(store, one, options, counter()).outcome == "done"
 
 
 def test_a_cancelled_run_ends_as_cancelled(
     store: Store, one: RunDir, options: Options, counter: Make, setting: Setting
 ) -> None:
     write_json(one.cancel_file, {})
-    assert _run(store, one, options, counter()).name == "cancelled"
+    assert _run(store, one, options, counter()).outcome == "cancelled"
     assert derive(one, setting(one)).state is State.CANCELLED
 
 
@@ -156,7 +157,7 @@ class _Interrupted:
 def test_ctrl_c_in_a_debugger_is_no_failure(
     store: Store, one: RunDir, options: Options, counter: Make, setting: Setting
 ) -> None:
-    assert _run(store, one, options, _Interrupted()).name == "interrupted"
+    assert _run(store, one, options, _Interrupted()).outcome == "interrupted"
     assert derive(one, setting(one)).state is State.CANCELLED
 
 
@@ -173,8 +174,8 @@ def test_a_killed_attempt_is_lost_and_the_next_one_ends_as_if_nothing_had_happen
     _killed(store, one, options, counter(kill_once=tmp_path / "killed"))
     lost = derive(one, setting(one))
     assert (lost.state, lost.failure_class) == (State.LOST, "killed")
-    assert _run(store, one, options, counter()).name == "done"
-    assert read_json(one.attempt(1) / "stage.json")["outcome"] == "lost"
+    assert _run(store, one, options, counter()).outcome == "done"
+    assert read_json(one.attempt(1).path / "stage.json")["outcome"] == "lost"
     undisturbed = Store(tmp_path / "other").run(one.run_id)
     undisturbed.create(plan.runs[0].config, "")
     _run(Store(tmp_path / "other"), undisturbed, options, counter())
@@ -203,7 +204,7 @@ def test_a_run_in_other_hands_is_skipped(store: Store, one: RunDir, options: Opt
 
     claim = acquire(one.path / "claims")
     assert claim is not None
-    assert _run(store, one, options, counter()).name == "skipped"
+    assert _run(store, one, options, counter()).outcome == "skipped"
     assert not one.attempts()
 
 
@@ -225,8 +226,8 @@ class _TakenOver:
 def test_an_attempt_that_lost_its_claim_writes_no_checkpoint(
     store: Store, one: RunDir, options: Options, counter: Make
 ) -> None:
-    outcome = _run(store, one, options, _TakenOver(counter(), one))
-    assert outcome.failure_class == "claim-lost"
+    ending = _run(store, one, options, _TakenOver(counter(), one))
+    assert ending.failure_class == "claim-lost"
     assert read_json(one.path / "checkpoints" / "state.json")["iteration"] == 5
     assert one.trained() is None
 
@@ -239,7 +240,7 @@ def test_a_void_run_is_done_again_and_what_was_there_is_kept(
     state = derive(one, setting(one))
     assert (state.state, state.detail) == (State.VOID, "a bug")
     assert should_start(state)
-    assert _run(store, one, options, counter(metrics={"AP": 13.0})).name == "done"
+    assert _run(store, one, options, counter(metrics={"AP": 13.0})).outcome == "done"
     assert derive(one, setting(one)).metrics == {"AP": 13.0}
     kept = one.path / "voided" / "1" / "evals" / setting(one) / "result.json"
     assert read_json(kept)["metrics"] == {"AP": 12.5}
@@ -287,11 +288,11 @@ def test_a_full_disk_is_said_on_the_full_disk(
     store = Store(small_disk)
     run = store.run(plan.runs[0].run_id)
     run.create(plan.runs[0].config, "")
-    outcome = _run(store, run, options, _Hoarder())
-    assert (outcome.name, outcome.failure_class) == ("failed", "disk")
+    ending = _run(store, run, options, _Hoarder())
+    assert (ending.outcome, ending.failure_class) == ("failed", "disk")
     assert derive(run, setting(run)).label == "FAILED(disk)"
     (run.path / "big").unlink()
-    assert _run(store, run, options, counter()).name == "done"
+    assert _run(store, run, options, counter()).outcome == "done"
 
 
 def test_a_disk_that_is_full_before_the_attempt_begins(
@@ -302,9 +303,9 @@ def test_a_disk_that_is_full_before_the_attempt_begins(
     run.create(plan.runs[0].config, "")
     with pytest.raises(OSError, match="No space"):
         _fill(small_disk / "big")
-    outcome = _run(store, run, options, counter())
-    assert (outcome.name, outcome.failure_class) == ("failed", "disk")
-    assert "No space" in outcome.detail
+    ending = _run(store, run, options, counter())
+    assert (ending.outcome, ending.failure_class) == ("failed", "disk")
+    assert "No space" in ending.detail
 
 
 def test_another_evaluation_setting_scores_the_same_weights_again(
@@ -312,12 +313,12 @@ def test_another_evaluation_setting_scores_the_same_weights_again(
 ) -> None:
     _run(store, one, options, counter())
     config = one.config().replace({"evaluation.val_images": 3, "runtime.workers": 1})
-    outcome = run_attempt(store.root, one.run_id, "all", options, counter(metrics={"AP": 7.0}), config)
-    assert outcome.name == "done"
+    ending = run_attempt(store.root, one.run_id, "all", options, counter(metrics={"AP": 7.0}), config)
+    assert ending.outcome == "done"
     assert derive(one, eval_id(config)).metrics == {"AP": 7.0}
     assert derive(one, setting(one)).metrics == {"AP": 12.5}
     assert read_json(one.evaluation(eval_id(config)) / "setting.json")["val_images"] == 3
-    assert read_json(one.attempt(2) / "provenance.json")["runtime"]["workers"] == 1
+    assert read_json(one.attempt(2).path / "provenance.json")["runtime"]["workers"] == 1
     lines = [json.loads(line) for line in one.metrics.read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [*range(1, 13), 12, 12], "it was not trained again"
 

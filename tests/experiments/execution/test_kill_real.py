@@ -19,7 +19,7 @@ from experiments.launch.machine import Width
 from experiments.status.states import State
 from experiments.store.claims import process_born
 from experiments.store.files import read_json
-from experiments.store.launches import live_workers
+from experiments.store.launches import LaunchDir
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites import planning
 from experiments.suites.planning import Plan, Request
@@ -77,7 +77,7 @@ def _kill_when(plan: Plan, store: Store, data: Path, moment: Callable[[RunDir], 
         assert time.monotonic() < end, "the moment never came\n" + _log(plan, store)
         time.sleep(0.005)
     time.sleep(delay)
-    for worker in live_workers(started.directory):
+    for worker in LaunchDir(started.directory).live_workers():
         os.kill(worker, signal.SIGSTOP)  # so that it does not start another attempt, nor end this one gently
     _kill_attempt(run)
     started.kill()
@@ -115,7 +115,7 @@ def test_killed_while_training_with_a_truncated_checkpoint_and_while_evaluating(
     newest.write_bytes(newest.read_bytes()[:1000])
     assert _kill_when(tiny, store, data, _evaluating)
     _finish(tiny, store, data)
-    assert "does not match its checksum" in (run.attempt(2) / "log.txt").read_text()
+    assert "does not match its checksum" in (run.attempt(2).path / "log.txt").read_text()
     assert _numbers(tiny, store) == undisturbed
     assert run.attempts() == [1, 2, 3]
 

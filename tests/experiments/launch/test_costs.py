@@ -23,7 +23,7 @@ def trained(store: Store, run: PlannedRun, seconds: float, launch: str = "", **m
     content = {"iterations": run.config.schedule.max_iter, "seconds": seconds, "weights": "w", "weights_sha256": "0"}
     write_json(found.path / "trained.json", {**content, "device": "cpu", "world_size": 1, **more})
     if launch:
-        write_json(found.attempt(1) / "stage.json", {"launch": launch, "outcome": "trained"})
+        write_json(found.attempt(1).path / "stage.json", {"launch": launch, "outcome": "trained"})
     return found
 
 

@@ -55,7 +55,7 @@ def test_a_suite_is_launched_followed_and_done(plan: Plan, store: Store, data_ro
     assert _states(plan, store) == {"DONE"}
     assert "mp-former seed 1: DONE" in text
     assert _attempts(plan, store) == [1, 1, 1, 1]
-    origins = [read_json(store.run(run.run_id).attempt(1) / "provenance.json") for run in plan.unique]
+    origins = [read_json(store.run(run.run_id).attempt(1).path / "provenance.json") for run in plan.unique]
     jobs = read_json(started.directory / "launch.json")["job_ids"]
     assert len(jobs) == 2
     assert {origin["job_id"] for origin in origins} <= set(jobs)
@@ -93,7 +93,7 @@ def test_a_killed_attempt_is_taken_up_again_by_the_same_launch(
     _follow(plan, store, started)
     assert _states(plan, store) == {"DONE"}
     assert _attempts(plan, store) == [2, 1, 1, 1]
-    lost = read_json(store.run(plan.runs[0].run_id).attempt(1) / "stage.json")
+    lost = read_json(store.run(plan.runs[0].run_id).attempt(1).path / "stage.json")
     assert (lost["outcome"], lost["failure_class"]) == ("lost", "killed")
     assert "SIGKILL" in lost["detail"]
 
@@ -218,7 +218,7 @@ def test_inline_executes_one_run_in_this_process(plan: Plan, store: Store, data_
     with pytest.raises(UserError, match="executes one run, this is 4"):
         local.inline(plan, store, data_root, runner=counter())
     single = replace(plan, runs=plan.runs[:1])
-    assert local.inline(single, store, data_root, runner=counter()).name == "done"
+    assert local.inline(single, store, data_root, runner=counter()).outcome == "done"
 
 
 def test_the_width_fits_cores_memory_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ def test_a_killed_attempt_is_recorded_and_requeued(
     with pytest.raises(SystemExit):
         job()
     assert _asked(slurm) == ["scontrol requeue 77"]
-    stage = read_json(one.attempt(1) / "stage.json")
+    stage = read_json(one.attempt(1).path / "stage.json")
     assert (stage["outcome"], stage["failure_class"], stage["detail"]) == ("lost", "killed", "killed by SIGKILL")
     assert job() == "done"
 
@@ -203,12 +203,12 @@ def test_signals_checkpoint_and_only_a_warning_requeues(
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(slurm / "job.pkl")])
     _until(lambda: one.metrics.exists())
     process.send_signal(number)
-    _until(lambda: (read_json(one.attempt(1) / "stage.json") or {}).get("outcome"))
+    _until(lambda: (read_json(one.attempt(1).path / "stage.json") or {}).get("outcome"))
     reached = read_json(one.path / "checkpoints" / "state.json")["iteration"]
     requeued = number == signal.SIGUSR2
     if requeued:
         _until(lambda: any("scontrol requeue 77" in line for line in _asked(slurm)))
-        _until(lambda: read_json(one.attempt(1) / "stage.json")["outcome"] == "requeued")
+        _until(lambda: read_json(one.attempt(1).path / "stage.json")["outcome"] == "requeued")
     else:
         time.sleep(3)
         assert process.poll() is None, "Slurm has not said yet what it wants"
@@ -248,7 +248,7 @@ def test_an_attempt_that_does_not_end_before_the_limit_is_left_behind(
     _until(lambda: _asked(slurm) == ["scontrol requeue 77"])
     process.kill()
     process.wait()
-    stage = read_json(one.attempt(1) / "stage.json")
+    stage = read_json(one.attempt(1).path / "stage.json")
     assert (stage["outcome"], stage["failure_class"]) == ("lost", "timeout")
     assert stage["detail"] == "did not end in time after SIGUSR2; raise the profile's signal_delay"
 
@@ -305,7 +305,7 @@ def test_a_job_waits_for_the_silence_of_its_earlier_start(
     began = time.monotonic()
     assert make(counter())() == "done"
     assert time.monotonic() - began > 2
-    stage = read_json(one.attempt(2) / "stage.json")
+    stage = read_json(one.attempt(2).path / "stage.json")
     assert stage["execution"]["restarts"] == 1
 
 
@@ -325,11 +325,11 @@ def test_an_attempt_lost_with_its_node_is_recorded_as_such(
 ) -> None:
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     _claim(one.path / "claims", age=600)
-    write_json(one.attempt(1) / "stage.json", {"stage": "all", "started": 1.0, "outcome": None, "launch": "test"})
+    write_json(one.attempt(1).path / "stage.json", {"stage": "all", "started": 1.0, "outcome": None, "launch": "test"})
     assert make(counter())() == "done"
-    first = read_json(one.attempt(1) / "stage.json")
+    first = read_json(one.attempt(1).path / "stage.json")
     assert (first["outcome"], first["failure_class"]) == ("lost", "node")
-    assert first["detail"] == "the process ended on n7 without a word"
+    assert first["detail"] == "the process died on n7 and did not say why"
 
 
 # --- memory and code --------------------------------------------------------------------------------------------------
@@ -383,13 +383,13 @@ def test_the_next_start_reads_in_the_log_how_the_last_one_ended(
     start = "submitit INFO - Starting with JobEnvironment(job_id=77)"
     (slurm / "77_0_log.out").write_text(f"{start}\n{words}\n{start}\n")
     record = {"stage": "all", "started": 1.0, "outcome": None, "launch": "test", "execution": {"job_id": "77"}}
-    write_json(one.attempt(1) / "stage.json", record)
+    write_json(one.attempt(1).path / "stage.json", record)
     _claim(one.path / "claims", age=600)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     job = make(counter())
     if label == "DONE":
         assert job() == "done"
-        assert read_json(one.attempt(1) / "stage.json")["failure_class"] == "node"
+        assert read_json(one.attempt(1).path / "stage.json")["failure_class"] == "node"
     else:
         with pytest.raises(RunFailure, match=r"memory|oom"):
             job()

@@ -165,9 +165,7 @@ def test_the_snapshot_is_the_code_and_jobs_that_run_other_code_fail(store: Store
     code = code_snapshot.take(store)
     assert code == code_snapshot.take(store) == code_snapshot.place(store), "one for each state of the code"
     assert read_json(code / "snapshot.json")["sha"]
-    show = (
-        "import experiments.execution.provenance as p, mpformer, analysis, reports; print(p.__file__, p.git()['sha'])"
-    )
+    show = "import experiments.execution.provenance as p, mpformer, analysis, reports; print(p.__file__, p.git().sha)"
     environment = {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         [sys.executable, "-c", show], capture_output=True, text=True, env=environment, cwd=code_snapshot.ROOT
@@ -263,10 +261,10 @@ def test_what_does_not_fit_is_launched_as_it_was_asked_for(data: Path, tmp_path:
 def test_only_new_runs(data: Path, store: Store) -> None:
     made = plan(data)
     assert choosing.only_new(made, store).runs == made.runs
-    store.run(made.runs[0].run_id).attempt(1).mkdir(parents=True)
+    store.run(made.runs[0].run_id).attempt(1).path.mkdir(parents=True)
     assert choosing.only_new(made, store).runs == made.runs[1:]
     for run in made.runs:
-        store.run(run.run_id).attempt(1).mkdir(parents=True, exist_ok=True)
+        store.run(run.run_id).attempt(1).path.mkdir(parents=True, exist_ok=True)
     with pytest.raises(UserError, match="launch without --new"):
         choosing.only_new(made, store)
 

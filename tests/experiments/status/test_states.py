@@ -115,8 +115,8 @@ class Submitted:
         run = self.run(index)
         number = max(run.attempts(), default=0) + 1
         about = {"stage": "all", "started": time.time() - 90, "ended": None, "outcome": None, "launch": launch}
-        write_json(run.attempt(number) / "stage.json", {**about, **stage})
-        (run.attempt(number) / "log.txt").write_text(log)
+        write_json(run.attempt(number).path / "stage.json", {**about, **stage})
+        (run.attempt(number).path / "log.txt").write_text(log)
 
 
 @pytest.fixture
@@ -570,7 +570,7 @@ def test_time_left_is_measured_by_the_run_else_by_its_row_else_by_the_suite(
     for index in (1, 2, 3):
         slurm.queued(index, "PENDING")
     submitted.attempt(3, outcome="requeued", ended=time.time() - 1)
-    write_json(submitted.run(3).attempt(1) / "progress.json", {"iteration": 9, "max_iter": 12})
+    write_json(submitted.run(3).attempt(1).path / "progress.json", {"iteration": 9, "max_iter": 12})
     view = suite_view.view(store.root, record)
     found = {run["run_id"]: (run["eta_seconds"], run["eta_source"]) for run in view["runs"]}
     assert [found[run.run_id] for run in plan.unique] == [(None, None), (24.0, "row"), (24.0, "suite"), (6.0, "suite")]

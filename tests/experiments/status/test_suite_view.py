@@ -19,6 +19,7 @@ from experiments.runs import cancelling, importing, pruning, reevaluating
 from experiments.status import notify, standing, suite_view
 from experiments.status.states import State
 from experiments.store import claims
+from experiments.store.attempt_dir import Progress
 from experiments.store.files import read_json, write_json
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import Plan
@@ -32,7 +33,7 @@ def execute(plan: Plan, store: Store, options: Options, runner: Any, count: int 
     begin.record(plan, store, "")
     chosen = [store.run(run.run_id) for run in plan.unique[:count]]
     for run in chosen:
-        assert run_attempt(store.root, run.run_id, "all", options, runner).name == "done"
+        assert run_attempt(store.root, run.run_id, "all", options, runner).outcome == "done"
     return chosen
 
 
@@ -49,8 +50,8 @@ def test_reevaluate_scores_again_without_training_and_keeps_the_earlier_result(
     assert aside is not None
     assert read_json(aside / "result.json")["metrics"]["AP"] == 12.5
     assert standing.of(store, [(run.run_id, setting(run))]).states.popitem()[1].state is State.TRAINED
-    outcome = reevaluating.evaluate(one, store, options.data_root, _Scorer())
-    assert outcome.name == "done"
+    ending = reevaluating.evaluate(one, store, options.data_root, _Scorer())
+    assert ending.outcome == "done"
     assert run.result(setting(run))["metrics"] == {"AP": 99.0}  # type: ignore[index]
     assert read_json(run.path / "trained.json")["weights_sha256"] == weights
     (other,) = reevaluating.chosen([run], [("evaluation.layer_mask_images", 3)], {})
@@ -185,7 +186,7 @@ def test_runs_are_imported_once_whole_and_only_if_sound(plan: Plan, store: Store
 def test_what_is_here_is_never_overwritten(plan: Plan, store: Store, other: Store) -> None:
     run = store.run(plan.unique[0].run_id)
     run.create(plan.unique[0].config, "mine")
-    write_json(run.attempt(1) / "stage.json", {"outcome": "failed", "failure_class": "nan"})
+    write_json(run.attempt(1).path / "stage.json", {"outcome": "failed", "failure_class": "nan"})
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     found = {one.run_id: one for one in importing.import_runs(store, other)}
     assert found[run.run_id].what == "kept"
@@ -310,7 +311,9 @@ def test_held_jobs_and_silent_runs_are_a_stall(
     assert len(list((directory / "told").iterdir())) == 1
     waiting = {key: replace(state, detail="Priority") for key, state in held.items()}
     silent = {
-        key: replace(state, state=State.RUNNING, detail="train", progress={"time": time.time() - 2 * notify.STALLED})
+        key: replace(
+            state, state=State.RUNNING, detail="train", progress=Progress(time=time.time() - 2 * notify.STALLED)
+        )
         for key, state in held.items()
     }
     notify.check(store, standing.Standing(waiting))
@@ -370,8 +373,8 @@ def test_logs_follow_a_run_through_its_attempts(
     with pytest.raises(UserError, match="unknown attempt"):
         list(suite_view.log(store, run, None, follow=False))
     for number in (1, 2):
-        write_json(run.attempt(number) / "stage.json", {"outcome": "requeued"})
-        (run.attempt(number) / "log.txt").write_text(f"round {number}\n")
+        write_json(run.attempt(number).path / "stage.json", {"outcome": "requeued"})
+        (run.attempt(number).path / "log.txt").write_text(f"round {number}\n")
     assert list(suite_view.log(store, run, None, follow=False)) == ["round 2\n"]
     assert list(suite_view.log(store, run, 1, follow=False)) == ["round 1\n"]
     text: list[str] = []
@@ -386,7 +389,7 @@ def test_logs_follow_a_run_through_its_attempts(
         whole = run.path / "3"
         write_json(whole / "stage.json", {"outcome": "done"})
         (whole / "log.txt").write_text("round 3\n")
-        whole.rename(run.attempt(3))
+        whole.rename(run.attempt(3).path)
         claims.create(claim.directory / "1.released", "")
 
     thread = threading.Thread(target=later)

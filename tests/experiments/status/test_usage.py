@@ -109,9 +109,9 @@ def test_own_counters_tell_what_a_run_used(plan: Plan, store: Store, options: Op
     begin.record(plan, store, "")
     run = store.run(plan.unique[0].run_id)
     assert usage.of(run) is None
-    write_json(run.attempt(1) / "stage.json", {"started": 1000.0, "ended": None, "outcome": None})
-    write_json(run.attempt(1) / "progress.json", {"time": 1060.0})
-    write_json(run.attempt(2) / "stage.json", {"started": 2000.0, "ended": 2540.0, "outcome": "done"})
+    write_json(run.attempt(1).path / "stage.json", {"started": 1000.0, "ended": None, "outcome": None})
+    write_json(run.attempt(1).path / "progress.json", {"time": 1060.0})
+    write_json(run.attempt(2).path / "stage.json", {"started": 2000.0, "ended": 2540.0, "outcome": "done"})
     used = usage.of(run)
     assert used is not None
     assert (used.attempts, used.seconds, used.gpu_seconds, used.source) == (2, 600.0, 0, "own counters")
@@ -127,8 +127,8 @@ def test_accounted_jobs_count_instead_of_their_attempts(plan: Plan, store: Store
     begin.record(plan, store, "")
     run = store.run(plan.unique[0].run_id)
     about = {"started": 0.0, "ended": 100.0, "outcome": "done"}
-    write_json(run.attempt(1) / "stage.json", {**about, "execution": {"job_id": "7", "array_id": "5_0"}})
-    write_json(run.attempt(2) / "stage.json", about)
+    write_json(run.attempt(1).path / "stage.json", {**about, "execution": {"job_id": "7", "array_id": "5_0"}})
+    write_json(run.attempt(2).path / "stage.json", about)
     job = {"elapsed": 300.0, "gpus": 2, "max_rss": 2**31, "raw_id": "7"}
     write_json(run.path / usage.FILE, {"schema": 1, "jobs": {"5_0": job}})
     used = usage.of(run)

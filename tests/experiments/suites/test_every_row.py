@@ -138,8 +138,8 @@ def test_every_row_trains_scores_and_reports(name: str, scale: str, dataset: str
     plan = narrowed(planning.make(Request(name, scale, dataset, seeds=(0,), overrides=overrides), data), data)
     begin.record(plan, store, "the sweep")
     for run in plan.unique:
-        outcome = run_attempt(store.root, run.run_id, "all", Options(data, capture=False), None, run.config)
-        assert outcome.name in ("done", "skipped"), f"{run.row.name}: {outcome}"
+        ending = run_attempt(store.root, run.run_id, "all", Options(data, capture=False), None, run.config)
+        assert ending.outcome in ("done", "skipped"), f"{run.row.name}: {ending}"
         result = read_json(store.run(run.run_id).evaluation(run.eval_id) / "result.json")
         scored = run.config.evaluation
         wanted = {"AP": scored.instance, "PQ": scored.panoptic, "mIoU": scored.semantic}

@@ -27,7 +27,7 @@ from experiments.launch import inputs, local, watching
 from experiments.launch.machine import Width
 from experiments.store.files import append_json, read_json
 from experiments.store.identity import eval_id
-from experiments.store.launches import live_workers
+from experiments.store.launches import LaunchDir
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites import planning
 from experiments.suites.planning import Plan, Request
@@ -218,7 +218,7 @@ def wait(moment: Any, what: str) -> None:
 def kill_training(started: Any, run: RunDir) -> None:
     """SIGKILL the attempt and what started it, without a chance to say anything."""
     number = max(run.attempts())
-    for worker in live_workers(started.directory):
+    for worker in LaunchDir(started.directory).live_workers():
         os.kill(worker, signal.SIGSTOP)
     assert not (run.path / "claims" / f"{number}.released").exists(), "the training was over before it was killed"
     os.kill(read_json(run.path / "claims" / str(number))["pid"], signal.SIGKILL)
