@@ -25,7 +25,7 @@ from detectron2.projects.deeplab import add_deeplab_config
 from mpformer.config.classes import num_classes
 from mpformer.config.datasets import DATASETS
 from mpformer.config.dotted import MISSING, leaves, put, value_at
-from mpformer.config.schema import Config, toggle_names, unread, valid_keys, validate
+from mpformer.config.schema import BACKBONE_CONFIGS, Config, toggle_names, unread, valid_keys, validate
 from mpformer.runtime.errors import UserError, choices
 
 __all__ = ["defaults", "from_cfg", "from_yaml", "to_cfg", "to_yaml", "with_overrides"]
@@ -35,7 +35,6 @@ _FORMER, _HEAD, _SWIN = "MODEL.MASK_FORMER", "MODEL.SEM_SEG_HEAD", "MODEL.SWIN"
 _FEATURES = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}
 _STRIDES = {name: stride for stride, name in _FEATURES.items()}
 _SCHEDULES = {"step": "WarmupMultiStepLR", "poly": "WarmupPolyLR"}
-_BACKBONES = {"resnet": "build_resnet_backbone", "swin": "D2SwinTransformer"}
 
 #: Mask2Former's own keys, with its defaults
 _MASK2FORMER: dict[str, Any] = {
@@ -354,7 +353,7 @@ def _derived(config: Config) -> dict[str, Any]:
         "INPUT.CROP.ENABLED": augmentation.crop_size is not None,
         "INPUT.CROP.TYPE": "absolute",
         "INPUT.CROP.SIZE": list(augmentation.crop_size or (0, 0)),
-        "MODEL.BACKBONE.NAME": _BACKBONES[config.model.backbone.kind],
+        "MODEL.BACKBONE.NAME": config.model.backbone.detectron2_name,
         f"{_HEAD}.NUM_CLASSES": num_classes(config.dataset.name, config.dataset.task),
         f"{_HEAD}.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": config.model.heads,
         "SOLVER.CLIP_GRADIENTS.ENABLED": schedule.clip_norm > 0,
@@ -407,7 +406,7 @@ def _crop(flat: Mapping[str, Any]) -> tuple[int, int] | None:
 def _restore_derived(tree: dict[str, Any], flat: Mapping[str, Any]) -> None:
     """Put back the fields of `_DERIVED_FIELDS` outside the dataset."""
     name = flat["MODEL.BACKBONE.NAME"]
-    kinds = {value: kind for kind, value in _BACKBONES.items()}
+    kinds = {config.detectron2_name: config.model_fields["kind"].default for config in BACKBONE_CONFIGS}
     if name not in kinds:
         raise choices("MODEL.BACKBONE.NAME", name, kinds)
     tree["model"]["backbone"]["kind"] = kinds[name]
@@ -419,11 +418,9 @@ def _restore_derived(tree: dict[str, Any], flat: Mapping[str, Any]) -> None:
 
 
 def _other_backbone(flat: Mapping[str, Any]) -> set[str]:
-    """Fields of the backbone kind that is not chosen."""
-    from mpformer.config.schema import ResNetConfig, SwinConfig
-
-    resnet, swin = set(ResNetConfig.model_fields), set(SwinConfig.model_fields)
-    return (resnet - swin) if flat["MODEL.BACKBONE.NAME"] == _BACKBONES["swin"] else (swin - resnet)
+    """Fields of the backbone kinds that are not chosen."""
+    fields = {config.detectron2_name: set(config.model_fields) for config in BACKBONE_CONFIGS}
+    return set().union(*fields.values()) - fields.get(flat["MODEL.BACKBONE.NAME"], set())
 
 
 def _with_classes(config: Config, flat: Mapping[str, Any]) -> Config:

@@ -9,7 +9,7 @@ only when it differs from that value, so that it orphans no earlier run.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -127,8 +127,17 @@ class DatasetConfig(Section):
         return self
 
 
-class ResNetConfig(Section):
+class BackboneConfig(Section):
+    """Base of the backbones' configurations; :mod:`mpformer.modeling.backbones` has what builds each."""
+
+    detectron2_name: ClassVar[str]
+    """Its name in a Mask2Former configuration."""
+
+
+class ResNetConfig(BackboneConfig):
     """A detectron2 ResNet of any depth and width."""
+
+    detectron2_name = "build_resnet_backbone"
 
     kind: Literal["resnet"] = "resnet"
     depth: Literal[18, 34, 50, 101, 152] = 50
@@ -139,8 +148,10 @@ class ResNetConfig(Section):
     freeze_at: int = Field(0, ge=0, le=5)
 
 
-class SwinConfig(Section):
+class SwinConfig(BackboneConfig):
     """A Swin transformer (Liu et al., ICCV 2021); the defaults are Swin-T."""
+
+    detectron2_name = "D2SwinTransformer"
 
     kind: Literal["swin"] = "swin"
     embed_dim: int = Field(96, ge=1)
@@ -152,10 +163,14 @@ class SwinConfig(Section):
     checkpoint: bool = Field(False, description="gradient checkpointing")
 
 
+AnyBackbone = Annotated[ResNetConfig | SwinConfig, Field(discriminator="kind")]
+BACKBONE_CONFIGS: tuple[type[BackboneConfig], ...] = (ResNetConfig, SwinConfig)
+
+
 class ModelConfig(Section):
     """Mask2Former's architecture (Cheng et al., CVPR 2022, section 3); the defaults are its R50 model."""
 
-    backbone: Annotated[ResNetConfig | SwinConfig, Field(discriminator="kind")] = ResNetConfig()
+    backbone: AnyBackbone = ResNetConfig()
     hidden_dim: int = Field(256, ge=8)
     conv_dim: int = Field(256, ge=8, description="channels of the pixel decoder")
     mask_dim: int = Field(256, ge=1)

@@ -23,9 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mpformer.config.schema import Config
 from mpformer.data.loader import TrainBatches, train_batches
-from mpformer.modeling.backbones import FoldedConv2d
 from mpformer.modeling.deformable_attention import kernel_name, require_kernel
 from mpformer.modeling.meta_arch import MPFormer, build_model
+from mpformer.modeling.resnet import FoldedConv2d
 from mpformer.modeling.weights import load_weights, local_path
 from mpformer.runtime import distributed, random_streams
 from mpformer.runtime.callbacks import Interrupted, TrainCallbacks

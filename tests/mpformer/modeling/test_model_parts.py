@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mpformer.config.schema import Config, DatasetConfig, ModelConfig, ResNetConfig, SwinConfig
 from mpformer.modeling import criterion, matcher
 from mpformer.modeling import deformable_attention as deformable
-from mpformer.modeling.backbones import FoldedConv2d, build_backbone, narrow_group_norm
+from mpformer.modeling.backbones import build_backbone
 from mpformer.modeling.decoder import Attention
 from mpformer.modeling.inference import InferenceSettings, boxes_of, infer, panoptic
 from mpformer.modeling.matcher import CostWeights, image_costs, match
@@ -24,6 +24,7 @@ from mpformer.modeling.meta_arch import build_model
 from mpformer.modeling.outputs import DecoderOutput, Targets
 from mpformer.modeling.points import PointSettings, cell_centres, draw_points, most_uncertain, sample
 from mpformer.modeling.position import sine_position
+from mpformer.modeling.resnet import FoldedConv2d, narrow_group_norm
 from mpformer.runtime.errors import UserError
 from tests.support.small_models import batch, rng, small_config, small_model
 
