@@ -4,6 +4,7 @@ Nothing stays alive here. What was submitted is in the launch's journal (:mod:`e
 do in their own files.
 """
 
+import contextlib
 import json
 import random
 import re
@@ -30,7 +31,7 @@ from experiments.status import scheduler
 from experiments.status.slurm_client import SlurmError
 from experiments.store import journal
 from experiments.store.journal import BatchRun, Journal, Submission
-from experiments.store.launches import SLURM, LaunchDir, LaunchRecord
+from experiments.store.launches import SLURM, LaunchDir, LaunchRecord, recorded
 from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan, PlannedRun
 from mpformer.runtime.errors import UserError
@@ -73,6 +74,7 @@ def launch(
     _check_path(store)
     with begin(plan, store, command, retry) as beginning:
         done = Submitted(beginning.id, beginning.directory, left_alone=beginning.left_alone)
+        _report_on_the_lost(plan, store, data_root, target)
         if not beginning.missing:
             return done
         limits = site.limits(target.profile.max_array, target.profile.max_submit)
@@ -196,6 +198,7 @@ def _write_launch(work: _Work, target: Target, limits: Limits, started: Sequence
     about = LaunchRecord(
         plan.suite.name, plan.scale, plan.dataset, command, tuple(run.run_id for run in started), time.time(),
         target.profile.notify, executor=SLURM, profile=target.name, cluster=limits.cluster, code=str(work.code),
+        report=target.profile.report is not False,
     )  # fmt: skip
     LaunchDir(work.directory).write(about)
 
@@ -234,6 +237,30 @@ def _submit_one(work: _Work, target: Target, batch: Batch, ids: dict[int, str], 
     job_id = _insist(about, book, lambda: arrays.submit(array, functions))
     book.submitted(batch.number, job_id)
     return job_id
+
+
+def _report_on_the_lost(plan: Plan, store: Store, data_root: Path, target: Target) -> None:
+    """Submit the report of earlier launches of the suite whose launcher died before it could, while their jobs live.
+
+    One that is refused is left out: it stops no launch, and the next one tries again.
+    """
+    whose = (plan.suite.name, plan.scale, plan.dataset)
+    for launched, about in recorded(store):
+        if not about.report or (about.suite, about.scale, about.dataset) != whose:
+            continue
+        book = journal.of_launch(store, launched.id)
+        batches = book.submissions()
+        if any(one.stage == "report" and one.error is None for one in batches):
+            continue
+        queued = [one for one in batches if one.job_id is not None]
+        answer = scheduler.ask(queued)
+        live = {job.name for job in answer.jobs if not job.over}
+        ids = {one.batch: one.job_id for one in queued if one.name in live and one.job_id is not None}
+        if ids:
+            work = _Work(plan, store.root.resolve(), book.launch, data_root.resolve(), Path(about.code))
+            report = Batch(1 + max(one.batch for one in batches), "report", (), (("afterany", tuple(ids)),))
+            with contextlib.suppress(SlurmError):
+                _submit_one(work, target, report, ids, answer.cluster, book)
 
 
 PAUSES = (1.0, 3.0, 6.0, 12.0, 24.0)

@@ -40,6 +40,8 @@ class LaunchRecord(Record):
     cluster: str = ""
     code: str = ""
     """The snapshot of the code that its jobs run from."""
+    report: bool = False
+    """Whether its last job is to be the suite's report."""
 
 
 @dataclass(frozen=True)

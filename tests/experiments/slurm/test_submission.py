@@ -18,6 +18,7 @@ from experiments.cli.main import cli
 from experiments.execution import staging
 from experiments.execution.attempt import Options
 from experiments.execution.worker import Task
+from experiments.launch import begin as beginning
 from experiments.launch import choosing, profiles, smoke
 from experiments.slurm import arrays, code_snapshot, submission
 from experiments.slurm import limits as site
@@ -386,3 +387,36 @@ def test_while_nobody_knows_what_became_of_it_a_batch_is_not_submitted_again(
     assert calls == 1
     assert TIMED_OUT in done.problem
     assert done.submissions[0].unrecorded
+
+
+def test_a_launch_whose_launcher_died_before_the_report_gets_it_from_the_next(
+    data: Path, store: Store, shaky: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, after the jobs that still live, from the snapshot that these run from."""
+    (shaky / "failures").write_text("0")
+    target = Target("test", profile(report=True))
+    real = arrays.submit
+    monkeypatch.setattr(beginning, "DOUBT_SECONDS", 0.0)
+
+    def dying(array: Array, functions: Any) -> str:
+        if not array.guarded:
+            raise KeyboardInterrupt
+        return real(array, functions)
+
+    monkeypatch.setattr(arrays, "submit", dying)
+    with pytest.raises(KeyboardInterrupt):
+        submission.launch(plan(data), store, data, target)
+    monkeypatch.setattr(arrays, "submit", real)
+    first = journal.submissions(store)[0]
+    (shaky / "squeue.out").write_text(
+        "".join(f"77_{index}|{78 + index}|PENDING|None|1767268800|N/A||{first.name}\n" for index in range(4))
+    )
+    again = submission.launch(plan(data), store, data, target)
+    assert again.started == ()
+    array, died, report = journal.submissions(store)
+    assert (array.stage, died.stage, report.stage) == ("all", "report", "report")
+    assert (died.error is not None, report.job_id, report.launch) == (True, "77", first.launch)
+    text = (store.launches / first.launch / "jobs" / "2" / "submission.sh").read_text()
+    assert "#SBATCH --dependency=afterany:77" in text.replace("'", "")
+    submission.launch(plan(data), store, data, target)
+    assert len(journal.submissions(store)) == 3, "once"
