@@ -68,6 +68,11 @@ class Detections:
         means = {"AP": precision, "AP50": precision[:1], "AP75": precision[5:6]}
         return {name: float(np.mean(part.ravel()) * 100) for name, part in means.items()}
 
+    def by_category(self) -> dict[int, float]:
+        """AP over all areas in percent of each category with ground truth."""
+        values = 100 * self.precision().mean((0, 1))
+        return dict(zip(self.categories.tolist(), values.tolist(), strict=True))
+
     def _hit_precision(self, weights: np.ndarray, hits: np.ndarray) -> np.ndarray:
         """Precision right after each hit: (M,). ``hits`` (M + 1,) are running sums of the hits' weights."""
         true = (hits[1:] - hits[self.group_start[self.hit_group]]).astype(np.float64)
@@ -124,11 +129,7 @@ def panoptic_quality(
 
     With ``things`` (category → is it a thing) also PQ_th and PQ_st; NaN where no class is left.
     """
-    weights = check_weights(weights, counts.images)
-    tp, fp, fn, iou = (counts.total(name, weights) for name in ("tp", "fp", "fn", "iou"))
-    present = tp + fp + fn > 0
-    recognised = np.maximum(tp + 0.5 * fp + 0.5 * fn, 0.5)
-    quality = {"PQ": iou / recognised, "SQ": iou / np.maximum(tp, 1), "RQ": tp / recognised}
+    quality, present = _panoptic_parts(counts, check_weights(weights, counts.images))
     result = {name: _mean(values[present]) for name, values in quality.items()}
     if things is not None:
         thing = np.array([things[int(category)] for category in counts.categories], dtype=bool)
@@ -137,17 +138,28 @@ def panoptic_quality(
     return result
 
 
+def _panoptic_parts(counts: ClassCounts, weights: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """PQ, SQ and RQ of each class (K,) in [0, 1], and which classes (K,) occur at all."""
+    tp, fp, fn, iou = (counts.total(name, weights) for name in ("tp", "fp", "fn", "iou"))
+    recognised = np.maximum(tp + 0.5 * fp + 0.5 * fn, 0.5)
+    return {"PQ": iou / recognised, "SQ": iou / np.maximum(tp, 1), "RQ": tp / recognised}, tp + fp + fn > 0
+
+
+def _class_ious(counts: ClassCounts, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """IoU (K,) in [0, 1] of each class, and which classes (K,) count."""
+    union = counts.total("union", weights)
+    present = (counts.total("ground_truth", weights) if "ground_truth" in counts.values else union) > 0
+    return counts.total("intersection", weights) / np.maximum(union, 1), present
+
+
 def mean_iou(counts: ClassCounts, weights: np.ndarray | None = None) -> dict[str, float]:
     """mIoU in percent: mean over classes of Σ intersection / Σ union.
 
     Where the ground truth's pixels per class are known (value ``ground_truth``), classes without any are left out,
     as detectron2's evaluator does; otherwise classes that neither prediction nor ground truth has.
     """
-    weights = check_weights(weights, counts.images)
-    union = counts.total("union", weights)
-    present = (counts.total("ground_truth", weights) if "ground_truth" in counts.values else union) > 0
-    ratio = counts.total("intersection", weights)[present] / union[present]
-    return {"mIoU": _mean(ratio)}
+    ratio, present = _class_ious(counts, check_weights(weights, counts.images))
+    return {"mIoU": _mean(ratio[present])}
 
 
 def _mean(values: np.ndarray) -> float:
@@ -174,6 +186,23 @@ class PerImage:
         if self.semantic is not None:
             result |= mean_iou(self.semantic, weights)
         return result
+
+    def class_scores(self) -> dict[str, dict[int, float]]:
+        """AP, PQ and IoU of each class that the score's mean is over, in percent, as far as they apply."""
+        every = check_weights(None, len(self.image_ids))
+        result = {}
+        if self.detections is not None:
+            result["AP"] = self.detections.by_category()
+        if self.panoptic is not None:
+            quality, present = _panoptic_parts(self.panoptic, every)
+            result["PQ"] = _by_class(self.panoptic, quality["PQ"], present)
+        if self.semantic is not None:
+            result["IoU"] = _by_class(self.semantic, *_class_ious(self.semantic, every))
+        return result
+
+
+def _by_class(counts: ClassCounts, values: np.ndarray, present: np.ndarray) -> dict[int, float]:
+    return dict(zip(counts.categories[present].tolist(), (100 * values[present]).tolist(), strict=True))
 
 
 def read(path: Path, things: Mapping[int, bool] | None = None) -> PerImage:

@@ -93,6 +93,8 @@ def val_images(dataset: DatasetConfig) -> int:
 
 def column_reasons(dataset: str, scored: EvaluationConfig) -> dict[str, str]:
     """Return the columns that do not apply on the dataset with this evaluation, each with its reason."""
+    if scored.layer_scores == "none":
+        return dict.fromkeys(_SCORED_BY, "evaluated without scores (evaluation.layer_scores=none)")
     why = NO_STUFF.get(dataset) or f"trained for {_trained_for(scored)} alone"
     return {column: why for column, part in _SCORED_BY.items() if not getattr(scored, part)}
 

@@ -29,9 +29,22 @@ class Section(BaseModel):
 
 
 def plain(section: BaseModel) -> dict[str, Any]:
-    """Return the section as plain data without the later-added fields that still have their legacy value."""
+    """Return the section as plain data without the later-added fields that still have their legacy value.
+
+    A field that once had other values declares ``json_schema_extra={"hashed": {value: former}}``: ids hold the former.
+    """
     values = {name: getattr(section, name) for name in type(section).model_fields}
-    return {name: _plain_value(value) for name, value in values.items() if not _is_legacy(section, name, value)}
+    kept = {name: _plain_value(value) for name, value in values.items() if not _is_legacy(section, name, value)}
+    return {
+        name: _former(section, name).get(value, value) if isinstance(value, str) else value
+        for name, value in kept.items()
+    }
+
+
+def _former(section: BaseModel, name: str) -> dict[str, Any]:
+    extra = type(section).model_fields[name].json_schema_extra
+    hashed = extra.get("hashed") if isinstance(extra, dict) else None
+    return dict(hashed) if isinstance(hashed, dict) else {}
 
 
 def _plain_value(value: Any) -> Any:
@@ -299,13 +312,31 @@ class EvaluationConfig(Section):
         None, description="COCO's small/medium/large limits in pixels; None: 32^2, 96^2"
     )
     layer_analysis: bool = Field(True, description="write layers.parquet, mIoU-L and Util")
-    layer_scores: bool = Field(True, description="AP, PQ and mIoU of every decoder layer")
+    layer_scores: Literal["final", "every", "none"] = Field(
+        "every",
+        description="AP, PQ and mIoU: of every decoder layer, of the last alone, or none (the layer analysis alone)",
+        json_schema_extra={"hashed": {"every": True, "final": False}},
+    )
     layer_mask_images: int = Field(16, ge=0, description="images whose masks of every layer are kept")
     costs: bool = Field(
         False,
         description="count operations and take the time of inference and of a training pass",
         json_schema_extra={"legacy": False},
     )
+
+    @field_validator("layer_scores", mode="before")
+    @classmethod
+    def _once_a_switch(cls, value: Any) -> Any:
+        """Read what older runs have stored: true is ``every``, false is ``final``."""
+        return {True: "every", False: "final"}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _something_is_measured(self) -> "EvaluationConfig":
+        if self.layer_scores == "none" and not self.layer_analysis:
+            raise ValueError(
+                "layer_scores 'none' leaves nothing to measure with layer_analysis off; valid: final, every"
+            )
+        return self
 
 
 class RuntimeConfig(Section):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from analysis import scores as analysis_scores
 from analysis.masks import write_layer_masks
 from analysis.matching import MatchWeights
 from analysis.recorder import LayerRecorder
@@ -96,8 +97,10 @@ class Collector:
         weights = MatchWeights(config.model.class_weight, config.model.mask_weight, config.model.dice_weight)
         self.config = config
         self.images = 0
-        self.scorer = SegmentationScorer(config)
-        self.layer_scores = LayerScores(config, range(config.model.decoder_layers)) if wanted.layer_scores else None
+        self.table = table
+        self.scorer = SegmentationScorer(config) if wanted.layer_scores != "none" else None
+        every = range(config.model.decoder_layers)
+        self.layer_scores = LayerScores(config, every) if wanted.layer_scores == "every" else None
         self.recorder = LayerRecorder(table.is_thing, weights) if wanted.layer_analysis else None
         self.kept = _spread(images, wanted.layer_mask_images)
         self.mask_records: list[dict[str, Any]] = []
@@ -110,7 +113,8 @@ class Collector:
         """Score one image at every layer and record its analysis; raises RunFailure("nan")."""
         if not torch.isfinite(image.output.logits[:, image.index]).all():
             raise RunFailure("nan", f"the model's outputs for image {image.image_id} are not finite")
-        record_last(self.scorer, image)
+        if self.scorer is not None:
+            record_last(self.scorer, image)
         if self.layer_scores is not None:
             self.layer_scores.add(image)
         if self.recorder is not None:
@@ -132,13 +136,24 @@ class Collector:
     def scores(self) -> dict[str, float]:
         """The recorded scores of the last layer, computed once."""
         if self._scores is None:
-            self._scores = self.scorer.result()
+            self._scores = {} if self.scorer is None else self.scorer.result()
         return self._scores
+
+    def class_scores(self) -> dict[str, dict[str, float]]:
+        """AP, PQ and IoU of the last layer by class name, in percent; on Cityscapes AP is COCO's and called so."""
+        self.scores()
+        if self.scorer is None:
+            return {}
+        found = analysis_scores.from_table(per_image.table(self.scorer.per_image())).class_scores()
+        if self.config.dataset.name == "cityscapes" and "AP" in found:
+            found = {"COCO AP": found.pop("AP"), **found}
+        return {score: {self.table.names[c]: value for c, value in by.items()} for score, by in found.items()}
 
     def write(self, out: Path) -> None:
         """Write everything but ``result.json``."""
         self.scores()  # matching fills what per_image.parquet holds
-        per_image.write(out / "per_image.parquet", self.scorer.per_image())
+        if self.scorer is not None:
+            per_image.write(out / "per_image.parquet", self.scorer.per_image())
         if self.recorder is not None:
             self.recorder.write(out / "layers.parquet")
         write_layer_masks(out / "layer_masks", self.mask_records, self.pixels)
@@ -155,6 +170,7 @@ class Collector:
         return {
             **analysis,
             "metrics": {**final, **{k: v for k, v in analysis["metrics"].items() if v is not None}},
+            "classes": self.class_scores(),
             "layers": {**layers, **analysis["layers"]},
             "empty_ground_truth_share": shares,
         }

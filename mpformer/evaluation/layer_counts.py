@@ -7,8 +7,9 @@ are added up tile by tile, for several layers at once, on the model's device. Wh
 (:data:`mpformer.evaluation.layer_pass.KEPT_LOGITS`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from mpformer.evaluation.layer_pass import ImageOutput
+from mpformer.evaluation.layer_pass import KEPT_LOGITS, ImageOutput
 from mpformer.evaluation.resized_tiles import Tile, tiles
 from mpformer.evaluation.scoring.from_counts import Detected, LayerCounts, Owned, TruthMaps
 from mpformer.modeling.inference import InferenceSettings, best_pairs, confident
@@ -37,17 +38,28 @@ def count_layers(image: ImageOutput, layers: range, truth: TruthMaps) -> Iterato
     # for semantics alone Mask2Former resizes the class map, not the masks
     late = not (settings.instance or settings.panoptic)
     plan = tiles(image.mask_cells, image.padded, image.size, output, device, late)
-    queries = image.output.logits.shape[2]
-    largest = max((tile.down.shape[0] * tile.across.shape[1] for tile in plan), default=1)
-    step = max(1, _PIXELS.get(device.type, _MANY_PIXELS) // (largest * queries))
     maps = _DeviceMaps.of(truth, device)
+    step = _layers_at_a_time(image, plan, dense=settings.semantic)
     for start in range(layers.start, layers.stop, step):
         stop = min(start + step, layers.stop)
         counter = _Counter(settings, image.output.logits[start:stop, image.index].float(), maps)
         masks = image.mask_logits(start, stop).flatten(0, 1)
-        for tile in plan:
-            counter.add(tile, masks)
+        for rows, row in groupby(plan, key=lambda tile: tile.source_rows):
+            highest = masks[:, rows].amax(1)
+            for tile in row:
+                counter.add(tile, masks, highest[:, tile.source_columns].amax(1) > 0)
         yield from counter.counts()
+
+
+def _layers_at_a_time(image: ImageOutput, plan: Sequence[Tile], dense: bool) -> int:
+    """Layers whose mask logits may be alive at once; dense: all masks of a tile are needed, too."""
+    queries, device = image.output.logits.shape[2], image.output.logits.device
+    cells = image.mask_cells[0] * image.mask_cells[1]
+    most = KEPT_LOGITS // (queries * cells)
+    if dense:
+        largest = max((tile.down.shape[0] * tile.across.shape[1] for tile in plan), default=1)
+        most = min(most, _PIXELS.get(device.type, _MANY_PIXELS) // (largest * queries))
+    return max(1, most)
 
 
 @dataclass(frozen=True)
@@ -77,11 +89,13 @@ class _Counter:
         self.semantic = None if truth.classes is None else _Semantic(logits, truth.classes)
         self.layers = len(logits)
 
-    def add(self, tile: Tile, masks: Tensor) -> None:
-        """Add one tile of the layers' masks (A · Q, h, w)."""
-        source = tile.source(masks)
-        rows = self._rows(source)
-        values = tile.resized(source[rows]).sigmoid_()
+    def add(self, tile: Tile, masks: Tensor, reaching: Tensor) -> None:
+        """Add one tile of the layers' masks (A · Q, h, w), of which some are positive near it: reaching (A · Q,)."""
+        source, rows = tile.source(masks), None
+        if self.semantic is None and self.instance is not None:
+            rows = self._rows(reaching)
+            source = source.index_select(0, rows)
+        values = tile.resized(source).sigmoid_()
         if self.semantic is not None:
             self.semantic.add(tile, values)
         if self.panoptic is not None:
@@ -89,11 +103,10 @@ class _Counter:
         if self.instance is not None:
             self.instance.add(tile, values, rows)
 
-    def _rows(self, source: Tensor) -> Tensor:
+    def _rows(self, reaching: Tensor) -> Tensor:
         """The masks (M,) that a tile has to be made of: of detections alone, those that reach into it."""
-        if self.semantic is not None or self.instance is None:
-            return torch.arange(len(source), device=source.device)
-        needed = self.instance.used & (source.amax((1, 2)) > 0)
+        assert self.instance is not None
+        needed = self.instance.used & reaching
         if self.panoptic is not None:
             needed |= self.panoptic.used
         return needed.nonzero().flatten()
@@ -122,13 +135,17 @@ class _Instances:
         # probability inside, pixels, pixels shared with each object; a tile's sums are exact in float32
         self.sums = logits.new_zeros(len(self.used), 2 + len(objects), dtype=torch.float64)
 
-    def add(self, tile: Tile, values: Tensor, rows: Tensor) -> None:
-        """Add a tile of probabilities (M, p) of the masks ``rows`` (M,)."""
+    def add(self, tile: Tile, values: Tensor, rows: Tensor | None) -> None:
+        """Add a tile of probabilities (M, p) of the masks ``rows`` (M,), None: of all."""
         objects = self.objects[:, tile.rows, tile.columns].flatten(1).float()
         inside = F.threshold(values, 0.5, 0.0)
         probability = inside.sum(1, keepdim=True)
         inside.ceil_()
-        self.sums[rows] += torch.cat([probability, inside.sum(1, keepdim=True), inside @ objects.T], 1).double()
+        sums = torch.cat([probability, inside.sum(1, keepdim=True), inside @ objects.T], 1).double()
+        if rows is None:
+            self.sums += sums
+        else:
+            self.sums.index_add_(0, rows, sums)
 
     def counts(self) -> list[Detected]:
         sums = self.sums.unflatten(0, (len(self.pairs), self.queries))
@@ -173,11 +190,14 @@ class _Panoptic:
         self.pixels = logits.new_zeros(self.layers * self.most * 2 * self.segment_count, dtype=torch.int64)
         self.whole = torch.zeros_like(self.classes)
 
-    def add(self, tile: Tile, values: Tensor, rows: Tensor) -> None:
-        """Add a tile of probabilities (M, p) of the masks ``rows`` (M,)."""
-        place = torch.empty_like(self.used, dtype=torch.int64)
-        place[rows] = torch.arange(len(rows), device=rows.device)
-        masks = values.index_select(0, place[self.places].flatten()).unflatten(0, self.chosen.shape)
+    def add(self, tile: Tile, values: Tensor, rows: Tensor | None) -> None:
+        """Add a tile of probabilities (M, p) of the masks ``rows`` (M,), None: of all."""
+        places = self.places
+        if rows is not None:
+            place = torch.empty_like(self.used, dtype=torch.int64)
+            place[rows] = torch.arange(len(rows), device=rows.device)
+            places = place[places]
+        masks = values.index_select(0, places.flatten()).unflatten(0, self.chosen.shape)
         owner = first_best(masks * self.scores[..., None])
         inside = masks.gather(1, owner[:, None])[:, 0] >= 0.5
         true = self.segments[tile.rows, tile.columns].flatten()

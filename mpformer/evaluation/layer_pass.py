@@ -15,7 +15,7 @@ from torch import Tensor
 
 from analysis.matching import ALL, Grid, ImagePrediction, Selection
 from mpformer.data.validation import GroundTruth, ValidationItem
-from mpformer.modeling.inference import crop_and_resize, infer, resize
+from mpformer.modeling.inference import crop_and_resize, infer, relevant, resize
 from mpformer.modeling.meta_arch import MPFormer
 from mpformer.modeling.outputs import DecoderOutput
 from mpformer.modeling.pixel_decoder import MASK_STRIDE
@@ -114,8 +114,14 @@ class ImageOutput:
         return infer(self.model.inference, logits, masks, padded, self.size, self._wanted)
 
     def resized(self, layer: int) -> tuple[Tensor, Tensor]:
-        """One layer's class logits (Q, C + 1) and mask logits (Q, H, W) at the image's original size."""
+        """One layer's class logits (q, C + 1) and mask logits (q, H, W) at the image's original size.
+
+        The q queries are those that a result can contain.
+        """
         logits, masks, padded = self._raw(layer)
+        if not self.model.inference.semantic:
+            kept = relevant(self.model.inference, logits.float())
+            logits, masks = logits[kept], masks[kept]
         return logits.float(), crop_and_resize(resize(masks.float(), padded), self.size, self._wanted)
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mpformer.config.schema import Config
 from mpformer.evaluation.layer_counts import count_layers
@@ -18,6 +19,10 @@ from mpformer.evaluation.scoring.from_counts import CountScorer
 from mpformer.evaluation.scoring.scorer import SegmentationScorer
 from mpformer.modeling import inference
 from mpformer.modeling.inference import InferenceSettings
+
+
+#: pixels of masks that are made probabilities at once: what stays in a CPU's cache
+_AT_A_TIME = 1 << 20
 
 
 class LayerScores:
@@ -44,12 +49,11 @@ def record_last(scorer: SegmentationScorer, image: ImageOutput) -> None:
         scorer.add(image.result(), image.truth)
         return
     logits, masks = image.resized(-1)
-    probability = masks.sigmoid()
     results: dict[str, Any] = {}
     if settings.instance:
-        results["instances"] = _detections(settings, logits, probability, image.image_id)
+        results["instances"] = _detections(settings, logits, masks, image.image_id)
     if settings.semantic:
-        results["sem_seg"] = _class_map(logits, probability)
+        results["sem_seg"] = _class_map(logits, masks.sigmoid())
     if settings.panoptic:
         results["panoptic_seg"] = inference.panoptic(settings, logits, masks)
     scorer.add(results, image.truth)
@@ -62,9 +66,7 @@ def _class_map(logits: Tensor, probability: Tensor) -> Tensor:
     return scores.argmax(1).view(probability.shape[-2:])
 
 
-def _detections(
-    settings: InferenceSettings, logits: Tensor, probability: Tensor, image_id: int
-) -> list[dict[str, Any]]:
+def _detections(settings: InferenceSettings, logits: Tensor, masks: Tensor, image_id: int) -> list[dict[str, Any]]:
     """COCO results of one image, by falling score; detections of one query share their encoded mask."""
     scores, queries, classes = inference.best_pairs(settings, logits)
     if settings.panoptic:
@@ -72,11 +74,8 @@ def _detections(
         scores, queries, classes = scores[keep], queries[keep], classes[keep]
     used = queries.unique()
     row = torch.searchsorted(used, queries)
-    if len(used) < len(probability):
-        probability = probability[used]
-    inside = probability > 0.5
-    scores = scores * _quality(probability, inside)[row]
-    scores, order = scores.sort(descending=True, stable=True)
+    inside, quality = _binarised(masks, used)
+    scores, order = (scores * quality[row]).sort(descending=True, stable=True)
     codes = encode_masks(inside.cpu().numpy())
     lines = zip(scores.tolist(), row[order].tolist(), classes[order].tolist(), strict=True)
     return [
@@ -85,7 +84,14 @@ def _detections(
     ]
 
 
-def _quality(probability: Tensor, inside: Tensor) -> Tensor:
-    """Mean probability (N,) inside each mask (N, H, W)."""
-    weights = inside.flatten(1).float()
-    return torch.linalg.vecdot(probability.flatten(1), weights) / (weights.sum(1) + 1e-6)
+def _binarised(masks: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """Which pixels the used masks (k,) of (Q, H, W) logits hold, and their mean probability there (k,)."""
+    inside = torch.empty(len(used), *masks.shape[-2:], dtype=torch.bool, device=masks.device)
+    quality = torch.empty(len(used), device=masks.device)
+    step = max(1, _AT_A_TIME // masks[0].numel())
+    for part in torch.arange(len(used), device=masks.device).split(step):
+        probability = masks.index_select(0, used[part]).sigmoid_()
+        torch.gt(probability, 0.5, out=inside[part[0] : part[-1] + 1])
+        kept = F.threshold(probability, 0.5, 0.0).flatten(1)
+        quality[part] = kept.sum(1) / (kept.ceil().sum(1) + 1e-6)
+    return inside, quality

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 Size = tuple[int, int]
 
 #: rows and columns of a tile: on a CPU what stays in the cache, elsewhere what keeps the device busy
-_SIDES = {"cpu": (32, 64)}
+_SIDES = {"cpu": (32, 96)}
 _LARGE = (256, 512)
 
 

@@ -39,7 +39,7 @@ def infer(
         # For semantics alone Mask2Former resizes the class map, not the masks.
         return {"sem_seg": crop_and_resize(semantic(logits, resize(masks, padded)), size, output)}
     if not settings.semantic:
-        keep = _relevant(settings, logits)
+        keep = relevant(settings, logits)
         logits, masks = logits[keep], masks[keep]
     masks = crop_and_resize(resize(masks, padded), size, output)
     results: dict[str, Any] = {}
@@ -52,7 +52,7 @@ def infer(
     return results
 
 
-def _relevant(settings: InferenceSettings, logits: Tensor) -> Tensor:
+def relevant(settings: InferenceSettings, logits: Tensor) -> Tensor:
     """Queries (Q,) bool that an instance or panoptic result can contain: only their masks need resizing."""
     keep = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     if settings.panoptic:

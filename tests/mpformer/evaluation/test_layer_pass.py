@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from analysis import layer_table, scores
 from analysis.masks import read_layer_masks
-from mpformer.config.schema import Config
+from mpformer.config.classes import class_table
+from mpformer.config.schema import Config, plain, validate
 from mpformer.data.validation import validation_items
 from mpformer.evaluation.evaluate import Collector, _spread, evaluate
 from mpformer.evaluation.layer_pass import image_outputs
@@ -163,6 +164,50 @@ def test_per_image_and_layer_files_give_the_same_numbers(
     summary = layer_table.summarise(table)
     assert summary["metrics"]["Util"] == result["metrics"]["Util"]
     assert summary["layers"]["mIoU-L"] == result["layers"]["mIoU-L"]
+
+
+def test_class_scores_are_what_the_means_are_of(evaluated: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
+    _, result, _ = evaluated
+    assert set(result["classes"]) == {"AP", "PQ", "IoU"}
+    assert set(result["classes"]["IoU"]) <= set(class_table("shapes", "panoptic").names)
+    assert set(result["classes"]["AP"]) <= set(class_table("shapes", "panoptic").things)
+    for score, mean in (("AP", "AP"), ("PQ", "PQ"), ("IoU", "mIoU")):
+        assert np.mean(list(result["classes"][score].values())) == pytest.approx(result["metrics"][mean], abs=1e-9)
+
+
+def test_scores_of_no_layer_the_last_or_every(
+    evaluated: tuple[Path, dict[str, Any], list[dict[str, Any]]],
+    config: Config,
+    weights: Path,
+    shapes_root: Path,
+    tmp_path: Path,
+) -> None:
+    found = {
+        wanted: evaluate(
+            config.replace({"evaluation.layer_scores": wanted}), weights, tmp_path / str(wanted), shapes_root
+        )
+        for wanted in ("none", "final")
+    }
+    every = evaluated[1]
+    assert found["final"]["metrics"] == every["metrics"]
+    assert found["final"]["classes"] == every["classes"]
+    assert "AP" not in found["final"]["layers"]
+    assert "AP" not in found["none"]["metrics"]
+    assert not (tmp_path / "none" / "per_image.parquet").exists()
+    for result in found.values():
+        assert result["layers"]["mIoU-L"] == every["layers"]["mIoU-L"]
+    with pytest.raises(UserError, match="leaves nothing to measure"):
+        config.replace({"evaluation.layer_scores": "none", "evaluation.layer_analysis": False})
+
+
+@pytest.mark.parametrize(("stored", "wanted"), [(True, "every"), (False, "final")])
+def test_what_older_runs_stored_of_layer_scores_keeps_its_id(config: Config, stored: bool, wanted: str) -> None:
+    tree = config.model_dump(mode="json")
+    tree["evaluation"]["layer_scores"] = stored
+    read = validate(tree)
+    assert read.evaluation.layer_scores == wanted
+    assert plain(read.evaluation)["layer_scores"] is stored
+    assert plain(read.replace({"evaluation.layer_scores": "none"}).evaluation)["layer_scores"] == "none"
 
 
 def test_kept_masks_are_spread_over_the_set(evaluated: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
