@@ -16,7 +16,7 @@ import torch
 
 from mpformer.config.schema import Config
 from mpformer.data.shapes_set import prepare_shapes
-from mpformer.modeling.deformable_attention import _package_serves, grid_sample_kernel, package_kernel
+from mpformer.modeling import deformable_attention as deformable
 from mpformer.runtime.callbacks import TrainCallbacks
 
 DEVICE = os.environ.get("MPFORMER_TEST_DEVICE", "cuda")
@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
     "dataset.shapes.side": 64, "dataset.shapes.train_images": 8, "dataset.shapes.val_images": 2, "model.queries": 10,
     "schedule.max_iter": 6, "schedule.batch_size": 4, "schedule.warmup_iters": 0, "runtime.eval_period": 0,
     "runtime.log_period": 1, "toggles.mp_queries": True, "toggles.point_noise": 0.2, "toggles.flip_noise": 0.2,
-    "runtime.device": DEVICE,
+    "runtime.device": DEVICE, "runtime.slow_attention": True,
 }  # fmt: skip
 
 
@@ -50,21 +50,40 @@ def tiny(**changes: Any) -> Config:
     return scales.base("mini", "shapes").replace(TINY | changes)
 
 
-@pytest.mark.skipif(not _package_serves(DEVICE), reason=f"torch-ms-deform-attn is not installed for {DEVICE}")
-def test_the_packages_kernel_gives_the_same_numbers_and_gradients() -> None:
+@pytest.mark.parametrize("package", ["deformops", "package"])
+def test_the_packages_kernels_give_the_same_numbers_and_gradients(package: str) -> None:
+    if not getattr(deformable, f"_{package}_serves")(DEVICE):
+        pytest.skip(f"not installed for {DEVICE}")
+    kernel_of_package = getattr(deformable, f"{package}_kernel")
     generator = torch.Generator(DEVICE).manual_seed(0)
     sizes = ((16, 16), (8, 8), (4, 4))
     tokens = sum(h * w for h, w in sizes)
     shapes = ((2, tokens, 4, 16), (2, 50, 4, 3, 4, 2), (2, 50, 4, 3, 4))
     made = [torch.rand(shape, device=DEVICE, generator=generator) for shape in shapes]
     results = []
-    for kernel in (grid_sample_kernel, package_kernel):
+    for kernel in (deformable.grid_sample_kernel, kernel_of_package):
         value, locations, weights = (tensor.clone().requires_grad_() for tensor in made)
         output = kernel(value, sizes, locations, weights)
         output.square().sum().backward()
         results.append([output, value.grad, locations.grad, weights.grad])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_batches_come_pinned_and_are_copied_to_the_device(data_root: Path) -> None:
+    from mpformer.data.loader import train_batches
+    from mpformer.training.accumulation import micro_batches
+    from mpformer.training.prefetch import prefetched
+
+    on_gpu = DEVICE == "cuda"
+    batches = train_batches(tiny(), data_root, pinned=on_gpu)
+    seen: list[bool] = []
+    watched = (seen.append(batch[0]["instances"].gt_masks.is_pinned()) or batch for batch in batches)
+    parts = prefetched(micro_batches(watched, tiny()), torch.device(DEVICE))
+    for _ in range(3):
+        item = next(parts).batch[0]
+        assert {item["image"].device.type, item["instances"].gt_masks.device.type} == {DEVICE}
+    assert seen == [on_gpu] * (4 if on_gpu else 3)
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])

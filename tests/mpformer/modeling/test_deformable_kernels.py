@@ -1,7 +1,11 @@
 """Which kernel deformable attention runs in, and that each gives ``grid_sample``'s numbers and gradients."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,17 +20,24 @@ needs_deformops = pytest.mark.skipif(
 )
 
 
-def outputs_and_gradients(kernel: Callable[..., Tensor], device: str = "cpu") -> list[Tensor]:
-    """Of a level table that is no power of two, with places outside the image, on its edges and on cells' borders."""
+def made() -> tuple[Tensor, Tensor, Tensor]:
+    """Values, places outside the image, on its edges and between cells, weights; heads and levels that differ."""
     generator = torch.Generator().manual_seed(0)
-    value = torch.randn(2, 95, 2, 16, generator=generator)
     places = torch.rand(2, 37, 2, 3, 4, 2, generator=generator) * 1.6 - 0.3
     places[:, 0], places[:, 1] = torch.tensor([0.0, 1.0]), torch.tensor([50.0, -50.0])
-    weights = torch.rand(2, 37, 2, 3, 4, generator=generator)
-    leaves = [x.to(device).requires_grad_() for x in (value, places, weights)]
-    out = kernel(leaves[0], SIZES, leaves[1], leaves[2])
-    gradients = torch.autograd.grad(out, leaves, torch.randn(out.shape, generator=generator).to(out))
-    return [out.detach(), *gradients]
+    value = torch.randn(2, 95, 2, 16, generator=generator)
+    return value, places, torch.rand(2, 37, 2, 3, 4, generator=generator)
+
+
+def outputs_and_gradients(kernel: Callable[..., Tensor]) -> list[Tensor]:
+    """The output, and the gradients of values, places and weights under a gradient of sines."""
+    value, places, weights = (x.requires_grad_() for x in made())
+    out = kernel(value, SIZES, places, weights)
+    return [out.detach(), *torch.autograd.grad(out, (value, places, weights), upstream(out))]
+
+
+def upstream(out: Tensor) -> Tensor:
+    return torch.arange(out.numel(), dtype=torch.float32).view_as(out).sin()
 
 
 def assert_same(one: list[Tensor], other: list[Tensor]) -> None:
@@ -91,3 +102,29 @@ def test_deformops_reference_is_grid_sample() -> None:
     plain = outputs_and_gradients(deformable.grid_sample_kernel)
     assert_same(outputs_and_gradients(reference), plain)
     assert_same(outputs_and_gradients(deformable.sparse_kernel), plain)
+
+
+INTERPRETED = """
+import sys, torch
+# the interpreter takes kernels as they are; torch's wrapper takes compiled ones alone
+torch.library.wrap_triton = lambda kernel: kernel
+from deformops.backends.triton._kernels.msda_query_tiled import float32_backward_launch
+from deformops.backends.triton._launch import query_tiled_forward_launch
+value, shapes, starts, places, weights, gradient = torch.load(sys.argv[1])
+out = query_tiled_forward_launch(value, shapes, starts, places, weights, 0)
+found = float32_backward_launch(gradient.view_as(out), value, shapes, starts, places, weights)
+torch.save([out.flatten(2), *found], sys.argv[2])
+"""
+
+
+@needs_deformops
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is for Linux")
+def test_deformops_kernels_are_grid_sample_where_triton_interprets_them(tmp_path: Path) -> None:
+    """The kernels that :func:`deformops_kernel` runs on a GPU, the ones with sums in float32, forward and backward."""
+    plain = outputs_and_gradients(deformable.grid_sample_kernel)
+    value, places, weights = made()
+    table = deformable._level_table(SIZES, value.device)
+    torch.save([value, *table, places, weights, upstream(plain[0])], tmp_path / "given.pt")
+    command = [sys.executable, "-c", INTERPRETED, str(tmp_path / "given.pt"), str(tmp_path / "found.pt")]
+    subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+    assert_same(torch.load(tmp_path / "found.pt"), plain)
