@@ -90,6 +90,16 @@ def test_everything_that_the_run_left_behind_is_on_its_page(gather: Gather) -> N
         assert part in done
 
 
+def test_how_a_run_computed_and_that_resuming_is_not_exact_is_on_its_page(gather: Gather) -> None:
+    path = section(gather("headline"), "mp-former", 0).view.directory.path / "trained.json"
+    numerics = {"resume": "not bit-exact: runtime.deterministic is off", "TF32 products": True, "precision": "bfloat16"}
+    write_json(path, {**json.loads(path.read_text()), "numerics": numerics})
+    report = gather("headline")
+    page = pages.run_page(report, section(report, "mp-former", 0))
+    assert "not bit-exact: runtime.deterministic is off" in page
+    assert "TF32 products: True; precision: bfloat16" in page
+
+
 def test_a_run_that_was_never_launched_has_a_page_that_says_so(gather: Gather) -> None:
     report = gather("components")
     page = pages.run_page(report, section(report, "guided", 2))
