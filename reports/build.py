@@ -17,14 +17,13 @@ from reports.collect import SuiteReport, collect, records
 from reports.escape import clean
 from reports.explorer import build_explorer
 from reports.figures import DRAWN, suite_figures
-from reports.render import render
+from reports.render import TABLE_FORMATS, render
 from reports.runs import Reader
 
-FILES = {"md": "table.md", "tex": "table.tex", "macros": "macros.tex", "csv": "table.csv", "json": "table.json"}
+FILES = {name: form.file for name, form in TABLE_FORMATS.items()}
 FORMATS = (*FILES, "html", *DRAWN)
 """``html`` brings the figures as SVG and CSV; ``pdf`` and ``png`` add those files of each figure."""
 EXPLORED = 100  # objects; the command `mpformer visualize` takes any number
-_LABELS = {"md": "Markdown", "tex": "LaTeX", "macros": "LaTeX macros", "csv": "CSV", "json": "JSON"}
 
 
 def build(
@@ -127,7 +126,7 @@ def _write_files(report: SuiteReport, folder: Path, formats: Sequence[str], over
     written = [_save(folder / FILES[form], render(report.table, form)) for form in formats if form in FILES]
     if "html" not in formats:
         return written
-    downloads = [(_LABELS[form], FILES[form]) for form in formats if form in FILES]
+    downloads = [(TABLE_FORMATS[form].label, FILES[form]) for form in formats if form in FILES]
     index = "../index.html" if overview else ""
     gallery = site.find_gallery(report)
     cases, names = (gallery.cases, gallery.names) if gallery else ((), ())

@@ -9,8 +9,8 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from reports import escape, text
 from reports.model import Cell, Column, Delta, Kind, Table, TableRow
 
 TEMPLATES = Path(__file__).parent / "templates"
-TABLE_FORMATS = ("md", "tex", "macros", "csv", "json")
 
 
 class Safe(str):
@@ -66,13 +65,33 @@ def _latex() -> jinja2.Environment:
     return env
 
 
+@dataclass(frozen=True)
+class TableFormat:
+    """A format that a table is written in: its name on a page, its file, and what makes the text."""
+
+    label: str
+    file: str
+    text: Callable[[Table], str]
+
+
 def render(table: Table, form: str) -> str:
     """The table in one format out of TABLE_FORMATS."""
-    if form == "md":
-        return _markdown().get_template("table.md.j2").render(table=table)
-    if form in ("tex", "macros"):
-        return _latex().get_template(f"{'table' if form == 'tex' else 'macros'}.tex.j2").render(table=table)
-    return {"csv": to_csv, "json": to_json}[form](table)
+    return TABLE_FORMATS[form].text(table)
+
+
+def to_markdown(table: Table) -> str:
+    """The table for a README."""
+    return _markdown().get_template("table.md.j2").render(table=table)
+
+
+def to_latex(table: Table) -> str:
+    """The table for a paper."""
+    return _latex().get_template("table.tex.j2").render(table=table)
+
+
+def to_macros(table: Table) -> str:
+    """Each number as a LaTeX macro."""
+    return _latex().get_template("macros.tex.j2").render(table=table)
 
 
 def to_json(table: Table) -> str:
@@ -236,3 +255,13 @@ def _published_values(table: Table) -> list[tuple[str, str]]:
         known[key] += 1
         found.append((key if known[key] == 1 else f"{key}.{known[key]}", item.published))
     return found
+
+
+TABLE_FORMATS: Mapping[str, TableFormat] = {
+    "md": TableFormat("Markdown", "table.md", to_markdown),
+    "tex": TableFormat("LaTeX", "table.tex", to_latex),
+    "macros": TableFormat("LaTeX macros", "macros.tex", to_macros),
+    "csv": TableFormat("CSV", "table.csv", to_csv),
+    "json": TableFormat("JSON", "table.json", to_json),
+}
+"""The formats of a table by the name that ``--format`` takes; a new one is a function and a line here."""
