@@ -72,7 +72,7 @@ def image_output(case: Case, number: int) -> ImageOutput:
 
 
 def _objects(rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Ellipses of which later ones hide parts of earlier ones: (7, H, W), from a hundredth to a quarter of the image."""
+    """Ellipses of which later ones hide parts of earlier ones: (7, H, W), each 1 % to 25 % of the image."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     owner = np.full((HEIGHT, WIDTH), -1)
     for n in range(OBJECTS):
@@ -156,7 +156,8 @@ def main() -> None:
         collected.write(Path(folder))
     cpu, wall = cpu + time.process_time() - start[0], wall + time.perf_counter() - start[1]
     result: dict[str, Any] = {
-        "what": f"{asked.images} images of {HEIGHT} x {WIDTH}, input {case.size}, {asked.task}, {QUERIES} queries, {LAYERS} layers",
+        "what": f"{asked.images} images of {HEIGHT} x {WIDTH}, input {case.size}, {asked.task}, {QUERIES} queries, "
+        f"{LAYERS} layers",
         "cpu_seconds": round(cpu, 1),
         "wall_seconds": round(wall, 1),
         "milliseconds_an_image": round(1000 * images / asked.images, 1),

@@ -20,7 +20,6 @@ from mpformer.evaluation.scoring.scorer import SegmentationScorer
 from mpformer.modeling import inference
 from mpformer.modeling.inference import InferenceSettings
 
-
 #: pixels of masks that are made probabilities at once: what stays in a CPU's cache
 _AT_A_TIME = 1 << 20
 
