@@ -129,11 +129,12 @@ def trusted(view: RunView) -> bool:
 def number(view: RunView, key: str, result: Mapping[str, Any] | None) -> float | None:
     """A metric of a result (or a cost of the run); None if it does not have it."""
     if key == "hours":
-        return view.trained["seconds"] / 3600 if "seconds" in view.trained else None
+        return view.trained.seconds / 3600 if view.trained.seconds is not None else None
     if key == "memory":
-        return view.trained["peak_memory_bytes"] / 2**30 if view.trained.get("peak_memory_bytes") else None
+        return view.trained.peak_memory_bytes / 2**30 if view.trained.peak_memory_bytes else None
     if key == "iteration":
-        return view.trained["seconds"] / view.trained["iterations"] if view.trained.get("iterations") else None
+        seconds, iterations = view.trained.seconds, view.trained.iterations
+        return seconds / iterations if seconds is not None and iterations else None
     if key in definitions.COSTS:
         value = (result or {}).get("costs", {}).get(key)
         return None if value is None else float(value)

@@ -188,7 +188,7 @@ def _diff(view: RunView) -> str:
 
 
 def _facts(view: RunView) -> list[tuple[str, str]]:
-    found, numerics = view.provenance, view.trained.get("numerics") or {}
+    found, numerics = view.provenance, view.trained.more.get("numerics") or {}
     packages = ", ".join(f"{name} {version}" for name, version in found.packages.items())
     facts = {
         "state": view.standing.state + (f" ({view.standing.reason})" if view.standing.reason else ""),
@@ -204,13 +204,13 @@ def _facts(view: RunView) -> list[tuple[str, str]]:
         "threads": str(found.threads or ""),
         "jobs": ", ".join(dict.fromkeys(filter(None, (attempt.job for attempt in view.attempts)))),
         "used": used.text() if (used := usage.of(view.directory)) else "",
-        "trained in": _duration(view.trained.get("seconds")),
-        "peak memory of training": _gib(view.trained.get("peak_memory_bytes")),
+        "trained in": _duration(view.trained.seconds),
+        "peak memory of training": _gib(view.trained.peak_memory_bytes),
         "evaluated in": _duration((view.result or {}).get("seconds")),
         "peak memory of evaluation": _gib((view.result or {}).get("peak_memory_bytes")),
         "resumed training": str(numerics.get("resume") or ""),
         "numerics": "; ".join(f"{name}: {value}" for name, value in numerics.items() if name != "resume"),
-        "weights": str(view.trained.get("weights_sha256") or "")[:16],
+        "weights": view.trained.weights_sha256[:16],
         "scored with": _scorers(view),
     }
     return [(name, value) for name, value in facts.items() if value]

@@ -1,5 +1,6 @@
 """One run as a report sees it: state, numbers and provenance, read from plain files that may be half-written."""
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,11 +13,12 @@ from analysis.jumps import jump_rates
 from analysis.layer_table import LayerTable
 from experiments.status.scheduler import NOWHERE, Placement
 from experiments.status.states import RunState, State, derive
+from experiments.store import records
 from experiments.store.attempt_dir import AttemptDir, AttemptRecord, FailureClass, Git, Provenance
-from experiments.store.files import json_lines, read_json
+from experiments.store.files import json_lines
 from experiments.store.identity import SCHEME
 from experiments.store.records import RecordError
-from experiments.store.run_dir import RunDir, Store
+from experiments.store.run_dir import RunDir, RunRecord, Store, Trained, Void
 
 FAILURES: Mapping[FailureClass, str] = {
     FailureClass.NONE: "",
@@ -87,32 +89,35 @@ class RunView:
         return self.directory.run_id
 
     @cached_property
-    def record(self) -> Mapping[str, Any]:
-        """``run.json``, or an empty mapping if the run was never launched."""
-        return _mapping(read_json(self.directory.path / "run.json"))
+    def record(self) -> RunRecord | None:
+        """What the run is; None if it was never launched, or cannot be read."""
+        with contextlib.suppress(RecordError):
+            return self.directory.sound_record()
+        return None
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The full configuration as plain data."""
-        return _mapping(self.record.get("config"))
+        """The full configuration as plain data; empty if it is not known."""
+        return self.record.config if self.record is not None else {}
 
     @cached_property
-    def trained(self) -> Mapping[str, Any]:
-        """``trained.json``, or an empty mapping."""
-        return _mapping(read_json(self.directory.path / "trained.json"))
+    def trained(self) -> Trained:
+        """How it was trained; an empty record if it is not, or cannot be read."""
+        with contextlib.suppress(RecordError):
+            return self.directory.trained() or Trained("")
+        return Trained("")
 
     @cached_property
-    def void(self) -> Mapping[str, Any] | None:
-        """``void.json``, or None."""
-        content = read_json(self.directory.void_file)
-        return content if isinstance(content, dict) else None
+    def void(self) -> Void | None:
+        """Why its results are void; None if they are not."""
+        with contextlib.suppress(RecordError):
+            return self.directory.void()
+        return None
 
     @cached_property
     def result(self) -> Mapping[str, Any] | None:
-        """The result of this evaluation setting, if it is complete and finite (a run that is DONE was found to be)."""
-        if self.standing.state == "DONE":
-            return _mapping(read_json(self.directory.evaluation(self.eval_id) / "result.json"))
-        return self.directory.result(self.eval_id)
+        """The result of this evaluation setting as plain data, if it is complete and finite."""
+        return _plain_result(self.directory, self.eval_id)
 
     @cached_property
     def layer_table(self) -> LayerTable | None:
@@ -132,13 +137,13 @@ class RunView:
         """The newest complete result of another evaluation setting: a stale number."""
         folder = self.directory.path / "evals"
         names = [path.name for path in _newest_first(folder) if path.name != self.eval_id]
-        results = (self.directory.result(name) for name in names)
+        results = (_plain_result(self.directory, name) for name in names)
         return next((found for found in results if found is not None), None)
 
     @property
     def old_scheme(self) -> bool:
         """Whether the run was named by an older identity scheme."""
-        return bool(self.record) and self.record.get("scheme", SCHEME) != SCHEME
+        return self.record is not None and self.record.scheme != SCHEME
 
     @cached_property
     def lines(self) -> tuple[Mapping[str, Any], ...]:
@@ -197,6 +202,14 @@ def _dirty(git: Git) -> str:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _plain_result(run: RunDir, eval_id: str) -> Mapping[str, Any] | None:
+    """A result as plain data, like the lines of ``metrics.jsonl`` that stand in for it; None if there is none."""
+    with contextlib.suppress(RecordError):
+        result = run.result(eval_id)
+        return records.encode(result) if result is not None else None
+    return None
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -1,6 +1,5 @@
 """Commands about single runs: ``logs``, ``void``, ``diff``, ``compare``, ``reevaluate``, ``prune``, ``import-runs``."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -47,13 +46,12 @@ def logs(run: str, follow: bool, attempt: int | None, job: bool, root: Path) -> 
 @root_option
 def void(run: str, reason: str, root: Path) -> None:
     """Mark the results of RUN as void, visibly; the next launch does it again and keeps what was there aside."""
-    from experiments.store.files import write_json
     from experiments.store.run_dir import Store
 
     if not reason.strip():
         raise UserError("--reason is shown wherever the run's number was: give one")
     found = Store(root).find(run)
-    write_json(found.void_file, {"reason": reason, "time": time.time()})
+    found.declare_void(reason)
     click.echo(f"{found.run_id} is void: {reason}")
 
 

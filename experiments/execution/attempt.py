@@ -26,7 +26,8 @@ from experiments.store.identity import eval_id as evaluation_id
 from experiments.store.identity import run_id as _run_id
 from experiments.store.launches import stop_reason
 from experiments.store.metrics import last_evaluation
-from experiments.store.run_dir import RunDir, Store, valid_result
+from experiments.store.records import decode
+from experiments.store.run_dir import Result, RunDir, Store
 from mpformer.config.schema import Config
 from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
 from mpformer.runtime.disk import sha256
@@ -307,21 +308,21 @@ class _Attempt:
             return
         callbacks = TrainCallbacks(log=self._log_line, confirm=self._confirm, stop=self._stop, progress=self._progress)
         with _rendezvous(self.attempt.path):
-            trained = self.runner.train(self.config, self.run.path, self.options.data_root, callbacks)
+            content = self.runner.train(self.config, self.run.path, self.options.data_root, callbacks)
         self._confirm()
-        write_json(self.run.path / "trained.json", trained)
-        self.attempt.add_event("TRAINED", f"{trained.get('iterations')} iterations")
+        trained = self.run.write_trained(content)
+        self.attempt.add_event("TRAINED", f"{trained.iterations} iterations")
 
     def _weights(self) -> Path | None:
         """The final weights, if they are there and match their checksum; otherwise the training is taken up again."""
         trained = self.run.trained()
         if trained is None:
             return None
-        path = self.run.path / trained["weights"]
-        if path.exists() and sha256(path) == trained["weights_sha256"]:
+        path = self.run.path / trained.weights
+        if path.exists() and sha256(path) == trained.weights_sha256:
             return path
         _print_error(f"{path.name} is missing or damaged: training again from the last sound checkpoint")
-        (self.run.path / "trained.json").replace(self.attempt.path / "trained.damaged.json")
+        self.run.trained_file.replace(self.attempt.path / "trained.damaged.json")
         return None
 
     def _evaluate(self) -> None:
@@ -333,14 +334,14 @@ class _Attempt:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "setting.json", self.config.evaluation.model_dump(mode="json"))
         self.attempt.add_event("EVALUATING", setting)
-        result = self.runner.evaluate(self.config, weights, out, self.options.data_root, self._evaluation_progress)
+        content = self.runner.evaluate(self.config, weights, out, self.options.data_root, self._evaluation_progress)
         whose = {"run_id": self.run.run_id, "eval_id": setting, "attempt": self.claim.number}
-        result = {**result, "schema": 1, **whose}
-        if not valid_result(result, self.run.run_id, setting):
+        result = decode(Result, {**content, **whose}, "the evaluation's result")
+        if not result.valid(self.run.run_id, setting):
             raise RunFailure("nan", "the evaluation's result is incomplete or not finite; see the attempt's log")
         self._confirm()
         self._log_final(result)
-        write_json(out / "result.json", result)
+        self.run.write_result(result)
         self._drop_checkpoints(weights)
 
     def _drop_checkpoints(self, weights: Path) -> None:
@@ -349,15 +350,13 @@ class _Attempt:
             if path != weights:
                 path.unlink(missing_ok=True)
 
-    def _log_final(self, result: Mapping[str, Any]) -> None:
+    def _log_final(self, result: Result) -> None:
         """The final scores are a line of metrics.jsonl too, for MLflow's curves."""
-        iteration = result.get("iteration", self.config.schedule.max_iter)
-        last = last_evaluation(self.run.metrics)
-        known = {"final": True, "eval_id": result["eval_id"], "metrics": result["metrics"]}
-        if known.items() <= last.items():
+        iteration = self.config.schedule.max_iter if result.iteration is None else result.iteration
+        final = {"metrics": dict(result.metrics), "final": True, "eval_id": result.eval_id}
+        if final.items() <= last_evaluation(self.run.metrics).items():
             return
-        line = {"kind": "evaluation", "iteration": iteration, "metrics": result["metrics"], "time": time.time()}
-        self._log_line({**line, "final": True, "eval_id": result["eval_id"]})
+        self._log_line({"kind": "evaluation", "iteration": iteration, "time": time.time(), **final})
 
     # what the trainer calls back
 

@@ -18,10 +18,9 @@ from typing import Any
 from experiments.launch import machine, profiles, smoke
 from experiments.launch.profiles import LocalProfile, SlurmProfile
 from experiments.status.tables import duration
-from experiments.store.files import read_json
 from experiments.store.identity import canonical
 from experiments.store.launches import launch_dir
-from experiments.store.run_dir import RunDir, Store
+from experiments.store.run_dir import RunDir, Store, Trained
 from experiments.suites import scales
 from experiments.suites.planning import Plan
 from mpformer.config.schema import Config, plain
@@ -247,10 +246,9 @@ def _survey(store: Store) -> _Survey:
     return _Survey(samples, runs)
 
 
-def _config(run: RunDir) -> dict[str, Any]:
-    record = read_json(run.path / "run.json")
-    config = record.get("config") if isinstance(record, dict) else None
-    return config if isinstance(config, dict) else {}
+def _config(run: RunDir) -> Mapping[str, Any]:
+    record = run.sound_record()
+    return record.config if record is not None else {}
 
 
 def _stored_key(run: RunDir, config: Mapping[str, Any], known: dict[str, str]) -> str:
@@ -276,14 +274,13 @@ def _evaluated(run: RunDir) -> bool:
     return next((run.path / "evals").glob("*/result.json"), None) is not None
 
 
-def _sample(run: RunDir, trained: Mapping[str, Any], profile: str) -> _Sample:
-    seconds, iterations = trained.get("seconds"), trained.get("iterations")
-    results = (read_json(path) for path in sorted((run.path / "evals").glob("*/result.json")))
-    images = [one["seconds"] / one["images"] for one in results if one and one.get("images") and one.get("seconds")]
-    device = str(trained.get("device") or "cpu").partition(":")[0]
-    each = seconds / iterations if seconds and iterations else None
-    size, memory = int(trained.get("world_size") or 1), trained.get("peak_memory_bytes")
-    return _Sample(profile, device, size, each, images[-1] if images else None, memory or None)
+def _sample(run: RunDir, trained: Trained, profile: str) -> _Sample:
+    results = (run.result(name) for name in run.evaluations())
+    images = [one.seconds / one.images for one in results if one and one.images and one.seconds]
+    each = trained.seconds / trained.iterations if trained.seconds and trained.iterations else None
+    device = (trained.device or "cpu").partition(":")[0]
+    memory = trained.peak_memory_bytes or None
+    return _Sample(profile, device, trained.world_size or 1, each, images[-1] if images else None, memory)
 
 
 def _launch(run: RunDir) -> str:

@@ -1,12 +1,10 @@
 """Ending runs that work or wait: workers are asked by a file to checkpoint and end, waiting jobs leave the queue."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.status import scheduler
 from experiments.status.states import RunState
-from experiments.store.files import write_json
 from experiments.store.run_dir import Store
 
 
@@ -28,7 +26,7 @@ def cancel(store: Store, states: Sequence[RunState], now: bool = False) -> Cance
     The file comes first: a job that begins meanwhile finds it, and ends.
     """
     for state in states:
-        write_json(store.run(state.run_id).cancel_file, {"time": time.time()})
+        store.run(state.run_id).ask_to_cancel()
     jobs, answer = scheduler.live_elements(store, {state.run_id for state in states})
     chosen = [job for job in jobs if now or job.waiting]
     trouble = scheduler.cancel(chosen)

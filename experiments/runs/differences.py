@@ -15,7 +15,7 @@ def difference(first: RunDir, second: RunDir) -> dict[str, tuple[Any, Any]]:
 
 
 def _described(run: RunDir) -> dict[str, Any]:
-    flat = dict(leaves(run.record()["config"]))
+    flat = dict(leaves(run.record().config))
     last = run.last_attempt()
     origin = last.provenance() if last is not None else None
     if origin is not None:

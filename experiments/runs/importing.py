@@ -12,13 +12,12 @@ from pathlib import Path
 
 from experiments.status import usage
 from experiments.store import claims
-from experiments.store.files import read_json
 from experiments.store.identity import SCHEME, run_id
-from experiments.store.run_dir import RunDir, Store, valid_result
+from experiments.store.run_dir import RESULT, RunDir, Store
 from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
-LAST = ("trained.json", "result.json")
+LAST = ("trained.json", RESULT)
 """Files that say that something is complete; they are copied after everything else."""
 
 
@@ -72,21 +71,22 @@ def check(run: RunDir) -> str:
         record, config = run.record(), run.config()
     except UserError as error:
         return str(error)
-    if record.get("scheme") != SCHEME:
-        return f"it is of identity scheme {record.get('scheme')}, this is {SCHEME}"
-    if run_id(config) != run.run_id or record.get("run_id") != run.run_id:
+    if record.scheme != SCHEME:
+        return f"it is of identity scheme {record.scheme}, this is {SCHEME}"
+    if run_id(config) != run.run_id or record.run_id != run.run_id:
         return f"its configuration is that of {run_id(config)}"
-    if run.void_file.exists():
-        return f"it is void: {(read_json(run.void_file) or {}).get('reason', '')}"
+    void = run.void()
+    if void is not None:
+        return f"it is void: {void.reason}"
     trained = run.trained()
     if trained is None:
         return "it is not trained to the end"
-    weights = run.path / str(trained.get("weights"))
-    if not weights.is_file() or sha256(weights) != trained["weights_sha256"]:
+    weights = run.path / trained.weights
+    if not weights.is_file() or sha256(weights) != trained.weights_sha256:
         return "its weights are missing or do not match their checksum"
-    for path in sorted((run.path / "evals").glob("*/result.json")):
-        if not valid_result(read_json(path), run.run_id, path.parent.name):
-            return f"its result {path.parent.name} is damaged"
+    for name in run.evaluations():
+        if (run.evaluation(name) / RESULT).exists() and run.result(name) is None:
+            return f"its result {name} is damaged"
     return ""
 
 

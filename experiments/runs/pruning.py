@@ -89,7 +89,7 @@ def _of_run(run: RunDir) -> Iterator[Leaving]:
     trained = run.trained()
     if trained is not None and _any_evaluation(run):
         for path in sorted((run.path / "checkpoints").glob("iteration_*")):
-            if str(path.relative_to(run.path)) != trained.get("weights"):
+            if str(path.relative_to(run.path)) != trained.weights:
                 yield _leaving(path, "checkpoint of a run that is done; its final weights stay")
     for number in run.attempts():
         reserve = run.attempt(number).path / ".reserve"

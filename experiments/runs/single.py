@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.execution.attempt import Options, Runner, run_attempt
 from experiments.store.attempt_dir import Ending
-from experiments.store.files import read_json, write_json
+from experiments.store.files import write_json
 from experiments.store.identity import eval_id, run_id
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites import datasets
@@ -65,8 +65,8 @@ def train(
 
 def metrics(run: RunDir, config: Config) -> dict[str, float]:
     """Return the scores of a run for an evaluation setting; {} if there are none."""
-    result = read_json(run.evaluation(eval_id(config)) / "result.json")
-    return dict(result["metrics"]) if isinstance(result, dict) else {}
+    result = run.result(eval_id(config))
+    return dict(result.metrics) if result is not None else {}
 
 
 def evaluate(config: Config, weights: Path, out: Path, data_root: Path) -> dict[str, Any]:
@@ -90,9 +90,9 @@ def evaluate(config: Config, weights: Path, out: Path, data_root: Path) -> dict[
 def config_beside(weights: Path) -> Config:
     """Return the configuration of the run that a weights file lies in; raises UserError if it lies in none."""
     for folder in weights.resolve().parents[:2]:
-        record = read_json(folder / "run.json")
-        if isinstance(record, dict) and isinstance(record.get("config"), dict):
-            return validate(record["config"])
+        record = RunDir(folder).sound_record()
+        if record is not None:
+            return validate(dict(record.config))
     raise UserError(f"{weights} is not in a run's directory: say what model it is with --config (a YAML or a setting)")
 
 

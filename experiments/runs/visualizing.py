@@ -25,7 +25,7 @@ class Evaluated:
     def label(self) -> str:
         """The row and seed, for a page."""
         record = self.run.record()
-        return f"{record.get('row') or self.run.run_id}, seed {record.get('seed', '?')}"
+        return f"{record.row or self.run.run_id}, seed {'?' if record.seed is None else record.seed}"
 
     def images(self) -> set[int]:
         """Ids of the images that have masks."""
@@ -40,10 +40,10 @@ class Evaluated:
     def weights(self) -> Path:
         """The weights that were evaluated; raises UserError if they are not there any more, or are others."""
         trained = self.run.trained()
-        path = self.run.path / str(trained["weights"]) if trained else None
+        path = self.run.path / trained.weights if trained else None
         if trained is None or path is None or not path.exists():
             raise UserError(f"{self.run.run_id} has no weights: masks of further images cannot be computed")
-        if sha256(path) != trained["weights_sha256"]:
+        if sha256(path) != trained.weights_sha256:
             raise UserError(f"{path} is damaged: launch the run's suite again before masks are computed from it")
         return path
 

@@ -14,7 +14,6 @@ from experiments.status import failures, scheduler
 from experiments.status.scheduler import NEVER, NOWHERE, Job, Placement
 from experiments.store import claims
 from experiments.store.attempt_dir import AttemptDir, AttemptRecord, FailureClass, Outcome, Progress
-from experiments.store.files import read_json
 from experiments.store.records import RecordError
 from experiments.store.run_dir import RunDir
 
@@ -107,15 +106,15 @@ def finished(run: RunDir, eval_id: str) -> RunState | None:
 
 
 def _finished(run: RunDir, eval_id: str) -> RunState | None:
-    if run.void_file.exists():
-        reason = (read_json(run.void_file) or {}).get("reason", "")
-        return RunState(run.run_id, State.VOID, detail=reason)
+    void = run.void()
+    if void is not None:
+        return RunState(run.run_id, State.VOID, detail=void.reason)
     result = run.result(eval_id)
     if result is None:
         return None
-    number = result.get("attempt") or max(run.attempts(), default=0)
-    at = Progress(iteration=result.get("iteration"))
-    return RunState(run.run_id, State.DONE, attempt=number, progress=at, metrics=result["metrics"])
+    number = result.attempt or max(run.attempts(), default=0)
+    at = Progress(iteration=result.iteration)
+    return RunState(run.run_id, State.DONE, attempt=number, progress=at, metrics=result.metrics)
 
 
 def unfinished(
@@ -353,8 +352,8 @@ _UNEXPLAINED = (FailureClass.NONE, FailureClass.ERROR, FailureClass.KILLED)
 def _untouched(run: RunDir) -> RunState:
     if not run.exists() and run.path.exists() and any(run.path.iterdir()):
         return RunState(run.run_id, State.UNKNOWN, "the directory has no run.json")
-    if run.exists() and read_json(run.path / "run.json") is None:
-        return RunState(run.run_id, State.UNKNOWN, "run.json is damaged")
+    if run.exists():
+        run.record()
     if run.trained() is not None:
         return RunState(run.run_id, State.TRAINED)
     return RunState(run.run_id, State.PLANNED)

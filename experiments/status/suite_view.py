@@ -4,6 +4,7 @@ Looking writes what Slurm said, for reports and for when it does not answer: ``s
 queue, ``launches/<id>/usage.json`` what accounting says its jobs used.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -17,8 +18,8 @@ from experiments.status.standing import Standing
 from experiments.status.states import RunState, State
 from experiments.store import claims, records
 from experiments.store.attempt_dir import FailureClass, Progress
-from experiments.store.files import read_json
 from experiments.store.metrics import evaluations, last_evaluation
+from experiments.store.records import RecordError
 from experiments.store.run_dir import RunDir, Store
 from mpformer.runtime.errors import choices
 
@@ -145,9 +146,9 @@ def _add_times(store: Store, runs: Sequence[dict[str, Any]]) -> None:
     each: dict[str, list[float]] = {}
     for run in runs:
         if run["state"] == State.DONE and len(each.get(run["row"], ())) < RATES:
-            trained = store.run(run["run_id"]).trained() or {}
-            if trained.get("seconds") and trained.get("iterations"):
-                each.setdefault(run["row"], []).append(trained["seconds"] / trained["iterations"])
+            trained = store.run(run["run_id"]).trained()
+            if trained is not None and trained.seconds and trained.iterations:
+                each.setdefault(run["row"], []).append(trained.seconds / trained.iterations)
     known = {row: median(rates) for row, rates in each.items()}
     for run in runs:
         run["eta_seconds"], run["eta_source"] = _time_left(store, run, known)
@@ -172,8 +173,10 @@ def _time_left(store: Store, run: Mapping[str, Any], known: Mapping[str, float])
 
 
 def _max_iter(run: RunDir) -> int:
-    config = (read_json(run.path / "run.json") or {}).get("config") or {}
-    return int((config.get("schedule") or {}).get("max_iter", 0))
+    with contextlib.suppress(RecordError):
+        record = run.sound_record()
+        return int((record.config.get("schedule") or {}).get("max_iter", 0)) if record is not None else 0
+    return 0
 
 
 def _left(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

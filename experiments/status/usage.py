@@ -20,7 +20,7 @@ from experiments.store import journal
 from experiments.store.attempt_dir import AttemptDir, AttemptRecord
 from experiments.store.files import read_json, write_json
 from experiments.store.journal import Submission
-from experiments.store.run_dir import RunDir, Store
+from experiments.store.run_dir import RunDir, Store, Trained
 
 FILE = "usage.json"
 
@@ -59,14 +59,14 @@ def of(run: RunDir) -> Used | None:
     if not numbers and not jobs:
         return None
     uncovered = [one for one in map(run.attempt, numbers) if (_record(one).execution.job or "none") not in _ids(jobs)]
-    trained = run.trained() or {}
-    gpus = int(trained.get("world_size") or 1) if str(trained.get("device", "")).startswith("cuda") else 0
+    trained = run.trained() or Trained("")
+    gpus = (trained.world_size or 1) if trained.device.startswith("cuda") else 0
     own = sum(_seconds(attempt) for attempt in uncovered)
     accounted = sum(job.get("elapsed") or 0.0 for job in jobs.values())
     gpu_seconds = own * gpus + sum((job.get("elapsed") or 0.0) * (job.get("gpus") or 0) for job in jobs.values())
     memory = max((job.get("max_rss") or 0 for job in jobs.values()), default=0)
     sources = [name for name, there in (("sacct", jobs), ("own counters", uncovered or not memory)) if there]
-    peak = memory or int(trained.get("peak_memory_bytes") or 0)
+    peak = memory or trained.peak_memory_bytes or 0
     return Used(len(numbers), own + accounted, gpu_seconds, peak, " and ".join(sources))
 
 

@@ -5,19 +5,94 @@ was started. Nothing here imports torch, and reading never writes.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from experiments.store import records
 from experiments.store.attempt_dir import AttemptDir
 from experiments.store.files import is_finite, names_in, read_json, write_json
+from experiments.store.records import Record, RecordError
 from mpformer.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from mpformer.config.schema import Config
 
-SCHEMA = 1
+RESULT = "result.json"
+"""Name of the file that says that an evaluation is complete, written last."""
+
+
+@dataclass(frozen=True)
+class RunRecord(Record):
+    """``run.json``: what a run is. Written once, before anything else of it."""
+
+    remedy: ClassVar[str] = "launch its suite again to rewrite it"
+
+    config: Mapping[str, Any]
+    run_id: str = ""
+    scheme: int = 1
+    """Version of the rules that made its id (:mod:`experiments.store.identity`)."""
+    seed: int | None = None
+    toggles: Mapping[str, Any] = field(default_factory=dict)
+    row: str = ""
+    """The row of the suite that it was first planned for."""
+    created: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trained(Record):
+    """``trained.json``: the train stage is complete; written after the final weights."""
+
+    weights_sha256: str
+    weights: str = ""
+    """Path of the final weights in the run's directory."""
+    iterations: int | None = None
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    world_size: int | None = None
+    device: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What else the trainer says (:func:`mpformer.training.trainer.train`)."""
+
+
+@dataclass(frozen=True)
+class Result(Record):
+    """``result.json``: the scores of one evaluation setting; written last of everything, complete and finite."""
+
+    run_id: str = ""
+    eval_id: str = ""
+    attempt: int | None = None
+    complete: bool = False
+    iteration: int | None = None
+    images: int | None = None
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    layers: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What else the evaluation says (:func:`mpformer.evaluation.evaluate.evaluate`)."""
+
+    def valid(self, run_id: str, eval_id: str) -> bool:
+        """Whether it is of this run and setting, complete, and finite throughout."""
+        if not self.complete or (self.run_id, self.eval_id) != (run_id, eval_id):
+            return False
+        return bool(self.metrics) and all(map(is_finite, (self.seconds, self.metrics, self.layers, self.more)))
+
+
+@dataclass(frozen=True)
+class Void(Record):
+    """``void.json``: a user declared the run's results void."""
+
+    reason: str = ""
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class CancelRequest(Record):
+    """``cancel.json``: a user asked for the run to be stopped."""
+
+    time: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,38 +123,38 @@ class RunDir:
 
     def exists(self) -> bool:
         """Whether the run has been planned into the store."""
-        return (self.path / "run.json").exists()
+        return self._file.exists()
 
     def create(self, config: "Config", row: str) -> None:
         """Write ``run.json`` unless it is there, sound: it is immutable."""
         from experiments.store.identity import SCHEME
 
-        if read_json(self.path / "run.json") is not None:
+        if self.sound_record() is not None:
             return
-        record = {
-            "schema": SCHEMA,
-            "run_id": self.run_id,
-            "scheme": SCHEME,
-            "seed": config.seed,
-            "toggles": config.toggles.model_dump(mode="json"),
-            "config": config.model_dump(mode="json"),
-            "row": row,
-            "created": time.time(),
-        }
-        write_json(self.path / "run.json", record)
+        toggles, tree = config.toggles.model_dump(mode="json"), config.model_dump(mode="json")
+        record = RunRecord(tree, self.run_id, SCHEME, config.seed, toggles, row, time.time())
+        records.save(self._file, record)
 
-    def record(self) -> dict[str, Any]:
-        """Return ``run.json``; raises UserError if it is missing or damaged."""
-        record = read_json(self.path / "run.json")
-        if not isinstance(record, dict) or "config" not in record:
-            raise UserError(f"{self.path / 'run.json'} is missing or damaged; launch its suite again to rewrite it")
+    @property
+    def _file(self) -> Path:
+        return self.path / "run.json"
+
+    def record(self) -> RunRecord:
+        """Return what the run is; raises RecordError if that is missing or damaged."""
+        record = records.load(RunRecord, self._file)
+        if record is None:
+            raise RecordError(f"{self._file} is missing: {RunRecord.remedy}")
         return record
+
+    def sound_record(self) -> RunRecord | None:
+        """The same, None if it is missing or damaged; raises RecordError for a newer one."""
+        return records.load_sound(RunRecord, self._file)
 
     def config(self) -> "Config":
         """Return the run's full configuration."""
         from mpformer.config.schema import validate  # pydantic, which those who only look at states do without
 
-        return validate(self.record()["config"])
+        return validate(dict(self.record().config))
 
     def attempt(self, number: int) -> AttemptDir:
         """Return the directory of one attempt."""
@@ -110,29 +185,50 @@ class RunDir:
     def _task(self, name: str) -> Path:
         return self.path / "tasks" / f"{name}.json"
 
-    def trained(self) -> dict[str, Any] | None:
-        """Return ``trained.json`` if the train stage is complete."""
-        content = read_json(self.path / "trained.json")
-        return content if isinstance(content, dict) and content.get("weights_sha256") else None
+    def trained(self) -> Trained | None:
+        """Return how it was trained, if the train stage is complete."""
+        trained = records.load_sound(Trained, self.trained_file)
+        return trained if trained is not None and trained.weights_sha256 else None
+
+    @property
+    def trained_file(self) -> Path:
+        """Present when the train stage is complete."""
+        return self.path / "trained.json"
+
+    def write_trained(self, content: Mapping[str, Any]) -> Trained:
+        """Write that the train stage is complete, as the trainer says it; returns the record."""
+        trained = records.decode(Trained, content, str(self.trained_file))
+        records.save(self.trained_file, trained)
+        return trained
 
     def evaluation(self, eval_id: str) -> Path:
         """Return the directory of one evaluation setting."""
         return self.path / "evals" / eval_id
 
-    def result(self, eval_id: str) -> dict[str, Any] | None:
-        """Return ``result.json`` if it is valid, complete and finite: the run is then DONE for this setting."""
-        content = read_json(self.evaluation(eval_id) / "result.json")
-        return content if valid_result(content, self.run_id, eval_id) else None
+    def evaluations(self) -> list[str]:
+        """Return the ids of the evaluation settings that have a directory, in order."""
+        return sorted(names_in(self.path / "evals"))
 
+    def result(self, eval_id: str) -> Result | None:
+        """Return the result if it is valid, complete and finite: the run is then DONE for this setting."""
+        result = records.load_sound(Result, self.evaluation(eval_id) / RESULT)
+        return result if result is not None and result.valid(self.run_id, eval_id) else None
 
-def valid_result(content: Any, run_id: str, eval_id: str) -> bool:
-    """Whether ``result.json``'s content is of this run and setting, complete, and finite throughout."""
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA or content.get("complete") is not True:
-        return False
-    if (content.get("run_id"), content.get("eval_id")) != (run_id, eval_id):
-        return False
-    metrics = content.get("metrics")
-    return isinstance(metrics, dict) and bool(metrics) and is_finite(content)
+    def write_result(self, result: Result) -> None:
+        """Write the result of one evaluation setting, after everything else of it."""
+        records.save(self.evaluation(result.eval_id) / RESULT, result)
+
+    def void(self) -> Void | None:
+        """Return why its results are void; None if they are not."""
+        return (records.load_sound(Void, self.void_file) or Void()) if self.void_file.exists() else None
+
+    def declare_void(self, reason: str) -> None:
+        """Declare its results void."""
+        records.save(self.void_file, Void(reason, time.time()))
+
+    def ask_to_cancel(self) -> None:
+        """Ask whoever works on it to checkpoint and stop."""
+        records.save(self.cancel_file, CancelRequest(time.time()))
 
 
 @dataclass(frozen=True)

@@ -223,9 +223,9 @@ class Mirror:
         from mlflow.entities import Param
 
         record = run.record()
-        tags = {RUN_TAG: run.run_id, STORE_TAG: self._store_id, "row": str(record.get("row", "")), **place.tags}
+        tags = {RUN_TAG: run.run_id, STORE_TAG: self._store_id, "row": record.row, **place.tags}
         created = self.client.create_run(
-            self.experiment(place.experiment), int(record["created"] * 1000), tags=tags, run_name=run.run_id
+            self.experiment(place.experiment), int(record.created * 1000), tags=tags, run_name=run.run_id
         )
         tree = config.model_dump()
         params = {**tree["toggles"], "seed": config.seed} | {key: value_at(tree, key) for key in _PARAMS}

@@ -144,7 +144,7 @@ def one_pass(mirror: "Mirror", store: Store, uri: str) -> Summary:
     queued = queued_runs(store)
     sent, damaged, count = mirror.sent, mirror.damaged, 0
     for run in (run for run in store.runs() if run.exists()):
-        place = where.get(run.run_id) or Place(f"{run.record()['config']['dataset']['name']}/unlisted", {})
+        place = where.get(run.run_id) or Place(f"{run.record().config['dataset']['name']}/unlisted", {})
         if not mirror.settled(run, place):
             mirror.run(run, place, status(run, queued))
         count += 1
@@ -154,7 +154,7 @@ def one_pass(mirror: "Mirror", store: Store, uri: str) -> Summary:
 
 def status(run: RunDir, queued: frozenset[str]) -> str:
     """Return MLflow's word for a run's state."""
-    state = derive(run, eval_id(validate(run.record()["config"])), queued).state
+    state = derive(run, eval_id(validate(dict(run.record().config))), queued).state
     return _STATUS.get(state, "RUNNING" if state is State.RUNNING else "SCHEDULED")
 
 

@@ -418,7 +418,7 @@ def test_the_real_thing_from_smoke_runs_to_the_report(tmp_path: Path, store: Sto
     for run in made.unique:
         trained = store.run(run.run_id).trained()
         assert trained is not None
-        assert trained["iterations"] == 24
+        assert trained.iterations == 24
         shutil.rmtree(store.run(run.run_id).path)
     expected = costs.estimates(made, store)
     sources = {one.source for one in expected.values()}

@@ -13,6 +13,7 @@ import cloudpickle
 
 from experiments.execution.attempt import Model
 from experiments.store.files import append_json
+from experiments.store.records import encode
 from experiments.store.run_dir import RunDir
 from experiments.suites.planning import PlannedRun
 from mpformer.config.schema import Config
@@ -81,8 +82,8 @@ def numbers(directory: RunDir, run: PlannedRun) -> dict[str, Any]:
     lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     clocks = ("time", "seconds", "peak_memory_bytes", "costs", "attempt")
     return {
-        "weights": trained["weights_sha256"],
-        "result": {key: value for key, value in result.items() if key not in clocks},
+        "weights": trained.weights_sha256,
+        "result": {key: value for key, value in encode(result).items() if key not in clocks},
         "metrics": [{key: value for key, value in line.items() if key not in clocks} for line in lines],
         "layers": (directory.evaluation(run.eval_id) / "layers.parquet").read_bytes(),
         "probes": (directory.path / "probes.parquet").read_bytes(),

@@ -60,7 +60,8 @@ def test_smoke_runs_feed_the_estimate_of_iterations_and_images(plan: Plan, store
     write_json(store.launches / "l" / "launch.json", {"profile": "a100"})
     inner = Store(store.launches / "l" / "smoke")
     run = trained(inner, plan.runs[0], 12 * 0.5, device="cuda", world_size=8)
-    result = {"schema": 1, "seconds": 4.0, "images": 8, "complete": True}
+    result = {"schema": 1, "seconds": 4.0, "images": 8, "complete": True, "metrics": {"AP": 1.0}}
+    result |= {"run_id": run.run_id, "eval_id": "e"}
     write_json(run.path / "evals" / "e" / "result.json", result)
     found = costs.estimates(plan, store, EIGHT)[plan.runs[0].run_id]
     assert (found.source, found.seconds) == ("measured", pytest.approx(12 * 0.5 + 500 * 0.5))

@@ -96,12 +96,12 @@ def test_train_evaluate_predict_and_take_up_again(run: Callable[..., Any], data:
     assert directory.config().schedule.max_iter == 2
     trained = directory.trained()
     assert trained is not None
-    assert trained["skipped_images"] == 1
+    assert trained.more["skipped_images"] == 1
     code, out, _ = run("train", "mine.yaml", *SHORT)
     assert (code, "skipped" in out) == (0, True)
     assert len(directory.attempts()) == 1, "nothing was left to do"
 
-    weights = str(directory.path / trained["weights"])
+    weights = str(directory.path / trained.weights)
     code, out, _ = run("eval", "mine.yaml", *SHORT, "--weights", weights, "--json")
     assert code == 0
     (scored,) = (read_json(path / "result.json") for path in (directory.path / "evals").iterdir())

@@ -52,7 +52,7 @@ def test_reevaluate_scores_again_without_training_and_keeps_the_earlier_result(
     assert standing.of(store, [(run.run_id, setting(run))]).states.popitem()[1].state is State.TRAINED
     ending = reevaluating.evaluate(one, store, options.data_root, _Scorer())
     assert ending.outcome == "done"
-    assert run.result(setting(run))["metrics"] == {"AP": 99.0}  # type: ignore[index]
+    assert run.result(setting(run)).metrics == {"AP": 99.0}  # type: ignore[union-attr]
     assert read_json(run.path / "trained.json")["weights_sha256"] == weights
     (other,) = reevaluating.chosen([run], [("evaluation.layer_mask_images", 3)], {})
     assert reevaluating.set_aside(other) is None, "another setting has a directory of its own"
@@ -231,7 +231,7 @@ def test_a_run_that_is_not_what_it_says_is_refused(
 
 
 def _edit(run: RunDir, change: Callable[[dict[str, Any]], Any]) -> None:
-    record = run.record()
+    record = read_json(run.path / "run.json")
     change(record)
     write_json(run.path / "run.json", record)
 
@@ -425,7 +425,7 @@ def test_commands_about_runs(
     assert cli.invoke(reevaluate, [run.run_id, *where, *data], input="n\n").exit_code == 1
     done = cli.invoke(reevaluate, [run.run_id, "--yes", *where, *data])
     assert (done.exit_code, "the earlier result: " in done.output) == (0, True)
-    assert run.result(_eval(run))["metrics"] == {"AP": 99.0}  # type: ignore[index]
+    assert run.result(_eval(run)).metrics == {"AP": 99.0}  # type: ignore[union-attr]
     done = cli.invoke(reevaluate, ["--suite", "headline", "--yes", *where, *data])
     assert done.exit_code == 0, done.output
     assert isinstance(cli.invoke(reevaluate, where).exception, UserError)
