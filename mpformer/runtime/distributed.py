@@ -25,7 +25,7 @@ _PATIENCE = timedelta(minutes=10)
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Rank]:
-    """Join the process group for the body (nccl on CUDA, gloo else); one process joins nothing.
+    """Join the process group for the body (nccl for what lies on a GPU, gloo else); one process joins nothing.
 
     Their rendezvous is the file that the variable ``MPFORMER_RENDEZVOUS`` names, or ``MASTER_ADDR`` and ``MASTER_PORT``
     as under torchrun. Raises UserError if neither is set, RunFailure("node") if the others do not come.
@@ -33,7 +33,8 @@ def process_group(device: torch.device) -> Iterator[Rank]:
     rank = current_rank()
     ours = rank.world_size > 1 and not dist.is_initialized()
     if ours:
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        # counts and reasons to stop lie on the CPU, which nccl does not know
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with contact_lost():
             dist.init_process_group(backend, store=_store(rank), rank=rank.number, world_size=rank.world_size)
     try:

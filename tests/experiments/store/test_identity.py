@@ -37,6 +37,9 @@ NO_CHANGES: dict[str, Any] = {
     "runtime.threads": 2,
     "runtime.accumulation": 4,
     "runtime.device": "cuda",
+    "runtime.deterministic": False,
+    "runtime.tf32": False,
+    "runtime.slow_attention": True,
     "model.init_weights": "/somewhere/else.pkl",
     "evaluation.val_images": 5,
     "toggles.point_noise": 0.4,  # mp_queries is off

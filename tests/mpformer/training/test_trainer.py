@@ -328,6 +328,17 @@ def test_swin_with_stochastic_depth_resumes_exactly(data_root: Path, tmp_path: P
     assert train(config, tmp_path / "b", data_root)["weights_sha256"] == whole["weights_sha256"]
 
 
+def test_a_gpu_without_a_kernel_of_deformable_attention_is_refused_before_anything_is_written(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "prepare_process", lambda *_, **__: torch.device("cuda"))
+    for serves in ("_deformops_serves", "_package_serves"):
+        monkeypatch.setattr(f"mpformer.modeling.deformable_attention.{serves}", lambda device: False)
+    with pytest.raises(UserError, match=r"runtime\.slow_attention=true"):
+        train(CONFIG, tmp_path / "run", data_root)
+    assert not (tmp_path / "run").exists()
+
+
 def test_initial_weights_must_be_those_that_were_planned(whole: Path, data_root: Path, tmp_path: Path) -> None:
     path = whole / trained(whole)["weights"]
     start = {"model.init_weights": str(path), "runtime.eval_period": 0, "schedule.max_iter": 1}

@@ -50,6 +50,20 @@ def test_processes_without_a_rendezvous_get_one_line_that_says_how(monkeypatch: 
         pass
 
 
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda", "cpu:gloo,cuda:nccl")])
+def test_gpus_talk_by_nccl_and_the_counts_on_the_cpu_by_gloo(
+    device: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda name, **_: asked.append(name))
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    with distributed.process_group(torch.device(device)):
+        pass
+    assert asked == [backend]
+
+
 MEET = """
 import os, sys, torch
 from mpformer.runtime.distributed import process_group, total
