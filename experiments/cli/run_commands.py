@@ -121,7 +121,7 @@ def reevaluate(
     root: Path,
     data_root: Path,
 ) -> int:
-    """Score trained RUNS anew, without training. Results of the same setting are set aside, not deleted."""
+    """Score trained RUNS anew, without training; earlier results of the setting are replaced at the end, and kept."""
     from experiments.runs import reevaluating
     from experiments.store.run_dir import Store
     from experiments.suites import planning
@@ -134,6 +134,7 @@ def reevaluate(
         chosen = _of_suite(store, planning.Request(suite, scale, dataset), data_root, changed)
     else:
         chosen = reevaluating.chosen([store.find(name) for name in runs], changed, {})
+    reevaluating.check(chosen, data_root)
     if not yes:
         click.confirm(f"score {len(chosen)} runs anew in this process, one after the other?", abort=True)
     ended = [_scored(one, store, data_root) for one in chosen]
@@ -155,11 +156,8 @@ def _of_suite(store: "Store", request: Any, data_root: Path, changed: Sequence[t
 def _scored(one: "Evaluation", store: "Store", data_root: Path) -> bool:
     from experiments.runs import reevaluating
 
-    aside = reevaluating.set_aside(one)
     ending = reevaluating.evaluate(one, store, data_root)
     print_outcome(one.run.run_id, ending)
-    if aside is not None:
-        click.echo(f"    the earlier result: {aside}")
     return ending.outcome == "done"
 
 

@@ -83,6 +83,8 @@ class Options:
     """A file whose appearance asks the attempt to checkpoint and stop; its content is the reason."""
     capture: bool = True
     """Send stdout and stderr to the attempt's log; off for a debugger."""
+    anew: bool = False
+    """Score a run again that has a result of this setting, which is replaced once the new one is complete."""
 
 
 def run_attempt(
@@ -112,7 +114,7 @@ def run_attempt(
         return Ending(Outcome.SKIPPED, detail="another process holds the run")
     try:
         _note_lost_predecessors(run, claim.number)
-        if complete(run, stage, config):
+        if not options.anew and complete(run, stage, config):
             return Ending(Outcome.SKIPPED, detail="nothing is left to do")
         return _Attempt(run, config, claim, stage, options, runner or Model()).execute()
     finally:
@@ -330,7 +332,7 @@ class _Attempt:
         if weights is None:
             raise RunFailure("data", "there are no trained weights to evaluate; run the train stage first")
         setting = evaluation_id(self.config)
-        out = self.run.evaluation(setting)
+        out = self.attempt.path / "evaluation" if self.options.anew else self.run.evaluation(setting)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "setting.json", self.config.evaluation.model_dump(mode="json"))
         self.attempt.add_event("EVALUATING", setting)
@@ -341,7 +343,9 @@ class _Attempt:
             raise RunFailure("nan", "the evaluation's result is incomplete or not finite; see the attempt's log")
         self._confirm()
         self._log_final(result)
-        self.run.write_result(result)
+        self.run.write_result(result, out)
+        if self.options.anew:
+            _supersede(self.run.evaluation(setting), out, self.run)
         self._drop_checkpoints(weights)
 
     def _drop_checkpoints(self, weights: Path) -> None:
@@ -449,6 +453,17 @@ def _set_aside(run: RunDir) -> None:
     for name in ("trained.json", "checkpoints", "metrics.jsonl", "probes.parquet", "evals", "void.json"):
         if (run.path / name).exists():
             shutil.move(run.path / name, aside / name)
+
+
+def _supersede(place: Path, new: Path, run: RunDir) -> None:
+    """Put a complete evaluation in the place of an earlier one, which is moved to ``superseded/<n>`` and kept."""
+    if place.exists():
+        number = 1 + sum(1 for _ in (run.path / "superseded").glob("*"))
+        aside = run.path / "superseded" / str(number) / place.name
+        aside.parent.mkdir(parents=True)
+        place.rename(aside)
+    place.parent.mkdir(exist_ok=True)
+    new.rename(place)
 
 
 @contextlib.contextmanager

@@ -92,6 +92,9 @@ def _of_run(run: RunDir) -> Iterator[Leaving]:
             if str(path.relative_to(run.path)) != trained.weights:
                 yield _leaving(path, "checkpoint of a run that is done; its final weights stay")
     for number in run.attempts():
+        unfinished = run.attempt(number).path / "evaluation"
+        if unfinished.exists():
+            yield _leaving(unfinished, "an evaluation by reevaluate that did not complete")
         reserve = run.attempt(number).path / ".reserve"
         if reserve.exists():
             yield _leaving(reserve, "space reserved by an attempt that died")

@@ -8,9 +8,11 @@ from typing import Any
 from experiments.execution.attempt import Options, Runner, run_attempt
 from experiments.store import claims
 from experiments.store.attempt_dir import Ending
-from experiments.store.identity import eval_id, run_id
+from experiments.store.identity import run_id
 from experiments.store.run_dir import RunDir, Store
+from experiments.suites import datasets
 from mpformer.config.schema import Config
+from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
 
@@ -39,25 +41,28 @@ def chosen(runs: Sequence[RunDir], overrides: Sequence[tuple[str, Any]], base: d
     return found
 
 
-def set_aside(one: Evaluation) -> Path | None:
-    """Move the evaluation's files aside, if it was made before; they are kept. Raises UserError for a run in use."""
-    claim = claims.acquire(one.run.path / "claims")
-    if claim is None:
-        raise UserError(f"{one.run.run_id} is being worked on; wait for it, or cancel it")
-    try:
-        place = one.run.evaluation(eval_id(one.config))
-        if not place.exists():
-            return None
-        number = 1 + sum(1 for _ in (one.run.path / "superseded").glob("*"))
-        aside = one.run.path / "superseded" / str(number) / place.name
-        aside.parent.mkdir(parents=True)
-        place.rename(aside)
-        return aside
-    finally:
-        claim.release()
+def check(chosen: Sequence[Evaluation], data_root: Path) -> None:
+    """Raise UserError unless every run can be scored here: its data, its weights, and nobody at work on it."""
+    for one in chosen:
+        if one.run.void_file.exists():
+            raise UserError(f"{one.run.run_id} is void: `mpformer launch` does it again")
+        missing = datasets.resolve(one.config, data_root)[1].missing
+        if missing:
+            raise UserError(f"{missing}; or name the right --data-root")
+        trained = one.run.trained()
+        assert trained is not None
+        weights = one.run.path / trained.weights
+        if not weights.is_file() or sha256(weights) != trained.weights_sha256:
+            raise UserError(f"{weights} is missing or damaged: `mpformer launch` trains the run again")
+        if claims.holder(one.run.claims) is not None:
+            raise UserError(f"{one.run.run_id} is being worked on; wait for it, or cancel it")
 
 
 def evaluate(one: Evaluation, store: Store, data_root: Path, runner: Runner | None = None) -> Ending:
-    """Score the run's weights in this process; never trains."""
-    options = Options(data_root.resolve(), "reevaluate", capture=False)
+    """Score the run's weights in this process; never trains.
+
+    An earlier result of the setting stays in place until the new one is complete, and is then kept under
+    ``superseded/<n>`` in the run's directory.
+    """
+    options = Options(data_root.resolve(), "reevaluate", capture=False, anew=True)
     return run_attempt(store.root.resolve(), one.run.run_id, "evaluate", options, runner, one.config)

@@ -214,9 +214,9 @@ class RunDir:
         result = records.load_sound(Result, self.evaluation(eval_id) / RESULT)
         return result if result is not None and result.valid(self.run_id, eval_id) else None
 
-    def write_result(self, result: Result) -> None:
-        """Write the result of one evaluation setting, after everything else of it."""
-        records.save(self.evaluation(result.eval_id) / RESULT, result)
+    def write_result(self, result: Result, folder: Path | None = None) -> None:
+        """Write the result of one evaluation setting, after everything else of it; ``folder``: not yet in its place."""
+        records.save((folder or self.evaluation(result.eval_id)) / RESULT, result)
 
     def void(self) -> Void | None:
         """Return why its results are void; None if they are not."""

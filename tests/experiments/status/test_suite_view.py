@@ -5,7 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -46,16 +46,66 @@ def test_reevaluate_scores_again_without_training_and_keeps_the_earlier_result(
     (run,) = execute(plan, store, options, counter())
     weights = read_json(run.path / "trained.json")["weights_sha256"]
     (one,) = reevaluating.chosen([run], [], {})
-    aside = reevaluating.set_aside(one)
-    assert aside is not None
-    assert read_json(aside / "result.json")["metrics"]["AP"] == 12.5
-    assert standing.of(store, [(run.run_id, setting(run))]).states.popitem()[1].state is State.TRAINED
+    reevaluating.check([one], options.data_root)
     ending = reevaluating.evaluate(one, store, options.data_root, _Scorer())
     assert ending.outcome == "done"
     assert run.result(setting(run)).metrics == {"AP": 99.0}  # type: ignore[union-attr]
+    (earlier,) = (run.path / "superseded").glob("*/*/result.json")
+    assert read_json(earlier)["metrics"]["AP"] == 12.5
+    assert (earlier.parent / "layers.parquet").exists()
     assert read_json(run.path / "trained.json")["weights_sha256"] == weights
     (other,) = reevaluating.chosen([run], [("evaluation.layer_mask_images", 3)], {})
-    assert reevaluating.set_aside(other) is None, "another setting has a directory of its own"
+    assert reevaluating.evaluate(other, store, options.data_root, _Scorer()).outcome == "done"
+    assert len(list(run.path.glob("evals/*/result.json"))) == 2, "another setting has a directory of its own"
+    assert len(list((run.path / "superseded").iterdir())) == 1
+
+
+@dataclass(frozen=True)
+class _Fails:
+    """Fails in the middle of scoring, in one of the ways there are."""
+
+    error: BaseException
+
+    def evaluate(self, config: Any, weights: Path, out: Path, data_root: Path, progress: Any) -> dict[str, Any]:
+        (out / "layers.parquet").write_text("half of it")
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [UserError("no such data"), KeyboardInterrupt(), MemoryError(), OSError(28, "full")])
+def test_reevaluate_that_does_not_succeed_leaves_the_result_in_place(
+    plan: Plan, store: Store, options: Options, counter: Make, setting: Callable[[RunDir], str], error: BaseException
+) -> None:
+    """Issue 12, 5.1: a finished run stays DONE, with its number, whatever becomes of a second scoring."""
+    (run,) = execute(plan, store, options, counter())
+    place = run.evaluation(setting(run))
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    (one,) = reevaluating.chosen([run], [], {})
+    assert reevaluating.evaluate(one, store, options.data_root, _Fails(error)).outcome != "done"  # type: ignore[arg-type]
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    assert not (run.path / "superseded").exists()
+    state = standing.of(store, [(run.run_id, setting(run))]).states[run.run_id, setting(run)]
+    assert (state.state, state.metrics["AP"]) == (State.DONE, 12.5)
+
+
+def test_reevaluate_checks_data_and_weights_of_all_runs_first(
+    plan: Plan, store: Store, options: Options, counter: Make, tmp_path: Path
+) -> None:
+    """Issue 12, 5.1: a wrong --data-root or a damaged weights file is one line, before anything is touched."""
+    from click.testing import CliRunner
+
+    from experiments.cli.run_commands import reevaluate
+
+    runs = execute(plan, store, options, counter(), 2)
+    attempts = [run.attempts() for run in runs]
+    wrong = ["--yes", "--root", str(store.root), "--data-root", str(tmp_path / "elsewhere")]
+    done = CliRunner().invoke(reevaluate, [*(run.run_id for run in runs), *wrong])
+    assert isinstance(done.exception, UserError)
+    assert "or name the right --data-root" in str(done.exception)
+    (runs[1].path / "checkpoints" / "final.pth").write_text("damaged")
+    chosen = reevaluating.chosen(runs, [], {})
+    with pytest.raises(UserError, match=r"final.pth is missing or damaged: `mpformer launch` trains"):
+        reevaluating.check(chosen, options.data_root)
+    assert [run.attempts() for run in runs] == attempts
 
 
 class _Scorer:
@@ -78,7 +128,7 @@ def test_reevaluate_refuses_what_would_train(plan: Plan, store: Store, options: 
     claim = claims.acquire(run.path / "claims")
     assert claim is not None
     with pytest.raises(UserError, match="being worked on"):
-        reevaluating.set_aside(reevaluating.chosen([run], [], {})[0])
+        reevaluating.check(reevaluating.chosen([run], [], {}), options.data_root)
 
 
 # prune
@@ -92,6 +142,7 @@ def test_prune_offers_leavings_with_reasons_and_removes_nothing_by_itself(
         "checkpoints/iteration_000005.pth": "checkpoint of a run that is done; its final weights stay",
         "voided/1/trained.json": "set aside when the run was declared void and done again",
         "superseded/20260101/x/result.json": "set aside by reevaluate",
+        "attempts/1/evaluation/layers.parquet": "an evaluation by reevaluate that did not complete",
         "attempts/1/.reserve": "space reserved by an attempt that died",
     }
     for name in leavings:
@@ -103,7 +154,7 @@ def test_prune_offers_leavings_with_reasons_and_removes_nothing_by_itself(
     assert {one.bytes for one in found} == {100}
     assert kept == []
     assert sorted(store.root.rglob("*")) == before
-    assert pruning.remove(found, store) == 4
+    assert pruning.remove(found, store) == 5
     assert run.result(_eval(run)) is not None
     assert (run.path / "checkpoints" / "final.pth").exists()
     assert pruning.find(store)[0] == []
@@ -424,7 +475,7 @@ def test_commands_about_runs(
     data = ["--data-root", str(options.data_root)]
     assert cli.invoke(reevaluate, [run.run_id, *where, *data], input="n\n").exit_code == 1
     done = cli.invoke(reevaluate, [run.run_id, "--yes", *where, *data])
-    assert (done.exit_code, "the earlier result: " in done.output) == (0, True)
+    assert (done.exit_code, "done" in done.output) == (0, True)
     assert run.result(_eval(run)).metrics == {"AP": 99.0}  # type: ignore[union-attr]
     done = cli.invoke(reevaluate, ["--suite", "headline", "--yes", *where, *data])
     assert done.exit_code == 0, done.output
