@@ -5,7 +5,7 @@ format is that of ``layers.parquet`` (:mod:`analysis.layer_table`), from which e
 without the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,26 @@ class LayerRecorder:
         self.images |= other.images
         self._parts += other._parts
         self._add_attention(other._empty_attention, other._attention_masks)
+
+    def state(self) -> dict[str, Any]:
+        """Everything recorded as plain data and arrays, for :meth:`absorb` in another process."""
+        self._compact()
+        return {
+            "layers": self.layers,
+            "queries": self.queries,
+            "images": sorted(self.images),
+            "parts": self._parts,
+            "empty_attention": self._empty_attention,
+            "attention_masks": self._attention_masks,
+        }
+
+    def absorb(self, state: Mapping[str, Any]) -> None:
+        """:meth:`merge` from another recorder's :meth:`state`."""
+        other = LayerRecorder(None, self.weights)
+        other.layers, other.queries, other.images = state["layers"], state["queries"], set(state["images"])
+        other._parts, other._attention_masks = list(state["parts"]), state["attention_masks"]
+        other._empty_attention = state["empty_attention"]
+        self.merge(other)
 
     def rows(self) -> dict[str, np.ndarray]:
         """The columns of ``layers.parquet``, sorted by image, layer and object."""

@@ -25,7 +25,7 @@ from experiments.suites.scales import base
 from mpformer.config.schema import Config
 from mpformer.data.prepare import resolve
 from mpformer.data.validation import validation_items
-from mpformer.evaluation.evaluate import GRADIENT_IMAGES, Collector
+from mpformer.evaluation.evaluate import GRADIENT_IMAGES, Collector, spread
 from mpformer.evaluation.gradient_accuracy import attention_numbers
 from mpformer.evaluation.layer_masks import mask_record
 from mpformer.evaluation.layer_pass import image_outputs
@@ -65,9 +65,10 @@ class Parts:
 def measure(model: MPFormer, config: Config, data_root: Path, images: int | None, folder: Path) -> dict[str, float]:
     """Seconds by part of one evaluation of a model."""
     items = validation_items(config, data_root, images)
-    collected, parts = Collector(config, len(items)), Parts()
+    collected, parts = Collector(config), Parts()
     assert collected.recorder is not None
     assert collected.layer_scores is not None
+    kept = spread(len(items), config.evaluation.layer_mask_images)
     for number, image in enumerate(parts.each(EVALUATION[0], image_outputs(model, items))):
         with parts.timed(EVALUATION[1]):
             record_last(collected.scorer, image)
@@ -77,7 +78,7 @@ def measure(model: MPFormer, config: Config, data_root: Path, images: int | None
             )
         with parts.timed("scores of the other layers"):
             collected.layer_scores.add(image)
-        if number in collected.kept:
+        if number in kept:
             with parts.timed("masks kept"):
                 mask_record(config, image)
     _ends(collected, parts, folder)

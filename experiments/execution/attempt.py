@@ -99,8 +99,8 @@ def run_attempt(
 
     ``config`` is the run's, with other runtime or evaluation settings than ``run.json`` has; None: those of
     ``run.json``. Returns ``skipped`` if another process holds the run or nothing is left to do. Of several processes
-    that train one run, the main one does all this; the others help it to train. Raises UserError if the run's record
-    is damaged, or ``config`` is another run's.
+    of one run, the main one does all this; the others help it to train and to evaluate. Raises
+    UserError if the run's record is damaged, or ``config`` is another run's.
     """
     run = Store(root).run(run_id)
     config = _checked(run, config)
@@ -127,31 +127,49 @@ def this_start() -> claims.JobStart:
 
 
 def follow(run: RunDir, config: Config, stage: Stage, options: Options, runner: Runner) -> Ending:
-    """Help the main process to train the run: in its attempt, without a claim, writing nothing but a log."""
-    if stage == "evaluate":
-        return Ending(Outcome.SKIPPED, detail="the main process evaluates alone")
+    """Help the main process to train and evaluate the run: in its attempt, without a claim, writing a log and parts."""
     stop = Noted()
     with stop.signals():
-        number = _main_attempt(run, stop)
+        number = _main_attempt(run, stage, config, stop)
         if number is None:
-            return Ending(Outcome.SKIPPED, detail="nothing is left to train")
+            return Ending(Outcome.SKIPPED, detail="nothing is left to do")
         directory = run.attempt(number).path
         threads = {} if options.threads is None else {"runtime.threads": options.threads}
         with captured(directory / f"log.{current_rank().number}.txt", options.capture), _rendezvous(directory):
             try:
-                callbacks = TrainCallbacks(stop=stop.text)
-                runner.train(config.replace(threads), run.path, options.data_root, callbacks)
+                if stage != "evaluate" and run.trained() is None:
+                    callbacks = TrainCallbacks(stop=stop.text)
+                    runner.train(config.replace(threads), run.path, options.data_root, callbacks)
+                if stage != "train":
+                    _help_to_evaluate(run, config.replace(threads), options, runner, stop)
             except Interrupted as stopped:
                 return Ending(Outcome.INTERRUPTED, detail=str(stopped), attempt=number)
             except BaseException as error:
                 traceback.print_exc()
                 return failure(error, number)
-    return Ending(Outcome.TRAINED, attempt=number)
+    return Ending(Outcome.TRAINED if stage == "train" else Outcome.DONE, attempt=number)
 
 
-def _main_attempt(run: RunDir, stop: "Noted") -> int | None:
-    """Wait for the main process to begin; None if the run is trained already, or one is to stop."""
-    while run.trained() is None and stop.reason() is None:
+def _help_to_evaluate(run: RunDir, config: Config, options: Options, runner: Runner, stop: "Noted") -> None:
+    """Score a share of the images once the main process has recorded the training, unless it has ended."""
+
+    def may_go_on(_: Mapping[str, Any]) -> None:
+        reason = stop.text()
+        if reason is not None:
+            raise Interrupted(reason, config.schedule.max_iter)
+
+    while (trained := run.trained()) is None and own_attempt(run) is not None:
+        may_go_on({})
+        time.sleep(0.5)
+    if trained is None or complete(run, "evaluate", config):
+        return
+    out = run.evaluation(evaluation_id(config))
+    runner.evaluate(config, run.path / str(trained["weights"]), out, options.data_root, may_go_on)
+
+
+def _main_attempt(run: RunDir, stage: Stage, config: Config, stop: "Noted") -> int | None:
+    """Wait for the main process to begin; None if nothing is left to do, or one is to stop."""
+    while not complete(run, stage, config) and stop.reason() is None:
         number = own_attempt(run)
         if number is not None:
             return number

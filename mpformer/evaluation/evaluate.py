@@ -6,7 +6,7 @@ Files written into the evaluation's directory: ``layers.parquet``, ``per_image.p
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from analysis.recorder import LayerRecorder
 from mpformer.config.classes import class_table
 from mpformer.config.schema import Config
 from mpformer.data.coco_layout import empty_at_stride
-from mpformer.data.validation import ValidationItem, validation_items
+from mpformer.data.validation import ValidationItem, ValidationItems, validation_items
 from mpformer.evaluation.compute_cost import costs
 from mpformer.evaluation.gradient_accuracy import attention_numbers
 from mpformer.evaluation.layer_masks import mask_record, pixels_of
 from mpformer.evaluation.layer_pass import ImageOutput, image_outputs
 from mpformer.evaluation.layer_scores import LayerScores, record_last
+from mpformer.evaluation.parts import Parts
 from mpformer.evaluation.scoring import per_image
 from mpformer.evaluation.scoring.scorer import SegmentationScorer, scorer_versions
 from mpformer.modeling.deformable_attention import require_kernel
@@ -34,6 +35,7 @@ from mpformer.modeling.weights import load_weights
 from mpformer.runtime.disk import disk_failures
 from mpformer.runtime.errors import RunFailure
 from mpformer.runtime.process import peak_memory, prepare_process
+from mpformer.runtime.rank import current_rank
 
 __all__ = ["evaluate"]
 
@@ -50,9 +52,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the weights file on the validation images and write the evaluation's files into `out`.
 
-    ``progress`` gets ``image``, ``images`` and ``eta_seconds`` after each image; what it raises ends the evaluation.
-    Returns the content of ``result.json`` (percent; without the run's and evaluation's id). Raises UserError for
-    weights that do not fit, RunFailure("nan") for outputs that are not finite, RunFailure("disk" | "data").
+    All processes of a run may call this together: they share the images (:mod:`mpformer.evaluation.parts`), rank 0
+    merges, writes and returns the content of ``result.json`` (percent; without the run's and evaluation's id), the
+    others return {}. ``progress`` gets ``image``, ``images`` and ``eta_seconds`` after each image; what it raises ends
+    the evaluation, whose parts are kept for the next start. Raises UserError for weights that do not fit,
+    RunFailure("nan") for outputs that are not finite, RunFailure("disk" | "data").
     """
     began = time.perf_counter()
     device = prepare_process(config.runtime.device, config.runtime.threads, tf32=config.runtime.tf32)
@@ -60,27 +64,29 @@ def evaluate(
     model = build_model(config)
     load_weights(model, weights)
     items = validation_items(config, data_root)
-    collected = Collector(config, len(items))
-    for done, image in enumerate(image_outputs(model.to(device), items), start=1):
-        collected.add(image)
-        left = (time.perf_counter() - began) / done * (len(items) - done)
-        progress({"image": done, "images": len(items), "eta_seconds": round(left, 1)})
+    model.to(device)
     with disk_failures(out):
-        out.mkdir(parents=True, exist_ok=True)
+        parts = Parts.of(config, weights, out, len(items))
+    _score_parts(model, config, items, parts, progress)
+    if not current_rank().main:
+        return {}
+    collected = _merged(config, parts)
+    with disk_failures(out):
         collected.write(out)
     numbers = collected.summary()
     if config.evaluation.layer_analysis:
-        sample = items.only(_spread(len(items), GRADIENT_IMAGES))
+        sample = items.only(spread(len(items), GRADIENT_IMAGES))
         numbers["layers"] |= attention_numbers(model, config, sample)
         numbers["gradient_images"] = len(sample)
     if config.evaluation.costs:
         numbers["costs"] = costs(model, config, items)
+    parts.remove()
     return {
         "schema": 1,
         "iteration": config.schedule.max_iter,
         "complete": True,
         "images": collected.images,
-        "skipped_images": len(items.skipped),
+        "skipped_images": collected.skipped,
         **numbers,
         "scorers": scorer_versions(),
         "seconds": round(time.perf_counter() - began, 3),
@@ -88,21 +94,49 @@ def evaluate(
     }
 
 
-class Collector:
-    """Takes image after image; holds scores and per-image numbers, never the images' masks (but for the few kept)."""
+def _score_parts(model: MPFormer, config: Config, items: ValidationItems, parts: Parts, progress: Progress) -> None:
+    """Score this process's parts and what the others have not done."""
+    began, scored = time.perf_counter(), 0
+    kept = {int(items.records[place]["image_id"]) for place in spread(len(items), config.evaluation.layer_mask_images)}
+    for number in parts.to_do(current_rank()):
+        collected, chosen = Collector(config, kept), items.only(parts.places(number))
+        before = parts.images_done()
+        for image in image_outputs(model, chosen):
+            collected.add(image)
+            scored, done = scored + 1, before + collected.images
+            left = (time.perf_counter() - began) / scored * (len(items) - done) / current_rank().world_size
+            progress({"image": done, "images": len(items), "eta_seconds": round(left, 1)})
+        collected.skipped = len(chosen.skipped)
+        with disk_failures(parts.folder):
+            parts.write(number, collected.state())
 
-    def __init__(self, config: Config, images: int) -> None:
+
+def _merged(config: Config, parts: Parts) -> "Collector":
+    """All parts in one."""
+    collected = Collector(config)
+    for number in range(len(parts)):
+        collected.absorb(parts.read(number))
+    return collected
+
+
+class Collector:
+    """Takes image after image; holds scores and per-image numbers, never the images' masks (but for the few kept).
+
+    ``kept`` are the ids of the images whose masks of every layer are kept.
+    """
+
+    def __init__(self, config: Config, kept: Collection[int] = ()) -> None:
         wanted = config.evaluation
         table = class_table(config.dataset.name, config.dataset.task)
         weights = MatchWeights(config.model.class_weight, config.model.mask_weight, config.model.dice_weight)
         self.config = config
-        self.images = 0
+        self.images = self.skipped = 0
         self.table = table
         self.scorer = SegmentationScorer(config) if wanted.layer_scores != "none" else None
         every = range(config.model.decoder_layers)
         self.layer_scores = LayerScores(config, every) if wanted.layer_scores == "every" else None
         self.recorder = LayerRecorder(table.is_thing, weights) if wanted.layer_analysis else None
-        self.kept = _spread(images, wanted.layer_mask_images)
+        self.kept = kept
         self.mask_records: list[dict[str, Any]] = []
         self.pixels: dict[int, np.ndarray] = {}
         self.empty = dict.fromkeys(sorted({*_STRIDES, *config.model.attention_strides}), 0)
@@ -121,11 +155,34 @@ class Collector:
             self.recorder.add_prediction(
                 image.image_id, image.prediction, image.masks, image.labels, empty_attention=image.empty_attention
             )
-        if self.images in self.kept:
+        if image.image_id in self.kept:
             self.mask_records.append(mask_record(self.config, image))
             self.pixels[image.image_id] = pixels_of(image)
         self._count_empty(image.masks.numpy())
         self.images += 1
+
+    def state(self) -> dict[str, Any]:
+        """What has been added, as plain data and arrays."""
+        counts = {
+            name: getattr(self, name) for name in ("images", "skipped", "objects", "empty", "mask_records", "pixels")
+        }
+        return counts | {name: part.state() for name, part in self._parts().items()}
+
+    def absorb(self, state: Mapping[str, Any]) -> None:
+        """Add what another process was fed with."""
+        self.images += state["images"]
+        self.skipped += state["skipped"]
+        self.objects += state["objects"]
+        self.empty = {stride: count + state["empty"][stride] for stride, count in self.empty.items()}
+        self.mask_records += state["mask_records"]
+        self.pixels |= state["pixels"]
+        for name, part in self._parts().items():
+            part.absorb(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        scorer = None if self.layer_scores is None else self.layer_scores.scorer
+        found = {"scorer": self.scorer, "layer_scores": scorer, "recorder": self.recorder}
+        return {name: part for name, part in found.items() if part is not None}
 
     def _count_empty(self, masks: np.ndarray) -> None:
         """Ground-truth masks that vanish at an attention stride: there, guidance has nothing to open."""
@@ -176,7 +233,7 @@ class Collector:
         }
 
 
-def _spread(images: int, wanted: int) -> set[int]:
+def spread(images: int, wanted: int) -> set[int]:
     """Indices of `wanted` images spread evenly over the set, first and last included: the same for every run."""
     if wanted >= images:
         return set(range(images))

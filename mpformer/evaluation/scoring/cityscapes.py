@@ -13,7 +13,7 @@ import io
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -136,6 +136,14 @@ class CityscapesInstances:
     def _keep(self, file: Path, matched: "Matched") -> None:
         self.matches[str(file)] = dict(zip(("groundTruth", "prediction"), matched, strict=True))
 
+    def state(self) -> dict[str, Any]:
+        """What has been matched, as plain data."""
+        return self.matches
+
+    def absorb(self, state: Mapping[str, Any]) -> None:
+        """Add what another scorer has matched."""
+        self.matches |= state
+
     def result(self) -> dict[str, float]:
         """In percent; left out if no image has an object that counts."""
         module, arguments = scripts("evaluation.evalInstanceLevelSemanticLabeling"), _arguments()
@@ -232,6 +240,15 @@ class CityscapesSemantic(SemanticScorer):
         """Add one image's pixels (C, C) by predicted and true class."""
         ids = label_ids("semantic")
         self._matrix()[np.ix_(ids, ids)] += pixels.T.astype(np.ulonglong)
+
+    def state(self) -> dict[str, Any]:
+        """What has been added, as plain data and arrays."""
+        return super().state() | {"confusion": self._matrix().astype(np.int64)}
+
+    def absorb(self, state: Mapping[str, Any]) -> None:
+        """Add what another scorer has counted."""
+        super().absorb(state)
+        self._matrix()[:] += state["confusion"].astype(np.ulonglong)
 
     def _matrix(self) -> Counts:
         """Pixels by true and predicted label id."""

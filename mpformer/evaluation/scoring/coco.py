@@ -70,6 +70,19 @@ class InstanceScorer:
             "segmentation": {"size": list(rle["size"]), "counts": rle["counts"]},
         }
 
+    def state(self) -> dict[str, Any]:
+        """What has been added, as plain data."""
+        return {"images": self.images, "annotations": self.annotations, "detections": self.detections}
+
+    def absorb(self, state: Mapping[str, Any]) -> None:
+        """Add what another scorer was fed with."""
+        first = self._annotated
+        self._annotated += len(state["annotations"])
+        self._seen += [image["id"] for image in state["images"]]
+        self.images += state["images"]
+        self.annotations += [{**a, "id": first + n} for n, a in enumerate(state["annotations"], start=1)]
+        self.detections += state["detections"]
+
     def evaluate(self) -> "InstanceEvaluation":
         """Match detections and ground truth; nothing can be added afterwards."""
         if self._evaluation is None:

@@ -4,7 +4,7 @@ Every image leaves one line a layer, in the columns of ``per_image.parquet``; :m
 them. On Cityscapes AP and mIoU are its own benchmark's. Tests hold the numbers to those of the recorded scorers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -151,6 +151,19 @@ class CountScorer:
                 overlap[pair] = overlap.get(pair, 0) + int(visible[t])
         overlap |= {(int(ids[t]), VOID): int(left[t]) for t in np.flatnonzero(left)}
         return parts_of(overlap, segments, truth)
+
+    def state(self) -> dict[str, Any]:
+        """What has been added, as plain data and arrays."""
+        benchmark = ([part.state() for part in parts] for parts in (self.instances, self.semantics))
+        return dict(zip(("rows", "instances", "semantics"), (self.rows, *benchmark), strict=True))
+
+    def absorb(self, state: Mapping[str, Any]) -> None:
+        """Add what another scorer was fed with."""
+        for mine, theirs in zip(self.rows, state["rows"], strict=True):
+            mine += theirs
+        for name in ("instances", "semantics"):
+            for part, found in zip(getattr(self, name), state[name], strict=True):
+                part.absorb(found)
 
     def results(self) -> list[dict[str, float]]:
         """AP, AP50, AP75, PQ ..., mIoU of each layer in percent; what has no ground truth at all is left out."""

@@ -4,7 +4,7 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,21 @@ class PanopticScorer:
         """Add one image: detectron2's (segment ids (H, W), segments_info); ids that are not in the info are void."""
         ids, segments = predicted_segments(panoptic_seg)
         parts = compare_by_files(ids, segments, truth, self.compute)
-        self.images[truth.image_id] = parts
+        self._keep(truth.image_id, parts)
+
+    def _keep(self, image_id: int, parts: ByClass) -> None:
+        self.images[image_id] = parts
         for category, part in parts.items():
             self.total.setdefault(category, Parts()).add(part)
+
+    def state(self) -> dict[int, Any]:
+        """What has been added, as plain data."""
+        return {image_id: {c: astuple(part) for c, part in parts.items()} for image_id, parts in self.images.items()}
+
+    def absorb(self, state: Mapping[int, Any]) -> None:
+        """Add what another scorer has counted."""
+        for image_id, parts in state.items():
+            self._keep(image_id, {category: Parts(*part) for category, part in parts.items()})
 
     def result(self) -> dict[str, float]:
         """PQ, SQ, RQ, PQ_th, PQ_st in percent; an average over no class at all is left out."""

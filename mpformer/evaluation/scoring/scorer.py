@@ -68,6 +68,20 @@ class SegmentationScorer:
         if self.semantic:
             self.semantic.add(prediction["sem_seg"], truth)
 
+    def state(self) -> dict[str, Any]:
+        """What has been added, as plain data and arrays."""
+        return {"image_ids": self._image_ids} | {name: part.state() for name, part in self._parts().items()}
+
+    def absorb(self, state: Mapping[str, Any]) -> None:
+        """Add what another scorer was fed with."""
+        self._image_ids += state["image_ids"]
+        for name, part in self._parts().items():
+            part.absorb(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        names = ("instance", "cityscapes", "panoptic", "semantic")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
     def result(self) -> dict[str, float]:
         """AP ..., PQ ..., mIoU in percent; what has no ground truth at all is left out.
 

@@ -3,6 +3,7 @@
 Pixels without a label are left out altogether; the mean is over the classes that occur in the ground truth.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,14 @@ class SemanticScorer:
         """Add one image: scores (C, H, W), of which the largest counts, or a map of classes (H, W)."""
         assert truth.semantic is not None
         self.images[truth.image_id] = counts(class_map(sem_seg), truth.semantic, self.classes)
+
+    def state(self) -> dict[str, Any]:
+        """What has been added, as plain data and arrays."""
+        return {"images": self.images}
+
+    def absorb(self, state: Mapping[str, Any]) -> None:
+        """Add what another scorer has counted."""
+        self.images |= state["images"]
 
     def result(self) -> dict[str, float]:
         """mIoU in percent; left out if no pixel has a label."""

@@ -45,6 +45,33 @@ def test_an_attempt_trains_evaluates_and_leaves_every_file(
     assert not list(one.path.rglob(".*.json.*")), "no temporary file is left"
 
 
+def test_the_other_processes_of_a_run_help_to_evaluate(
+    store: Store,
+    one: RunDir,
+    options: Options,
+    counter: Make,
+    setting: Setting,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rank 1 of 2 scores its share of a trained run, in the main process' attempt, and leaves the result to it."""
+    assert _run(store, one, options, counter(), "train").outcome == "trained"
+    asked: list[Path] = []
+
+    class Scoring:
+        def evaluate(self, config: Any, weights: Path, out: Path, data_root: Path, progress: Any) -> dict[str, Any]:
+            progress({})
+            asked.append(out)
+            return {}
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("experiments.execution.attempt.own_attempt", lambda run: 1)
+    assert _run(store, one, options, Scoring()).outcome == "done"
+    assert asked == [one.evaluation(setting(one))]
+    assert one.result(setting(one)) is None
+    assert _run(store, one, options, counter(), "train").outcome == "skipped"
+
+
 def test_a_run_that_is_done_is_left_alone(store: Store, one: RunDir, options: Options, counter: Make) -> None:
     _run(store, one, options, counter())
     before = {path: path.stat().st_mtime_ns for path in one.path.rglob("*.json*")}

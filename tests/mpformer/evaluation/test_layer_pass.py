@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 from torch.nn import functional
 
 from analysis import layer_table, scores
@@ -15,14 +16,16 @@ from analysis.masks import read_layer_masks
 from mpformer.config.classes import class_table
 from mpformer.config.schema import Config, plain, validate
 from mpformer.data.validation import validation_items
-from mpformer.evaluation.evaluate import Collector, _spread, evaluate
+from mpformer.evaluation.evaluate import Collector, evaluate, spread
 from mpformer.evaluation.layer_pass import image_outputs
 from mpformer.evaluation.layer_scores import LayerScores
+from mpformer.evaluation.parts import Parts
 from mpformer.evaluation.scoring.scorer import SegmentationScorer
 from mpformer.modeling.inference import InferenceSettings
 from mpformer.modeling.meta_arch import MPFormer, build_model
 from mpformer.modeling.outputs import DecoderOutput
 from mpformer.runtime.errors import RunFailure, UserError
+from mpformer.runtime.rank import Rank
 from mpformer.training.checkpoints import write
 
 MODEL = {
@@ -140,7 +143,7 @@ def test_layers_equal_inference_and_recorded_scorer_one_by_one(
     settings = build_model(wanted).inference
     guesser: Any = Guesser(settings, 12)
     direct = [SegmentationScorer(wanted) for _ in range(3)]
-    collected = Collector(wanted, 6)
+    collected = Collector(wanted)
     for image in image_outputs(guesser, validation_items(wanted, shapes_root)):
         for layer, scorer in enumerate(direct):
             scorer.add(image.result(layer), image.truth)
@@ -210,15 +213,15 @@ def test_what_older_runs_stored_of_layer_scores_keeps_its_id(config: Config, sto
     assert plain(read.replace({"evaluation.layer_scores": "none"}).evaluation)["layer_scores"] == "none"
 
 
-def test_kept_masks_are_spread_over_the_set(evaluated: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
+def test_kept_masks_arespread_over_the_set(evaluated: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
     records = read_layer_masks(evaluated[0] / "layer_masks")
     ids = pq.read_table(evaluated[0] / "per_image.parquet")["image_id"].to_pylist()
     assert [record["image_id"] for record in records] == [ids[0], ids[-1]]
     assert all((evaluated[0] / "layer_masks" / record["image"]).exists() for record in records)
-    assert _spread(500, 16) == _spread(500, 16)
-    assert len(_spread(500, 16)) == 16
-    assert _spread(3, 16) == {0, 1, 2}
-    assert _spread(5, 0) == set()
+    assert spread(500, 16) == spread(500, 16)
+    assert len(spread(500, 16)) == 16
+    assert spread(3, 16) == {0, 1, 2}
+    assert spread(5, 0) == set()
 
 
 def test_what_is_switched_off_is_absent(config: Config, weights: Path, shapes_root: Path, tmp_path: Path) -> None:
@@ -272,6 +275,66 @@ def test_outputs_that_are_not_finite_fail_the_run(
     assert failure.value.failure_class == "nan"
 
 
+def same(result: dict[str, Any]) -> dict[str, Any]:
+    """What two evaluations of one model must agree on."""
+    return {name: value for name, value in result.items() if name not in ("seconds", "peak_memory_bytes")}
+
+
+def test_processes_share_an_evaluation_and_one_goes_on_where_another_stopped(
+    evaluated: tuple[Path, dict[str, Any], list[dict[str, Any]]],
+    config: Config,
+    weights: Path,
+    shapes_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rank 1 of 2 scores its part and dies in the next one; rank 0 does the rest, and the numbers are one process'."""
+    monkeypatch.setattr("mpformer.evaluation.parts.PART_IMAGES", 2)
+    monkeypatch.setattr("mpformer.evaluation.evaluate.current_rank", lambda: Rank(1, 2))
+
+    def dies(beat: dict[str, Any]) -> None:
+        if beat["image"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, weights, tmp_path, shapes_root, progress=dies)
+    (file,) = tmp_path.glob("parts/*/*.pt")
+    assert file.name == "00001.pt"
+    monkeypatch.setattr("mpformer.evaluation.evaluate.current_rank", lambda: Rank(0, 2))
+    beats: list[dict[str, Any]] = []
+    result = evaluate(config, weights, tmp_path, shapes_root, progress=beats.append)
+    assert [beat["image"] for beat in beats] == [3, 4, 5, 6]
+    assert same(result) == same(evaluated[1])
+    for name in ("layers.parquet", "per_image.parquet"):
+        assert_frame_equal(pq.read_table(tmp_path / name).to_pandas(), pq.read_table(evaluated[0] / name).to_pandas())
+    assert not (tmp_path / "parts").exists()
+
+
+def test_a_process_that_helps_writes_parts_alone(
+    config: Config, weights: Path, shapes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpformer.evaluation.parts.PART_IMAGES", 4)
+    monkeypatch.setattr("mpformer.evaluation.evaluate.current_rank", lambda: Rank(1, 2))
+    assert evaluate(config, weights, tmp_path, shapes_root) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["parts"]
+    assert sorted(path.name for path in tmp_path.glob("parts/*/*")) == ["00000.pt", "00001.pt"]
+
+
+def test_a_damaged_part_is_taken_away_and_parts_of_other_settings_are_not_used(
+    config: Config, weights: Path, tmp_path: Path
+) -> None:
+    parts = Parts.of(config, weights, tmp_path, 6)
+    parts.write(0, {"images": 6, "masks": np.arange(3)})
+    assert parts.read(0)["masks"].tolist() == [0, 1, 2]
+    assert list(parts.to_do(Rank())) == []
+    assert list(Parts.of(config.replace({"evaluation.detections": 7}), weights, tmp_path, 6).to_do(Rank())) == [0]
+    (file,) = parts.folder.iterdir()
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(RunFailure, match="damaged and was removed"):
+        parts.read(0)
+    assert list(parts.to_do(Rank())) == [0]
+
+
 def test_weights_that_do_not_fit(config: Config, weights: Path, shapes_root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"query_embed.*toggles\.query_position"):
         evaluate(config.replace({"toggles.query_position": False}), weights, tmp_path, shapes_root)
@@ -283,4 +346,4 @@ def test_progress_may_end_an_evaluation(config: Config, weights: Path, shapes_ro
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(config, weights, tmp_path / "out", shapes_root, progress=stop)
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["parts"]
