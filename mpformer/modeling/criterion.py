@@ -1,19 +1,23 @@
 """Losses of all layers, of the matching and the piloted part, in one batched computation (Mask2Former, section 3.3).
 
-Full-size logits are made only for rows that have an object: a matched query or a piloted slot. Their uncertain
-points are sampled from these logits. Everything here is float32, whatever autocast says.
+Mask losses are computed only for rows that have an object: a matched query or a piloted slot, in one layer. The rows
+of all images, layers and parts go through every operation together, as many at a time as the memory is meant for.
+Everything here is float32, whatever autocast says.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from analysis.matching import MatchWeights
 from mpformer.modeling.mask_piloting import PilotBatch
-from mpformer.modeling.matcher import CostWeights, Matching, match
+from mpformer.modeling.matcher import Matching, match
 from mpformer.modeling.outputs import DecoderOutput, Targets
 from mpformer.modeling.points import (
     FixedPoints,
@@ -24,12 +28,14 @@ from mpformer.modeling.points import (
     draw_points,
     most_uncertain,
     sample,
+    sample_masks,
+    values_at_once,
 )
 from mpformer.runtime import distributed
 
 _IGNORED = -1
-_VALUES = 640 * 1024
-"""Points of all rows that are worked on at a time; bounds the memory. Sixteen rows of the paper's 40,768 points."""
+_CACHED = 640 * 1024
+"""Points of all rows that are worked on at a time on CPU. Sixteen rows of the paper's 40,768 points."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +43,11 @@ class LossSettings:
     """Weights and normalisers of the losses."""
 
     classes: int
-    weights: CostWeights = field(default_factory=CostWeights)
+    weights: MatchWeights = field(default_factory=MatchWeights)
     no_object_weight: float = 0.1
     points: PointSettings = field(default_factory=PointSettings)
     class_mean: Literal["global", "per-rank"] = "global"
     """Whether the class loss is a weighted mean over all devices' queries, or over each device's own."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of one image that have an object, in every layer."""
-
-    queries: Tensor
-    """(L+1, r) query or slot."""
-    objects: Tensor
-    """(L+1, r) object of the image."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +57,41 @@ class Part:
     suffix: str
     first: int
     """The first head that is supervised."""
+    unowned: int
+    """Wanted class of predictions without an object; -1 where the class loss ignores them."""
+    objects: int
+    """What mask losses are averaged over: objects, times groups in the piloted part."""
     logits: Tensor
     """(L+1, B, N, C+1)."""
     embed: Tensor
     """(L+1, B, N, D)."""
-    rows: tuple[Rows, ...]
-    """Per image."""
-    classes: Tensor
-    """(L+1, B, N) wanted class; -1 where the class loss ignores the query."""
-    objects: int
-    """What mask losses are averaged over: objects, times groups in the piloted part."""
+    queries: tuple[Tensor, ...]
+    """Per image (L+1, r): queries or slots that have an object; on the host."""
+    owners: tuple[Tensor, ...]
+    """Per image (L+1, r): their objects."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of all parts: image by image, within one part by part, within one in all layers."""
+
+    places: Tensor
+    """(r, L+1) index into the predictions (L+1, B, all N), flattened."""
+    objects: Tensor
+    """(r, L+1) index into the objects of the batch."""
+    counts: tuple[int, ...]
+    """How many of the r are each image's and part's: image 0 part 0, image 0 part 1, ..."""
+    parts: int
+
+    @property
+    def per_image(self) -> list[int]:
+        """How many of the r are each image's."""
+        return [sum(self.counts[i : i + self.parts]) for i in range(0, len(self.counts), self.parts)]
+
+    def sums(self, values: Tensor) -> list[Tensor]:
+        """Sum values (..., r, L+1) over each part's rows: (..., L+1) per part."""
+        pieces = values.split(self.counts, dim=-2)
+        return [torch.cat(pieces[part :: self.parts], dim=-2).sum(-2) for part in range(self.parts)]
 
 
 class Criterion(nn.Module):
@@ -85,8 +106,12 @@ class Criterion(nn.Module):
         weight[-1] = settings.no_object_weight
         self.register_buffer("empty_weight", weight)
 
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The losses of :meth:`by_layer`, each under a name of its own: ``loss_{ce,mask,dice}[_pilot][_i]``."""
+        return named_losses(self.by_layer(*args, **kwargs))
+
     @torch.compiler.disable  # the assignments are solved on the host: there is no graph to be had
-    def forward(
+    def by_layer(
         self,
         output: DecoderOutput,
         targets: Targets,
@@ -94,10 +119,10 @@ class Criterion(nn.Module):
         points: Points | torch.Generator | None = None,
         matching: Matching | None = None,
     ) -> dict[str, Tensor]:
-        """Return the unweighted losses by name: ``loss_{ce,mask,dice}[_pilot][_i]``.
+        """Return the unweighted losses (heads,) by name, ``loss_{ce,mask,dice}[_pilot]``, of the last supervised heads.
 
-        No number is the last head, i = 0 ... L-1 the heads before it. ``points`` are given, drawn from a
-        generator, or (None) from the default one; ``matching`` is computed unless it is given.
+        ``points`` are given, drawn from a generator, or (None) from the default one; ``matching`` is computed unless
+        it is given.
         """
         with torch.autocast(output.logits.device.type, enabled=False):
             features = output.mask_features.float()
@@ -118,14 +143,47 @@ class Criterion(nn.Module):
         return {name: loss * kinds[name.split("_")[1]] for name, loss in losses.items()}
 
     def _losses(self, parts: Sequence[Part], features: Tensor, targets: Targets, points: Points) -> dict[str, Tensor]:
-        weights = [self.empty_weight[part.classes] * (part.classes != _IGNORED) for part in parts]
-        norms = self._normalisers(parts, weights)
-        sums = mask_loss_sums(parts, features, targets, points, self.settings.points.uncertain)
+        rows = _rows(parts, targets, features.device)
+        sums = self._class_sums(parts, rows, targets)
+        norms = self._normalisers(parts, [weight for _, weight in sums])
+        if any(targets.counts):
+            embed = torch.cat([part.embed for part in parts], dim=2).float()
+            mask, dice = (rows.sums(loss) for loss in self._mask_losses(parts, rows, embed, features, targets, points))
+        else:
+            mask = dice = [_nothing(part, features) for part in parts]
         losses: dict[str, Tensor] = {}
-        for part, weight, (objects, total), (mask, dice) in zip(parts, weights, norms, sums, strict=True):
-            values = {"ce": (_nll(part) * weight).sum((1, 2)) / total, "mask": mask / objects, "dice": dice / objects}
-            losses |= named_losses(values, part.suffix, part.first)
+        for i, (part, (nll, _), (objects, total)) in enumerate(zip(parts, sums, norms, strict=True)):
+            found = {"ce": nll / total, "mask": mask[i] / objects, "dice": dice[i] / objects}
+            losses |= {f"loss_{kind}{part.suffix}": loss[part.first :] for kind, loss in found.items()}
         return losses
+
+    def _class_sums(self, parts: Sequence[Part], rows: Rows, targets: Targets) -> list[tuple[Tensor, Tensor]]:
+        """Per part: weighted negative log-likelihood, summed, and the weights' sums, each (L+1,)."""
+        logits = torch.cat([part.logits for part in parts], dim=2).float()
+        wanted = torch.cat([torch.full_like(part.logits[..., 0], part.unowned, dtype=torch.int64) for part in parts], 2)
+        wanted.view(-1)[rows.places] = targets.all_labels[rows.objects]
+        weight = self.empty_weight[wanted] * (wanted != _IGNORED)
+        nll = -logits.log_softmax(-1).gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
+        sizes = [part.logits.shape[2] for part in parts]
+        pairs = zip((nll * weight).split(sizes, dim=2), weight.split(sizes, dim=2), strict=True)
+        return [(values.sum((1, 2)), weights.sum((1, 2))) for values, weights in pairs]
+
+    def _mask_losses(
+        self, parts: Sequence[Part], rows: Rows, embed: Tensor, features: Tensor, targets: Targets, points: Points
+    ) -> tuple[Tensor, Tensor]:
+        """Mask and dice loss of every row, both (r, L+1); embed (L+1, B, all N, D)."""
+        of_rows = embed.flatten(0, 2).index_select(0, rows.places.flatten())
+        if isinstance(points, FixedPoints):
+            losses = _at_fixed_points(of_rows, parts, rows, features, targets.all_masks, points)
+        else:
+            where = torch.cat([points.candidates, points.uniform], dim=1)
+            given = (points.candidates.shape[1], self.settings.points.uncertain)
+            counts = [count * len(embed) for count in rows.per_image]
+            losses = DrawnPointLosses.apply(
+                of_rows, features, targets.masks, rows.objects.flatten(), where, counts, *given
+            )
+        mask, dice = losses.view(2, *rows.objects.shape)
+        return mask, dice
 
     def _normalisers(self, parts: Sequence[Part], weights: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Per part: the object count (), at least 1, and the class weights (L+1,), as means over devices.
@@ -136,110 +194,181 @@ class Criterion(nn.Module):
         local = torch.zeros(2, 1 + len(weights[0]), device=weights[0].device)
         for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
             local[i, 0] = part.objects
-            local[i, 1:] = weight.sum((1, 2))
+            local[i, 1:] = weight
         mean = distributed.mean(local)
         classes = mean if self.settings.class_mean == "global" else local
         return [(mean[i, 0].clamp(min=1), classes[i, 1:]) for i in range(len(parts))]
 
 
-def mask_loss_sums(
-    parts: Sequence[Part], features: Tensor, targets: Targets, points: Points, uncertain: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Per part, the sums over objects of the mask and the dice loss, each (L+1,); features (B, D, h, w)."""
-    layers = len(parts[0].logits)
-    sums = [[features.new_zeros(2, layers)] for _ in parts]
-    for image, (masks, maps) in enumerate(zip(targets.masks, features.unbind(), strict=True)):
-        if len(masks) == 0:
-            continue
-        # The parts share the image's features and points: their rows are one batch.
-        embed = torch.cat([_row_embeddings(part, image) for part in parts], dim=1)
-        objects = torch.cat([part.rows[image].objects for part in parts], dim=1)
-        logits = torch.einsum("lrd,dhw->lrhw", embed, maps)
-        if isinstance(points, FixedPoints):
-            fixed = torch.cat([_fixed_points(part, image, points) for part in parts], dim=1)
-            losses = torch.stack(point_losses(*_at_fixed_points(logits, masks.float(), objects, fixed)))
-        else:
-            drawn = (points.candidates[image], points.uniform[image])
-            losses = DrawnPointLosses.apply(logits.flatten(0, 1), masks.float(), objects.flatten(), *drawn, uncertain)
-        counts = [part.rows[image].queries.shape[1] for part in parts]
-        for total, rows in zip(sums, losses.view(2, layers, -1).split(counts, dim=2), strict=True):
-            total.append(rows.sum(2))
-    if not any(targets.counts):
-        # Keeps every parameter in the graph, which distributed training relies on.
-        sums[0].append(sums[0][0] + (parts[0].embed.float().sum() + features.sum()) * 0)
-    totals = [torch.stack(terms).sum(0) for terms in sums]
-    return [(mask, dice) for mask, dice in totals]
+def _matching_part(output: DecoderOutput, targets: Targets, matching: Matching) -> Part:
+    no_object = output.logits.shape[-1] - 1
+    pairs = (matching.queries, matching.objects)
+    return Part("", 0, no_object, sum(targets.counts), output.logits, output.mask_embed, *pairs)
+
+
+def _pilot_part(output: DecoderOutput, targets: Targets, pilot: PilotBatch) -> Part:
+    """Slot -> object is fixed: slot g * N + j is object j."""
+    logits, embed = output.pilot_logits, output.pilot_mask_embed
+    assert logits is not None
+    assert embed is not None
+    owners = tuple(torch.arange(count).repeat(pilot.groups) for count in targets.counts)
+    first_slots = (torch.arange(pilot.groups).repeat_interleave(count) for count in targets.counts)
+    slots = tuple(g * (pilot.slots // pilot.groups) + j for g, j in zip(first_slots, owners, strict=True))
+    in_all_layers = (tuple(x.expand(len(logits), -1) for x in each) for each in (slots, owners))
+    unowned = _IGNORED if pilot.toggles.pilot_padding == "masked" else logits.shape[-1] - 1
+    first = 0 if pilot.toggles.layer0_supervision else 1
+    return Part("_pilot", first, unowned, sum(targets.counts) * pilot.groups, logits, embed, *in_all_layers)
+
+
+def _rows(parts: Sequence[Part], targets: Targets, device: torch.device) -> Rows:
+    """Order the rows on the host, and copy them to the device at once."""
+    layers, images = parts[0].logits.shape[:2]
+    width = sum(part.logits.shape[2] for part in parts)
+    starts = np.cumsum([0, *(part.logits.shape[2] for part in parts)])
+    first_objects = np.cumsum([0, *targets.counts])
+    places, objects = [], []
+    for image in range(images):
+        for part, start in zip(parts, starts, strict=False):
+            places.append(part.queries[image].numpy() + (image * width + start))
+            objects.append(part.owners[image].numpy() + first_objects[image])
+    counts = tuple(piece.shape[1] for piece in places)
+    layer = np.arange(layers)[:, None] * (images * width)
+    both = np.stack([np.concatenate(places, axis=1) + layer, np.concatenate(objects, axis=1)]).transpose(0, 2, 1)
+    on_device = torch.from_numpy(np.ascontiguousarray(both)).to(device, non_blocking=True)
+    return Rows(on_device[0], on_device[1], counts, len(parts))
+
+
+def _nothing(part: Part, features: Tensor) -> Tensor:
+    """Mask losses (L+1,) of a batch without objects: 0, with every parameter in the graph, which distributed training
+    relies on."""
+    return ((part.embed.float().sum() + features.sum()) * 0).expand(len(part.embed))
 
 
 class DrawnPointLosses(torch.autograd.Function):
     """Mask and dice loss of each row at its most uncertain candidates and at the uniform points.
 
-    A row's losses depend on its own logits alone, so that their gradients are taken at once and kept as two maps per
-    row; the many values at the points are gone before the next image.
+    Only a row's chosen points and its logits there are kept for the backward pass. The gradients at these points follow
+    from them; sampling and the product of embeddings and features are linear, so that the rest is their transposes.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, masks: Tensor, objects: Tensor, candidates: Tensor, rest: Tensor, uncertain: int
+        ctx: Any,
+        embed: Tensor,
+        features: Tensor,
+        masks: Sequence[Tensor],
+        objects: Tensor,
+        points: Tensor,
+        counts: Sequence[int],
+        candidates: int,
+        uncertain: int,
     ) -> Tensor:
-        """Logits (R, h, w), masks (n, H, W), objects (R,), points (., 2); returns the losses (2, R)."""
-        where = torch.cat([candidates, rest])
-        truth = sample(masks[None], where[None])[0]
-        shared = SharedPoints.at(where, (logits.shape[-2], logits.shape[-1]))
-        at_once = max(1, _VALUES // len(where))
-        found = [
-            _losses_and_gradients(rows, truth, owners, shared, len(candidates), uncertain)
-            for rows, owners in zip(logits.split(at_once), objects.split(at_once), strict=True)
-        ]
-        ctx.save_for_backward(torch.cat([gradients for _, gradients in found], dim=1))
-        return torch.cat([losses for losses, _ in found], dim=1)
+        """Losses (2, R) of embed (R, D) x features (B, D, h, w), ``counts`` rows an image.
+
+        ``masks`` per image (n, H, W); objects (R,) counts on over the images; ``points`` (B, K, 2) are the candidates,
+        then the uniform ones.
+        """
+        truth = torch.cat([sample_masks(image, where) for image, where in zip(masks, points, strict=True)])
+        planes = _planes(features, points)
+        rest = torch.arange(candidates, points.shape[1], device=embed.device)
+        losses = embed.new_empty(2, len(embed))
+        at_chosen = embed.new_empty(len(embed), uncertain + len(rest))
+        chosen = torch.empty_like(at_chosen, dtype=torch.int32)
+        for chunk in _chunks(counts, _rows_at_once(points)):
+            rows = _span(chunk)
+            logits = torch.cat([planes[image].logits(embed[part]) for image, part in chunk])
+            index = most_uncertain(logits[:, :candidates], uncertain)
+            chosen[rows] = index = torch.cat([index, rest.expand(len(index), -1)], dim=1)
+            at_chosen[rows] = logits = logits.gather(1, index)
+            losses[:, rows] = torch.stack(point_losses(logits, _truth_at(truth, objects[rows], index)))
+        ctx.save_for_backward(embed, features, objects, points, truth, chosen, at_chosen)
+        ctx.counts = counts
+        return losses
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Weight the kept gradients (2, R, h, w) with those of the losses (2, R)."""
-        (gradients,) = ctx.saved_tensors
-        return torch.einsum("kr,krhw->rhw", upstream, gradients), None, None, None, None, None
+        """Gradients of embed and features, from those of the losses (2, R)."""
+        embed, features, objects, points, truth, chosen, logits = ctx.saved_tensors
+        planes = _planes(features, points)
+        of_embed, of_columns = torch.empty_like(embed), [torch.zeros_like(plane.columns) for plane in planes]
+        for chunk in _chunks(ctx.counts, _rows_at_once(points)):
+            rows = _span(chunk)
+            index = chosen[rows].long()
+            at_chosen = point_gradients(logits[rows], _truth_at(truth, objects[rows], index), *upstream[:, rows])
+            at_points = embed.new_zeros(len(index), points.shape[1]).scatter_(1, index, at_chosen)
+            for image, part in chunk:
+                at_places = planes[image].give_back(at_points[part.start - rows.start : part.stop - rows.start])
+                of_columns[image].addmm_(embed[part].T, at_places)
+                of_embed[part] = at_places @ planes[image].columns.T
+        of_features = [plane.of_features(columns) for plane, columns in zip(planes, of_columns, strict=True)]
+        return of_embed, torch.stack(of_features).view_as(features), None, None, None, None, None, None
 
 
-def _losses_and_gradients(
-    logits: Tensor, truth: Tensor, objects: Tensor, points: SharedPoints, candidates: int, uncertain: int
-) -> tuple[Tensor, Tensor]:
-    """Losses (2, R) of logits (R, h, w) against truth (n, K)[objects], and their gradients (2, R, h, w)."""
-    sampled = points.sample(logits).contiguous()
-    chosen = most_uncertain(sampled[:, :candidates], uncertain)
-    rest = torch.arange(candidates, sampled.shape[1], device=chosen.device)
-    chosen = torch.cat([chosen, rest.expand(len(chosen), -1)], dim=1)
-    with torch.enable_grad():
-        values = sampled.gather(1, chosen).requires_grad_()
-        losses = point_losses(values, truth.take(objects[:, None] * truth.shape[1] + chosen))
-        gradients = [torch.autograd.grad(loss.sum(), values, retain_graph=True)[0] for loss in losses]
-    at_points = sampled.new_zeros(2, *sampled.shape)
-    for dense, gradient in zip(at_points, gradients, strict=True):
-        dense.scatter_(1, chosen, gradient)
-    return torch.stack(losses).detach(), points.scatter(at_points.flatten(0, 1)).reshape(2, *logits.shape)
+@dataclass(frozen=True)
+class _Plane:
+    """One image's logits at its points, by the shorter way: through all cells, or through features at the points."""
+
+    columns: Tensor
+    """(D, S): features at the S places, which are cells or the points."""
+    points: SharedPoints
+    image: int
+    at_cells: bool
+
+    def logits(self, embed: Tensor) -> Tensor:
+        """Logits (R, K) of embed (R, D)."""
+        if not self.at_cells:
+            return embed @ self.columns
+        return self.points.look_up(self.image, self.columns.T @ embed.T).T
+
+    def give_back(self, gradient: Tensor) -> Tensor:
+        """Gradient (R, S) at the places from that of the logits (R, K)."""
+        return self.points.scatter(self.image, gradient) if self.at_cells else gradient
+
+    def of_features(self, gradient: Tensor) -> Tensor:
+        """Gradient (D, cells) of the features from that of the columns (D, S)."""
+        return gradient if self.at_cells else self.points.scatter(self.image, gradient)
 
 
-def _row_embeddings(part: Part, image: int) -> Tensor:
-    """Mask embeddings (L+1, r, D) of the rows of one image."""
-    embed = part.embed[:, image].float()
-    return embed.gather(1, part.rows[image].queries[..., None].expand(-1, -1, embed.shape[-1]))
+def _planes(features: Tensor, points: Tensor) -> list[_Plane]:
+    """One plane per image of features (B, D, h, w) and points (B, K, 2)."""
+    shared = SharedPoints.at(points, (features.shape[-2], features.shape[-1]))
+    at_cells = shared.cells < points.shape[1]
+    columns = [maps.flatten(1) if at_cells else shared.sample(image, maps) for image, maps in enumerate(features)]
+    return [_Plane(part, shared, image, at_cells) for image, part in enumerate(columns)]
 
 
-def _at_fixed_points(logits: Tensor, masks: Tensor, objects: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and ground truth, both (rows, K), at points (L+1, r, K, 2) of each row's own."""
-    where = points.flatten(0, 1)
-    sampled = sample(logits.flatten(0, 1)[:, None], where)[:, 0]
-    return sampled, sample(masks[objects.flatten()][:, None], where)[:, 0]
+Chunk = list[tuple[int, slice]]
+"""Rows that are worked on together: pieces of images, each with its rows."""
 
 
-def _fixed_points(part: Part, image: int, points: FixedPoints) -> Tensor:
-    """The given points (L+1, r, K, 2) of one image's rows; matched rows are given in ascending query order."""
-    given = points.loss if part.suffix == "" else points.pilot_loss
-    assert given is not None, "no points were given for the piloted part"
-    queries = part.rows[image].queries
-    start = sum(rows.queries.shape[1] for rows in part.rows[:image])
-    order = queries.argsort(1).argsort(1) + start
-    return given[torch.arange(len(given), device=order.device)[:, None], order]
+def _chunks(counts: Sequence[int], at_once: int) -> list[Chunk]:
+    """Cut all images' rows, ``counts`` an image, into chunks of at most ``at_once`` rows."""
+    chunks: list[Chunk] = []
+    start, room = 0, 0
+    for image, count in enumerate(counts):
+        end = start + count
+        while start < end:
+            if room == 0:
+                chunks.append([])
+                room = at_once
+            stop = min(end, start + room)
+            chunks[-1].append((image, slice(start, stop)))
+            start, room = stop, room - (stop - start)
+    return chunks
+
+
+def _span(chunk: Chunk) -> slice:
+    return slice(chunk[0][1].start, chunk[-1][1].stop)
+
+
+def _rows_at_once(points: Tensor) -> int:
+    return max(1, values_at_once(points.device, _CACHED) // points.shape[1])
+
+
+def _truth_at(truth: Tensor, objects: Tensor, chosen: Tensor) -> Tensor:
+    """Ground truth (R, k) of objects (R,) in truth (n, K) at chosen points (R, k)."""
+    return truth.take(objects[:, None] * truth.shape[1] + chosen)
 
 
 def point_losses(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,45 +379,44 @@ def point_losses(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return mask, 1 - (2 * overlap + 1) / (probability.sum(1) + truth.sum(1) + 1)
 
 
-def _matching_part(output: DecoderOutput, targets: Targets, matching: Matching) -> Part:
-    rows = tuple(Rows(q, o) for q, o in zip(matching.queries, matching.objects, strict=True))
-    no_object = output.logits.shape[-1] - 1
-    classes = _class_targets(output.logits, targets, rows, no_object)
-    return Part("", 0, output.logits, output.mask_embed, rows, classes, sum(targets.counts))
+def point_gradients(logits: Tensor, truth: Tensor, of_mask: Tensor, of_dice: Tensor) -> Tensor:
+    """Gradient (R, K) of ``of_mask`` x mask + ``of_dice`` x dice of :func:`point_losses`; both factors are (R,)."""
+    probability = logits.sigmoid()
+    overlap = 2 * (probability * truth).sum(1, keepdim=True) + 1
+    area = probability.sum(1, keepdim=True) + truth.sum(1, keepdim=True) + 1
+    by_probability = (overlap / area - 2 * truth) / area
+    mask, dice = (probability - truth) / logits.shape[1], by_probability * probability * (1 - probability)
+    return of_mask[:, None] * mask + of_dice[:, None] * dice
 
 
-def _pilot_part(output: DecoderOutput, targets: Targets, pilot: PilotBatch) -> Part:
-    """Slot -> object is fixed: slot g * N + j is object j."""
-    logits, embed = output.pilot_logits, output.pilot_mask_embed
-    assert logits is not None
-    assert embed is not None
-    largest = pilot.slots // pilot.groups
-    slots = [real.nonzero()[:, 0].expand(len(logits), -1) for real in pilot.real]
-    rows = tuple(Rows(s, s % largest) for s in slots)
-    padding = _IGNORED if pilot.toggles.pilot_padding == "masked" else logits.shape[-1] - 1
-    classes = _class_targets(logits, targets, rows, padding)
-    first = 0 if pilot.toggles.layer0_supervision else 1
-    return Part("_pilot", first, logits, embed, rows, classes, sum(targets.counts) * pilot.groups)
+def _at_fixed_points(
+    embed: Tensor, parts: Sequence[Part], rows: Rows, features: Tensor, masks: Tensor, points: FixedPoints
+) -> Tensor:
+    """Losses (2, R) of embed (R, D) at given points of each row's own."""
+    layers, losses = rows.objects.shape[1], []
+    sizes = [count * layers for count in rows.per_image]
+    pieces = zip(embed.split(sizes), rows.objects.flatten().split(sizes), features, strict=True)
+    for image, (part, objects, maps) in enumerate(pieces):
+        where = torch.cat([_fixed_points(p, image, points) for p in parts], dim=1).transpose(0, 1).flatten(0, 1)
+        logits = sample(torch.einsum("rd,dhw->rhw", part, maps)[:, None], where)[:, 0]
+        losses.append(torch.stack(point_losses(logits, sample(masks[objects][:, None].float(), where)[:, 0])))
+    return torch.cat(losses, dim=1)
 
 
-def _class_targets(logits: Tensor, targets: Targets, rows: Sequence[Rows], other: int) -> Tensor:
-    """Wanted class (L+1, B, N): the object's label in rows that have one, ``other`` elsewhere."""
-    classes = torch.full(logits.shape[:-1], other, device=logits.device)
-    for image, (row, labels) in enumerate(zip(rows, targets.labels, strict=True)):
-        classes[:, image].scatter_(1, row.queries, labels[row.objects])
-    return classes
+def _fixed_points(part: Part, image: int, points: FixedPoints) -> Tensor:
+    """The given points (L+1, r, K, 2) of one image's rows; matched rows are given in ascending query order."""
+    given = points.loss if part.suffix == "" else points.pilot_loss
+    assert given is not None, "no points were given for the piloted part"
+    queries = part.queries[image]
+    start = sum(other.shape[1] for other in part.queries[:image])
+    return given[torch.arange(len(given))[:, None], queries.argsort(1).argsort(1) + start]
 
 
-def _nll(part: Part) -> Tensor:
-    """Negative log-likelihood (L+1, B, N) of the wanted classes; arbitrary where they are ignored."""
-    wanted = part.classes.clamp(min=0)
-    return -part.logits.float().log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
-
-
-def named_losses(values: dict[str, Tensor], suffix: str, first: int) -> dict[str, Tensor]:
-    """Name the losses (L+1,) of each kind, from head ``first`` on: ``loss_mask_pilot_3``, the last without a number."""
+def named_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Split losses (heads,) of the last heads by name: ``loss_mask_pilot_3``, that of the last without a number."""
+    heads = max(map(len, losses.values()))
     names = {}
-    for kind, layers in values.items():
-        for i, value in enumerate(layers.unbind()[first:], start=first):
-            names[f"loss_{kind}{suffix}" + ("" if i == len(layers) - 1 else f"_{i}")] = value
+    for name, values in losses.items():
+        for i, value in enumerate(values.unbind(), start=heads - len(values)):
+            names[name + ("" if i == heads - 1 else f"_{i}")] = value
     return names

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from mpformer.modeling.mask_piloting import PilotBatch
 from mpformer.modeling.outputs import DecoderOutput
 from mpformer.modeling.pixel_decoder import PixelFeatures
+from mpformer.modeling.points import resize
 from mpformer.modeling.position import sine_position
 
 T = TypeVar("T")
@@ -222,7 +223,7 @@ class MaskedAttentionDecoder(nn.Module):
         keys = checkpointed(lambda tokens: _project_for_all(attentions, tokens + position, 1), memory)
         values = _project_for_all(attentions, memory, 2)
         # Resizing is linear: resized features x embedding = resized (features x embedding).
-        resized = _resize(mask_features.detach(), size).flatten(2)
+        resized = resize(mask_features.detach(), size).flatten(2)
         return Level(keys, values, resized, size)
 
     def _attentions(self, level: int) -> list[Attention]:
@@ -281,18 +282,6 @@ def _project_for_all(attentions: Sequence[Attention], tokens: Tensor, which: int
 
 def _positioned(queries: Tensor, position: Tensor | None) -> Tensor:
     return queries if position is None else queries + position
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize maps (B, D, h, w) bilinearly; by an even factor down a cell is the mean of the four in its middle."""
-    factor = maps.shape[-1] // size[1]
-    if tuple(maps.shape[-2:]) == size:
-        return maps
-    if factor % 2 or maps.shape[-2:] != (size[0] * factor, size[1] * factor):
-        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-    middle = maps[..., factor // 2 - 1 :, factor // 2 - 1 :]
-    upper, lower = middle[..., ::factor, :], middle[..., 1::factor, :]
-    return (upper[..., ::factor] + upper[..., 1::factor] + lower[..., ::factor] + lower[..., 1::factor]) / 4
 
 
 def _input_projection(settings: DecoderSettings) -> nn.Module:

@@ -7,7 +7,7 @@ asks for it (:func:`require_kernel`). All give the same numbers up to rounding.
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import accumulate
@@ -59,8 +59,9 @@ def package_kernel(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tens
     return ms_deform_attn(value.contiguous(), shapes, starts, locations.contiguous(), weights.contiguous())
 
 
+@lru_cache(maxsize=64)
 def _level_table(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(levels, 2) int32 heights and widths, and (levels,) int32 index of each level's first token."""
+    """(levels, 2) int32 heights and widths, and (levels,) int32 index of each level's first token; copied once."""
     starts = accumulate((h * w for h, w in sizes[:-1]), initial=0)
     shapes, first = (torch.tensor(table, dtype=torch.int32, device=device) for table in (sizes, list(starts)))
     return shapes, first
@@ -172,10 +173,16 @@ class DeformableAttention(nn.Module):
 
     def _offsets(self, query: Tensor, sizes: Sizes) -> Tensor:
         """Sampling offsets (B, N, M * levels * K * 2) as shares of the image: dividing the weights divides them."""
-        cells = torch.tensor([(w, h) for h, w in sizes], dtype=torch.float32, device=query.device)
-        scale = cells[:, None].expand(self.heads, -1, self.points, -1).flatten()
+        scale = _cells(sizes, self.heads, self.points, query.device)
         layer = self.sampling_offsets
         return F.linear(query, layer.weight / scale[:, None], layer.bias / scale)
+
+
+@lru_cache(maxsize=64)
+def _cells(sizes: Sizes, heads: int, points: int, device: torch.device) -> Tensor:
+    """Cells of its level along each offset's axis, (heads * levels * points * 2,), on the device: copied there once."""
+    cells = torch.tensor([(w, h) for h, w in sizes], dtype=torch.float32)
+    return cells[:, None].expand(heads, -1, points, -1).flatten().to(device)
 
 
 def _softmax(logits: Tensor) -> Tensor:

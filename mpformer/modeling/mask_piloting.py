@@ -10,6 +10,7 @@ batch; the other slots of an image are padding. True = blocked in every mask her
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -103,33 +104,38 @@ def pilot_batch(
     slots = _Slots(targets.counts, groups, table.device)
     labels = noise.labels
     if labels is None:
-        labels = flip_labels(torch.cat(targets.labels).repeat(groups), toggles.flip_noise, len(table), generator)
+        labels = flip_labels(targets.all_labels.repeat(groups), toggles.flip_noise, len(table), generator)
     content, slot_labels = _content(toggles, slots, labels.to(table.device), table)
     masks = noise.masks
     if masks is None:
         masks = _layer_masks(toggles, targets, slots, layer_sizes, generator)
-    hidden = self_attention_mask(slots.real, groups, queries, toggles.pilot_padding == "masked")
+    hide_padding = toggles.pilot_padding == "masked" and slots.some_are_padding
+    hidden = self_attention_mask(slots.real, groups, queries, hide_padding)
     return PilotBatch(content, slots.real, groups, slot_labels, hidden, tuple(masks), toggles)
 
 
 class _Slots:
     """Where the objects of a batch sit: flat order is group-major, then image, then object."""
 
-    def __init__(self, counts: list[int], groups: int, device: torch.device) -> None:
+    def __init__(self, counts: Sequence[int], groups: int, device: torch.device) -> None:
         largest = max(counts)
         image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
         index = torch.cat([torch.arange(count) for count in counts])
-        group = torch.arange(groups)[:, None]
+        slot = torch.arange(groups)[:, None] * largest + index
         self.groups = groups
-        self.image = image.repeat(groups).to(device)
-        self.slot = (group * largest + index).flatten().to(device)
-        real = torch.arange(largest) < torch.tensor(counts)[:, None]
-        self.real = real.repeat(1, groups).to(device)
+        self.some_are_padding = min(counts) < largest
+        self._shape = (len(counts), groups * largest)
+        self._places = (image * groups * largest + slot).flatten().to(device, non_blocking=True)
 
     def place(self, values: Tensor, padding: float) -> Tensor:
         """Put values (groups * objects, ...) into slots (B, P, ...); padding slots get ``padding``."""
-        placed = values.new_full((*self.real.shape, *values.shape[1:]), padding)
-        return placed.index_put((self.image, self.slot), values)
+        placed = values.new_full((self._shape[0] * self._shape[1], *values.shape[1:]), padding)
+        return placed.index_copy(0, self._places, values).unflatten(0, self._shape)
+
+    @cached_property
+    def real(self) -> Tensor:
+        """(B, P) bool: the slot holds an object."""
+        return self.place(torch.ones_like(self._places, dtype=torch.bool), False)
 
 
 def _content(toggles: Toggles, slots: _Slots, labels: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +154,7 @@ def self_attention_mask(real: Tensor, groups: int, queries: int, hide_padding: b
     mask = torch.zeros(slots + queries, slots + queries, dtype=torch.bool, device=real.device)
     mask[slots:, :slots] = True
     mask[:slots, :slots] = group[:, None] != group
-    if not hide_padding or bool(real.all()):
+    if not hide_padding:
         return mask[None]
     return mask | F.pad(~real, (0, queries))[:, None]
 
@@ -169,7 +175,7 @@ def _layer_masks(
     layer_sizes: Sequence[Size],
     generator: torch.Generator | None,
 ) -> list[Tensor | None]:
-    objects = torch.cat(targets.masks)
+    objects = targets.all_masks
     noisy = toggles.point_noise > 0
     shared: dict[Size, Tensor] = {}
     clean: dict[Size, Tensor] = {}

@@ -11,6 +11,7 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from analysis.matching import MatchWeights
 from mpformer.config.classes import class_table
 from mpformer.config.datasets import ClassTable
 from mpformer.config.schema import Config, ModelConfig, Toggles
@@ -19,7 +20,6 @@ from mpformer.modeling.criterion import Criterion, LossSettings, named_losses
 from mpformer.modeling.decoder import DecoderSettings, MaskedAttentionDecoder
 from mpformer.modeling.inference import InferenceSettings, infer
 from mpformer.modeling.mask_piloting import PilotBatch, PilotNoise, pilot_batch
-from mpformer.modeling.matcher import CostWeights
 from mpformer.modeling.outputs import DecoderOutput, Targets, padded_targets
 from mpformer.modeling.pixel_decoder import MASK_STRIDE, PixelDecoder, PixelDecoderSettings, PixelFeatures
 from mpformer.modeling.points import Points, PointSettings
@@ -100,8 +100,8 @@ class MPFormer(nn.Module):
         pixels = self.pixel_features(images.tensor)
         pilot = self.pilot(targets, pixels, noise)
         output = self.sem_seg_head.predictor(pixels, pilot)
-        losses = self.criterion.weighted(self.criterion(output, targets, pilot, points))
-        return losses | self._absent_pilot_losses(pilot)
+        losses = self.criterion.weighted(self.criterion.by_layer(output, targets, pilot, points))
+        return named_losses(losses | self._absent_pilot_losses(pilot))
 
     @torch.compiler.disable  # detectron2's padding reads sizes from tensors
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
@@ -143,9 +143,9 @@ class MPFormer(nn.Module):
         predictor = self.sem_seg_head.predictor
         if self.piloting is None or predictor.label_enc is None or pilot is not None:
             return {}
-        zeros = predictor.label_enc.weight.float().sum() * self.pixel_mean.new_zeros(predictor.settings.layers + 1)
-        first = 0 if self.piloting.layer0_supervision else 1
-        return named_losses({"ce": zeros, "mask": zeros, "dice": zeros}, "_pilot", first)
+        heads = predictor.settings.layers + (1 if self.piloting.layer0_supervision else 0)
+        zeros = predictor.label_enc.weight.float().sum() * self.pixel_mean.new_zeros(heads)
+        return {f"loss_{kind}_pilot": zeros for kind in ("ce", "mask", "dice")}
 
     @torch.no_grad()
     def layer_outputs(self, batched_inputs: list[dict[str, Any]]) -> tuple[DecoderOutput, list[Size]]:
@@ -266,7 +266,7 @@ def _loss_settings(config: Config, classes: int) -> LossSettings:
     model = config.model
     return LossSettings(
         classes=classes,
-        weights=CostWeights(model.class_weight, model.mask_weight, model.dice_weight),
+        weights=MatchWeights(model.class_weight, model.mask_weight, model.dice_weight),
         no_object_weight=model.no_object_weight,
         points=PointSettings(model.train_points, model.oversample_ratio, model.importance_sample_ratio),
         class_mean=config.schedule.class_mean,

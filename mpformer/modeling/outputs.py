@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # Shape legend: B images, Q learnable queries, P piloted slots, C classes, L decoder layers, D mask channels,
@@ -43,26 +42,35 @@ class DecoderOutput:
 
 @dataclass(frozen=True)
 class Targets:
-    """Ground truth of a batch, padded to the batch's image size."""
+    """Ground truth of a batch, padded to the batch's image size; the objects of its images follow each other."""
 
-    labels: tuple[Tensor, ...]
-    """Per image (n,) int64 contiguous class ids."""
-    masks: tuple[Tensor, ...]
-    """Per image (n, H, W) bool, padded at the bottom and right."""
+    all_labels: Tensor
+    """(objects of all images,) int64 contiguous class ids."""
+    all_masks: Tensor
+    """(objects of all images, H, W) bool, padded at the bottom and right."""
+    counts: tuple[int, ...]
+    """Objects per image."""
 
     @property
-    def counts(self) -> list[int]:
-        """Objects per image."""
-        return [len(labels) for labels in self.labels]
+    def labels(self) -> tuple[Tensor, ...]:
+        """Per image (n,)."""
+        return self.all_labels.split(self.counts)
+
+    @property
+    def masks(self) -> tuple[Tensor, ...]:
+        """Per image (n, H, W)."""
+        return self.all_masks.split(self.counts)
 
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the padded images."""
-        return self.masks[0].shape[-2], self.masks[0].shape[-1]
+        return self.all_masks.shape[-2], self.all_masks.shape[-1]
 
 
 def padded_targets(labels: Sequence[Tensor], masks: Sequence[Tensor], size: tuple[int, int]) -> Targets:
     """Pad every image's masks (n, h, w) at the bottom and right to ``size`` = (H, W)."""
-    height, width = size
-    padded = [F.pad(m.bool(), (0, width - m.shape[-1], 0, height - m.shape[-2])) for m in masks]
-    return Targets(tuple(label.long() for label in labels), tuple(padded))
+    counts = tuple(len(part) for part in labels)
+    padded = torch.zeros(sum(counts), *size, dtype=torch.bool, device=masks[0].device)
+    for place, part in zip(padded.split(counts), masks, strict=True):
+        place[:, : part.shape[-2], : part.shape[-1]] = part
+    return Targets(torch.cat(list(labels)).long(), padded, counts)

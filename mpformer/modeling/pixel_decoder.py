@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mpformer.modeling.convolution import Conv2d
 from mpformer.modeling.deformable_attention import DeformableAttention
+from mpformer.modeling.points import cell_centres
 from mpformer.modeling.position import sine_position
 from mpformer.modeling.sparse_sampling import Sizes
 
@@ -110,17 +111,11 @@ class DeformableTransformer(nn.Module):
         position = torch.cat(
             [sine_position(s, channels, device) + e for s, e in zip(sizes, self.level_embed, strict=True)]
         )
-        reference = torch.cat([_cell_centres(size, device) for size in sizes])
+        reference = torch.cat([cell_centres(size, device) for size in sizes])
         for layer in self.encoder.layers:
             tokens = layer(tokens, position, reference, sizes)
         parts = tokens.split([h * w for h, w in sizes], dim=1)
         return [p.transpose(1, 2).unflatten(2, size) for p, size in zip(parts, sizes, strict=True)]
-
-
-def _cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
-    from mpformer.modeling.points import cell_centres
-
-    return cell_centres(size, device)
 
 
 class PixelDecoder(nn.Module):

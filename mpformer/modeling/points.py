@@ -7,13 +7,17 @@ per image instead of once per layer and object.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_CACHED = 640 * 1024
+"""Values of masks that a CPU's cache holds."""
+_MEMORY_PARTS = 2048
+"""A tensor that is worked on at a time takes one part of a GPU's memory: 40 MiB of 80 GiB."""
 _TRIED = 2048
 """Values of a row that bound the smallest ones."""
 
@@ -89,11 +93,22 @@ def draw_points(
     return PointDraw(matching, candidates, rest)
 
 
+@lru_cache(maxsize=64)
 def cell_centres(cells: tuple[int, int], device: torch.device) -> Tensor:
-    """Return the centres (h*w, 2), x and y in [0, 1], of a grid of cells."""
+    """Return the centres (h*w, 2), x and y in [0, 1], of a grid of cells. Cached: callers must not write into it."""
     y = (torch.arange(cells[0], device=device) + 0.5) / cells[0]
     x = (torch.arange(cells[1], device=device) + 0.5) / cells[1]
     return torch.stack([x.expand(cells[0], -1), y[:, None].expand(-1, cells[1])], dim=-1).flatten(0, 1)
+
+
+def values_at_once(device: torch.device, cached: int) -> int:
+    """How many float32 values to work on at a time: ``cached`` on CPU, elsewhere a small part of the memory.
+
+    Few enough that a handful of such tensors do not count, as many as that allows: every part costs its launches.
+    """
+    if device.type == "cpu":
+        return cached
+    return torch.get_device_module(device).get_device_properties(device).total_memory // (4 * _MEMORY_PARTS)
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
@@ -101,50 +116,78 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps, (2 * points - 1)[:, :, None], align_corners=False).squeeze(-1)
 
 
+def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
+    """Sample bool masks (n, H, W) at points (K, 2); returns (n, K) float32. Few are float maps at a time."""
+    at_once = max(1, values_at_once(masks.device, _CACHED) // (masks.shape[-2] * masks.shape[-1]))
+    return torch.cat([sample(part[None].float(), points[None])[0] for part in masks.split(at_once)])
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps (B, D, h, w) bilinearly; bool ones become float32.
+
+    By an even factor down a cell is the mean of the four in its middle, which slices give fastest.
+    """
+    dtype = torch.float32 if maps.dtype == torch.bool else maps.dtype
+    factor = maps.shape[-1] // size[1]
+    if tuple(maps.shape[-2:]) == size:
+        return maps.to(dtype)
+    if factor % 2 or maps.shape[-2:] != (size[0] * factor, size[1] * factor):
+        return F.interpolate(maps.to(dtype), size=size, mode="bilinear", align_corners=False)
+    middle = maps[..., factor // 2 - 1 :, factor // 2 - 1 :]
+    upper, lower = middle[..., ::factor, :].to(dtype), middle[..., 1::factor, :].to(dtype)
+    return (upper[..., ::factor] + upper[..., 1::factor] + lower[..., ::factor] + lower[..., 1::factor]) / 4
+
+
 @dataclass(frozen=True)
 class SharedPoints:
-    """Points that many maps are sampled at: the cells and weights of a point are then the same for all maps.
+    """Points of each image that many maps are sampled at: cells and weights of a point are the same for all maps.
 
     Sampling is a lookup of four weighted rows in a table with one column per map, and its gradient the reverse lookup.
     """
 
     index: Tensor
-    """(K, 4) cells around each point."""
+    """(B, K, 4) cells around each point."""
     weight: Tensor
-    """(K, 4) bilinear weights, 0 outside the map."""
+    """(B, K, 4) bilinear weights, 0 outside the map."""
     cells: int
 
     @classmethod
     def at(cls, points: Tensor, size: tuple[int, int]) -> "SharedPoints":
-        """Find the corners of points (K, 2) on maps of ``size`` = (h, w)."""
-        extent = torch.tensor([size[1], size[0]], device=points.device)
-        place = points * extent - 0.5
-        low = place.floor()
-        corner = torch.stack([low, low + 1]).long()
-        share = torch.stack([1 - (place - low), place - low]) * ((corner >= 0) & (corner < extent))
-        (x, y), (share_x, share_y) = corner.clamp(torch.zeros_like(extent), extent - 1).unbind(-1), share.unbind(-1)
-        index, weight = y[:, None] * size[1] + x, share_y[:, None] * share_x
-        return cls(index.flatten(0, 1).T.contiguous(), weight.flatten(0, 1).T.contiguous(), size[0] * size[1])
+        """Find the corners of points (B, K, 2) on maps of ``size`` = (h, w)."""
+        x, share_x = _neighbours(points[..., 0], size[1])
+        y, share_y = _neighbours(points[..., 1], size[0])
+        index, weight = y[..., :, None] * size[1] + x[..., None, :], share_y[..., :, None] * share_x[..., None, :]
+        return cls(index.flatten(-2), weight.flatten(-2), size[0] * size[1])
 
-    def sample(self, maps: Tensor) -> Tensor:
-        """Sample maps (N, h, w) at the points; returns (N, K) with the numbers of :func:`sample`, no gradient."""
-        return self.look_up(maps.detach().flatten(1).T.contiguous()).T
+    def look_up(self, image: int, table: Tensor) -> Tensor:
+        """Sample a table (cells, N) of one column per map at an image's points; returns (K, N), no gradient."""
+        return F.embedding_bag(self.index[image], table.detach(), mode="sum", per_sample_weights=self.weight[image])
 
-    def look_up(self, table: Tensor) -> Tensor:
-        """Sample a table (cells, N) of one column per map; returns (K, N), no gradient."""
-        return F.embedding_bag(self.index, table.detach(), mode="sum", per_sample_weights=self.weight)
+    def sample(self, image: int, maps: Tensor) -> Tensor:
+        """Sample maps (N, h, w) at an image's points; returns (N, K) with the numbers of :func:`sample`."""
+        return self.look_up(image, maps.flatten(1).T.contiguous()).T
 
-    def scatter(self, values: Tensor) -> Tensor:
-        """Give values (N, K) at the points back to the cells (N, cells): the transpose of :meth:`sample`."""
-        source, weight, starts = self._by_cell
+    def scatter(self, image: int, values: Tensor) -> Tensor:
+        """Give values (N, K) at an image's points back to the cells (N, cells): the transpose of :meth:`sample`."""
+        source, weight, starts = (part[image] for part in self._by_cell)
         return F.embedding_bag(source, values.T.contiguous(), starts, mode="sum", per_sample_weights=weight).T
 
     @cached_property
     def _by_cell(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The points (4K,) around each cell in turn, their weights, and where each cell's points start (cells,)."""
-        cell, order = self.index.flatten().to(torch.int32).sort(stable=True)
-        starts = torch.searchsorted(cell, torch.arange(self.cells, dtype=torch.int32, device=cell.device))
-        return order // self.index.shape[1], self.weight.flatten()[order], starts
+        """Per image the points (4K,) around each cell in turn, their weights, and where a cell's begin (cells,)."""
+        cell, order = self.index.flatten(1).to(torch.int32).sort(stable=True)
+        cells = torch.arange(self.cells, dtype=torch.int32, device=cell.device).expand(len(cell), -1).contiguous()
+        starts = torch.searchsorted(cell, cells)
+        return order // self.index.shape[2], self.weight.flatten(1).gather(1, order), starts
+
+
+def _neighbours(place: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The two cells around places in [0, 1] of one axis, and their weights, 0 outside; both (..., 2)."""
+    place = place * length - 0.5
+    low = place.floor()
+    share, cell = place - low, torch.stack([low, low + 1], dim=-1)
+    weight = torch.stack([1 - share, share], dim=-1) * ((cell >= 0) & (cell < length))
+    return cell.clamp(0, length - 1).long(), weight
 
 
 def most_uncertain(logits: Tensor, count: int) -> Tensor:

@@ -34,6 +34,11 @@ class Shares:
             return self.objects
         return self.piloted_class if "pilot" in name else self.matched_class
 
+    def weigh(self, losses: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Multiply each loss with its share."""
+        whole = self == Shares()
+        return {name: value if whole else value * self.of(name) for name, value in losses.items()}
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -75,13 +80,13 @@ def shares(micro_batches: Sequence[Sequence[dict[str, Any]]], config: Config) ->
     return [Shares(float(n), float(c), float(n)) for n, c in zip(by_objects, by_class, strict=True)]
 
 
-def summed(losses: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def summed(losses: Mapping[str, float]) -> dict[str, float]:
     """Sum the losses over the decoder's layers: ``loss_ce``, ``loss_mask``, … and the same with ``_pilot``."""
-    sums: dict[str, torch.Tensor] = {}
+    sums: dict[str, float] = {}
     for name, value in losses.items():
         kind = _NAME.match(name)
         key = f"{kind[0]}{'_pilot' if 'pilot' in name else ''}" if kind else name
-        sums[key] = sums[key] + value.detach() if key in sums else value.detach()
+        sums[key] = sums.get(key, 0.0) + value
     return sums
 
 

@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +44,7 @@ __all__ = ["Interrupted", "TrainCallbacks", "train"]
 _log = logging.getLogger(__name__)
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SCHEMA = 1
+_NORM = "norm of the gradient"
 #: iterations between two agreements of several processes on whether to stop
 _AGREE_EVERY = 10
 
@@ -163,42 +164,62 @@ class Trainer(TrainerBase):
             raise UserError(
                 f"checkpoint schema {state.get('schema')} is not {_SCHEMA}: void the run and train it again"
             )
+        for group in state["optimizer"]["param_groups"]:
+            group["fused"] = True  # a checkpoint of an earlier version says otherwise
         for name in ("optimizer", "scheduler", "scaler", "meter", "prober"):
             getattr(self, name).load_state_dict(state[name])
         self.core.load_state_dict(state["model"])
         self.seconds = state["seconds"]
 
     def run_step(self) -> None:
-        """One optimiser step: micro-batches weighted to equal the whole batch, clipped, stepped."""
+        """One optimiser step: micro-batches weighted to equal the whole batch, clipped, stepped.
+
+        Nothing here waits for the device: the losses are read when they are logged, and a step whose loss or gradient
+        is no number is left out by the device itself.
+        """
         began = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        losses: dict[str, torch.Tensor] = {}
+        parts = []
         for part in self.parts:
-            for name, value in self._backward(part).items():
-                losses[name] = losses[name] + value if name in losses else value
+            parts.append(self._backward(part))
             if part.last:
                 break
-        # one wait for the device, not one a loss; those of the whole batch, so that all processes see the same NaN
-        values = distributed.mean(torch.stack(list(losses.values()))).tolist()
-        numbers = self._finite(dict(zip(losses, values, strict=True)))
+        names, losses = parts[0][0], torch.stack([values for _, values in parts]).sum(0)
         self.scaler.unscale_(self.optimizer)
-        optimisation.clip(self.core, self.config.schedule.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        norm = optimisation.clip(self.core, self.config.schedule.clip_norm)
+        self._update(norm)
         elapsed = time.perf_counter() - began
         self.seconds += elapsed
-        self.meter.add(numbers, elapsed)
+        if not self.scaler.is_enabled():  # which finds its scale by gradients that overflow
+            names, losses = [*names, _NORM], torch.cat([losses, norm[None]])
+        self.meter.add(self.done, names, losses, elapsed)
 
-    def _backward(self, part: MicroBatch) -> dict[str, torch.Tensor]:
-        """Forward and backward of one micro-batch; returns its share of the losses, summed over layers."""
+    def _backward(self, part: MicroBatch) -> tuple[list[str], torch.Tensor]:
+        """Forward and backward of one micro-batch; returns names and values of its share of each loss.
+
+        A total that is no number makes every gradient none, whatever the graph would make of it.
+        """
         waits = isinstance(self.model, DistributedDataParallel) and not part.last
         noise, points = self._stream("noise", part.slot), self._stream("points", part.slot)
         with self.model.no_sync() if waits else nullcontext():  # type: ignore[operator]
             with self._autocast():
                 losses = self.model(part.batch, noise=noise, points=points)
-            weighted = {name: value * part.share.of(name) for name, value in losses.items()}
-            self.scaler.scale(torch.stack(list(weighted.values())).sum()).backward()
-        return accumulation.summed(weighted)
+            weighted = part.share.weigh(losses)
+            values = torch.stack(list(weighted.values()))
+            total = values.sum()
+            upstream = torch.where(total.detach().isfinite(), 1.0, math.nan)
+            self.scaler.scale(total).backward(upstream)
+        return list(weighted), values.detach()
+
+    def _update(self, norm: torch.Tensor) -> None:
+        """Step the optimiser, on the device alone: not where the gradient's norm () is no number."""
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return
+        # AdamW's fused kernel reads it, as the scaler relies on
+        self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
 
     def _autocast(self) -> Any:
         dtype = _AUTOCAST.get(self.config.schedule.amp)
@@ -213,13 +234,6 @@ class Trainer(TrainerBase):
             )
         return random_streams.generator(self.config.seed, purpose, self.iter, self.device, slot)
 
-    def _finite(self, losses: dict[str, float]) -> dict[str, float]:
-        bad = [f"{name} = {value}" for name, value in losses.items() if not math.isfinite(value)]
-        if bad:
-            advice = "lower schedule.base_lr, or turn schedule.amp off"
-            raise RunFailure("nan", f"non-finite loss at iteration {self.iter + 1}: {', '.join(bad)}; {advice}")
-        return losses
-
     @property
     def done(self) -> int:
         """Optimiser steps completed, counting the present one in ``after_step``."""
@@ -231,7 +245,8 @@ class Trainer(TrainerBase):
         return self.done >= self.config.schedule.max_iter
 
     def save(self) -> None:
-        """Write a checkpoint of the state after the present iteration (main process only)."""
+        """Write a checkpoint of the state after the present iteration (main process only); RunFailure for a NaN."""
+        self.meter.read()
         if self.rank.main:
             self.checkpoints.save(self.done, self.snapshot())
         distributed.barrier()
@@ -274,36 +289,71 @@ class Trainer(TrainerBase):
 
 
 class Meter:
-    """Means of the losses since the last logged line; part of the checkpoint, so that resuming logs the same lines."""
+    """Means of the losses since the last logged line; part of the checkpoint, so that resuming logs the same lines.
+
+    What is added stays on the device until it is read, all iterations in one copy.
+    """
 
     def __init__(self) -> None:
+        self._unread: list[torch.Tensor] = []
+        self._names: list[str] = []
+        self._iteration = 0
         self.clear()
+
+    def add(self, iteration: int, names: list[str], values: torch.Tensor, seconds: float) -> None:
+        """Take one iteration's values, losses by layer and whatever else must be finite, and its wall time."""
+        self._iteration, self._names = iteration, names
+        self._unread.append(values)
+        self._count += 1
+        self._seconds += seconds
+
+    def read(self) -> None:
+        """Read what was added, as means over the processes; RunFailure names the first iteration that is no number."""
+        if not self._unread:
+            return
+        lines = distributed.mean(torch.stack(self._unread)).cpu().tolist()
+        self._unread.clear()
+        for iteration, line in enumerate(lines, start=self._iteration - len(lines) + 1):
+            values = dict(zip(self._names, line, strict=True))
+            norm = values.pop(_NORM, 0.0)
+            losses = accumulation.summed(values)
+            _check_finite(iteration, losses, norm)
+            for name, value in losses.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+
+    @property
+    def pace(self) -> float:
+        """Seconds an iteration."""
+        return self._seconds / max(self._count, 1)
+
+    def line(self) -> dict[str, float]:
+        """Return the means as ``loss`` (their total), ``loss_ce``, … and ``seconds`` an iteration."""
+        self.read()
+        means = {name: value / max(self._count, 1) for name, value in self._sums.items()}
+        return {"loss": sum(means.values()), **means, "seconds": self.pace}
 
     def clear(self) -> None:
         """Start the next line."""
         self._sums: dict[str, float] = {}
-        self._count = 0
-        self._seconds = 0.0
-
-    def add(self, losses: dict[str, float], seconds: float) -> None:
-        """Take one iteration's losses (summed over layers) and its wall time."""
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
-        self._seconds += seconds
-
-    def line(self) -> dict[str, float]:
-        """Return the means as ``loss`` (their total), ``loss_ce``, … and ``seconds`` an iteration."""
-        means = {name: value / max(self._count, 1) for name, value in self._sums.items()}
-        return {"loss": sum(means.values()), **means, "seconds": self._seconds / max(self._count, 1)}
+        self._count, self._seconds = 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, for the checkpoint."""
+        self.read()
         return {"sums": dict(self._sums), "count": self._count, "seconds": self._seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self._sums, self._count, self._seconds = dict(state["sums"]), state["count"], state["seconds"]
+
+
+def _check_finite(iteration: int, losses: Mapping[str, float], norm: float) -> None:
+    bad = [f"{name} = {value}" for name, value in losses.items() if not math.isfinite(value)]
+    if not bad and not math.isfinite(norm):
+        bad = [f"{_NORM} = {norm}"]
+    if bad:
+        advice = "lower schedule.base_lr, or turn schedule.amp off"
+        raise RunFailure("nan", f"non-finite loss at iteration {iteration}: {', '.join(bad)}; {advice}")
 
 
 class _Hook(HookBase):
@@ -323,17 +373,19 @@ class _Log(_Hook):
 
     def __init__(self, callbacks: TrainCallbacks) -> None:
         self._callbacks = callbacks
+        self._loss: float | None = None
 
     def after_step(self) -> None:
         t = self.trainer
-        line = t.meter.line()
-        left = (t.max_iter - t.done) * line["seconds"]
-        beat = {"iteration": t.done, "max_iter": t.max_iter, "loss": line["loss"], "eta_seconds": left}
-        if t.done % t.config.runtime.log_period == 0 or t.ends:
-            rate = t.used_rate
-            self._callbacks.log({"kind": "train", "iteration": t.done, **line, **rate, "time": time.time()})
+        due = t.done % t.config.runtime.log_period == 0 or t.ends
+        left = (t.max_iter - t.done) * t.meter.pace
+        if due or t.device.type == "cpu":  # reading waits for any other device
+            line = t.meter.line()
+            self._loss = line["loss"]
+        if due:
+            self._callbacks.log({"kind": "train", "iteration": t.done, **line, **t.used_rate, "time": time.time()})
             t.meter.clear()
-        self._callbacks.progress(beat)
+        self._callbacks.progress({"iteration": t.done, "max_iter": t.max_iter, "loss": self._loss, "eta_seconds": left})
 
 
 class _Probe(_Hook):

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpformer.modeling import criterion, matcher, pixel_decoder, points, sparse_sampling
+from mpformer.modeling import criterion, matcher, pixel_decoder, sparse_sampling
 from mpformer.modeling import deformable_attention as deformable
+from mpformer.modeling import points as points_module
 from mpformer.modeling.convolution import Conv2d
-from mpformer.modeling.decoder import _resize
+from mpformer.modeling.points import resize
 
 SIZES = ((3, 4), (6, 8))
 
@@ -106,22 +107,22 @@ def test_resized_features_are_bilinear(size: tuple[int, int]) -> None:
     """Even factors (2, 4, 8), an odd one (3), none at all, unequal ones, and no resizing."""
     maps = drawn(2, 5, 24, 48) if size != (48, 96) else drawn(2, 5, 48, 96)
     plain = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(_resize(maps, size), plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(resize(maps, size), plain, rtol=1e-5, atol=1e-6)
 
 
 def test_row_sums_of_extreme_logits() -> None:
     logits = torch.cat([drawn(500, 7) * 20, torch.tensor([[-1e4], [-90.0], [90.0], [1e4]]).expand(-1, 7)])
     masks = (drawn(3, 504, seed=1) > 0).float()
     wanted = (F.softplus(logits).sum(0), (masks @ logits.sigmoid()).T, logits.sigmoid().sum(0))
-    for ours, plain in zip(matcher._row_sums(logits.clone(), masks), wanted, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)
+    for ours, plain in zip(matcher._row_sums(logits.clone()[None], masks[None]), wanted, strict=True):
+        torch.testing.assert_close(ours[0], plain, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("length", [30, 2048, 5000])
 def test_smallest_values_of_short_and_long_rows(length: int) -> None:
     values = np.abs(np.random.default_rng(0).standard_normal((4, length)).astype(np.float32))
     for count in (1, length // 4, length):
-        found = points._smallest(values, count)
+        found = points_module._smallest(values, count)
         assert found.shape == (4, count)
         chosen = np.sort(np.take_along_axis(values, found, axis=1), axis=1)
         np.testing.assert_array_equal(chosen, np.sort(values, axis=1)[:, :count])
@@ -135,15 +136,37 @@ def test_feed_forward_a_few_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
     assert_same(outputs_and_gradients(layer._feed_forward, [tokens]), whole, 1e-6)
 
 
-def test_losses_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    masks = (drawn(2, 16, 16) > 0).float()
-    places = [torch.rand(n, 2, generator=torch.Generator().manual_seed(n)) for n in (60, 10)]
-    owners = torch.tensor([0, 1, 1, 0, 1])
+def plain_point_losses(embed: Tensor, features: Tensor, masks: list[Tensor], points: Tensor) -> Tensor:
+    """Losses (2, rows) of three rows for each of two images, without any form that is fast; 60 candidates, 30 taken."""
+    losses = []
+    for image in range(2):
+        logits = torch.einsum("rd,dhw->rhw", embed[3 * image : 3 * image + 3], features[image])
+        truth = points_module.sample(masks[image][[0, 1, 1], None].float(), points[image].expand(3, -1, -1))[:, 0]
+        sampled = points_module.sample(logits[:, None], points[image].expand(3, -1, -1))[:, 0]
+        chosen = sampled.detach()[:, :60].abs().topk(30, largest=False).indices
+        chosen = torch.cat([chosen, torch.arange(60, 70).expand(3, -1)], dim=1)
+        losses.append(torch.stack(criterion.point_losses(sampled.gather(1, chosen), truth.gather(1, chosen))))
+    return torch.cat(losses, dim=1)
 
-    def losses(logits: Tensor) -> Tensor:
-        found: Tensor = criterion.DrawnPointLosses.apply(logits, masks, owners, *places, 30)
+
+@pytest.mark.parametrize("side", [8, 16])
+@pytest.mark.parametrize("rows", [1, 4, 100])
+def test_losses_at_drawn_points(side: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer cells than points and with more; some rows at a time, across images, and all at once."""
+    masks = [drawn(2, 16, 16, seed=seed) > 0 for seed in (1, 2)]
+    points = torch.rand(2, 70, 2, generator=torch.Generator().manual_seed(3))
+    owners = torch.tensor([0, 1, 1, 2, 3, 3])
+    inputs = [drawn(6, 5), drawn(2, 5, side, side, seed=4)]
+
+    def losses(embed: Tensor, features: Tensor) -> Tensor:
+        found: Tensor = criterion.DrawnPointLosses.apply(embed, features, masks, owners, points, [3, 3], 60, 30)
         return found
 
-    whole = outputs_and_gradients(losses, [drawn(5, 8, 8, seed=3)])
-    monkeypatch.setattr(criterion, "_VALUES", 2 * 70)
-    assert_same(outputs_and_gradients(losses, [drawn(5, 8, 8, seed=3)]), whole, 1e-6)
+    monkeypatch.setattr(criterion, "_CACHED", rows * 70)
+    plain = outputs_and_gradients(lambda e, f: plain_point_losses(e, f, masks, points), inputs)
+    assert_same(outputs_and_gradients(losses, inputs), plain, 1e-5)
+
+
+def test_chunks_cover_all_rows_in_order() -> None:
+    assert criterion._chunks([3, 0, 4], 5) == [[(0, slice(0, 3)), (2, slice(3, 5))], [(2, slice(5, 7))]]
+    assert criterion._chunks([2, 2], 9) == [[(0, slice(0, 2)), (1, slice(2, 4))]]

@@ -13,13 +13,14 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from analysis.matching import MatchWeights
 from mpformer.config.schema import Config, DatasetConfig, ModelConfig, ResNetConfig, SwinConfig
 from mpformer.modeling import criterion, matcher
 from mpformer.modeling import deformable_attention as deformable
 from mpformer.modeling.backbones import build_backbone
 from mpformer.modeling.decoder import Attention
 from mpformer.modeling.inference import InferenceSettings, boxes_of, infer, panoptic
-from mpformer.modeling.matcher import CostWeights, image_costs, match
+from mpformer.modeling.matcher import match, matching_costs
 from mpformer.modeling.meta_arch import build_model
 from mpformer.modeling.outputs import DecoderOutput, Targets
 from mpformer.modeling.points import PointSettings, cell_centres, draw_points, most_uncertain, sample
@@ -161,15 +162,15 @@ def random_output(layers: int = 2, images: int = 2, queries: int = 6, classes: i
 
 
 def random_targets(counts: tuple[int, ...] = (3, 9), classes: int = 4) -> Targets:
-    labels = tuple(torch.randint(0, classes, (n,)) for n in counts)
-    return Targets(labels, tuple(torch.rand(n, 32, 32) > 0.7 for n in counts))
+    labels = torch.randint(0, classes, (sum(counts),))
+    return Targets(labels, torch.rand(sum(counts), 32, 32) > 0.7, counts)
 
 
 @pytest.mark.parametrize("layers_of_points", [0, 1, 3])
 def test_costs_are_those_of_the_formulas(layers_of_points: int) -> None:
-    output, targets, weights = random_output(), random_targets(), CostWeights(2, 5, 3)
+    output, targets, weights = random_output(), random_targets(), MatchWeights(2, 5, 3)
     points = torch.rand(layers_of_points, 2, 50, 2) if layers_of_points else None
-    got = image_costs(output, targets, points, weights, 1)
+    got = matching_costs(output, targets, points, weights)[..., 3:]
     for layer in range(3):
         where = cell_centres((8, 8), torch.device("cpu")) if points is None else points[layer % layers_of_points, 1]
         logits = sample(output.masks(layer)[1:2], where[None])[0]
@@ -183,7 +184,7 @@ def test_costs_are_those_of_the_formulas(layers_of_points: int) -> None:
 
 
 def test_more_objects_than_queries_leaves_the_surplus_unmatched() -> None:
-    matching = match(random_output(), random_targets((3, 9)), None, CostWeights())
+    matching = match(random_output(), random_targets((3, 9)), None, MatchWeights())
     assert [q.shape for q in matching.queries] == [(3, 3), (3, 6)]
     for layer in range(3):
         queries, objects = matching.pairs(layer, 1)

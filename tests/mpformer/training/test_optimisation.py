@@ -120,6 +120,5 @@ def test_one_micro_batch_is_left_alone() -> None:
 
 
 def test_losses_are_summed_over_layers() -> None:
-    one = torch.ones(())
-    losses = {"loss_ce": one, "loss_ce_0": one, "loss_mask_8": one, "loss_ce_pilot": one, "loss_ce_pilot_3": one}
+    losses = dict.fromkeys(("loss_ce", "loss_ce_0", "loss_mask_8", "loss_ce_pilot", "loss_ce_pilot_3"), 1.0)
     assert accumulation.summed(losses) == {"loss_ce": 2, "loss_mask": 1, "loss_ce_pilot": 2}

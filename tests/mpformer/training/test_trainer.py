@@ -1,5 +1,6 @@
 """The trainer: bit-exact resume, equal accumulation, clean stops, named failures."""
 
+import itertools
 import json
 import math
 import threading
@@ -24,6 +25,7 @@ from mpformer.config.schema import (
     ShapesConfig,
     Toggles,
 )
+from mpformer.modeling.criterion import Criterion
 from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
 from mpformer.runtime.errors import RunFailure, UserError
 from mpformer.runtime.rank import Rank
@@ -212,18 +214,21 @@ def test_accumulation_equals_the_whole_batch(
         assert (part_grad[name] - expected).abs().max() <= 2e-3 * scale, name
 
 
+def break_loss(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """Make the last head's dice loss no number in one call of the criterion."""
+    real, calls = Criterion.weighted, itertools.count(1)
+
+    def weighted(self: Criterion, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = real(self, losses)
+        return found | {"loss_dice": found["loss_dice"] * math.nan} if next(calls) == call else found
+
+    monkeypatch.setattr(Criterion, "weighted", weighted)
+
+
 def test_non_finite_loss_names_iteration_and_losses(
     data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = training.accumulation.summed
-
-    def broken(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        found = real(losses)
-        broken.calls += 1  # type: ignore[attr-defined]
-        return found | {"loss_dice": found["loss_dice"] * math.nan} if broken.calls == 5 else found  # type: ignore[attr-defined]
-
-    broken.calls = 0  # type: ignore[attr-defined]
-    monkeypatch.setattr(training.accumulation, "summed", broken)
+    break_loss(monkeypatch, 5)
     with pytest.raises(RunFailure, match=r"iteration 5: loss_dice = nan") as failure:
         train(CONFIG, tmp_path, data_root)
     assert failure.value.failure_class == "nan"
