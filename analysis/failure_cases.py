@@ -2,9 +2,9 @@
 layers, two runs aligned by ground-truth object.
 
 From the records of ``layer_masks/``: among the queries matched at the last layer with a high final score
-(:func:`analysis.layer_table.score_floor`), the largest drop of IoU from one layer to the next; one case an image, the
-worst of each run, and in every run the query that it matched to the *same ground-truth object*, never the same query
-index. Nothing is chosen by hand.
+(:func:`analysis.layer_table.score_floor`), the largest drop of IoU from one *decoder* layer to the next (from layer 1
+on: layer 0 is the bare queries); one case an image, the worst of each run, and in every run the query that it matched
+to the *same ground-truth object*, never the same query index. Nothing is chosen by hand.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.jumps import THRESHOLD
 from analysis.layer_table import score_floor
-from analysis.style import WIDTH, in_style, look
+from analysis.style import JUMP, WIDTH, in_style, look
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 Mask = NDArray[np.bool_]
+DECODER_STEPS = 2
+"""The first layer whose step from the layer before lies between two decoder layers."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,11 @@ class Step:
     iou_previous: float | None
     iou_gt: float | None
 
+    @property
+    def jumps(self) -> bool:
+        """Whether the mask shares less than half with the one before (:mod:`analysis.jumps`)."""
+        return self.iou_previous is not None and self.iou_previous < THRESHOLD
+
 
 @dataclass(frozen=True)
 class Track:
@@ -55,15 +63,20 @@ class Track:
         return self.steps[-1].score
 
     @property
-    def worst(self) -> Step | None:
-        """The first of the steps with the smallest IoU to the layer before; None if no such IoU exists."""
-        known = [step for step in self.steps if step.iou_previous is not None]
+    def jumps(self) -> int:
+        """How many of the steps are jumps."""
+        return sum(step.jumps for step in self.steps)
+
+    def worst(self, since: int = 1) -> Step | None:
+        """The first of the steps to layer ``since`` or later with the smallest IoU to the layer before; None if no such
+        IoU exists.
+        """
+        known = [step for step in self.steps if step.layer >= since and step.iou_previous is not None]
         return min(known, key=lambda step: step.iou_previous or 0.0, default=None)
 
-    @property
-    def drop(self) -> float:
+    def drop(self, since: int = 1) -> float:
         """1 − IoU at the worst step; 0 if there is none."""
-        worst = self.worst
+        worst = self.worst(since)
         return 0.0 if worst is None or worst.iou_previous is None else 1 - worst.iou_previous
 
 
@@ -91,33 +104,71 @@ class Case:
 
     @property
     def layer(self) -> int:
-        """The later one of the two layers of that drop."""
-        return self.chosen.worst.layer if self.chosen.worst else 0
+        """The later one of the two decoder layers of that drop."""
+        worst = self.chosen.worst(DECODER_STEPS)
+        return worst.layer if worst else 0
 
     @property
     def drop(self) -> float:
         """That drop of IoU."""
-        return self.chosen.drop
+        return self.chosen.drop(DECODER_STEPS)
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """What is shown of the image: (left, top, right, bottom) in cells, the object with half its longer side round
+        it, square where the image allows it.
+        """
+        rows, columns = (np.flatnonzero(self.truth.any(axis)) for axis in (1, 0))
+        if not len(rows):
+            return 0, 0, self.truth.shape[1], self.truth.shape[0]
+        side = 2 * max(np.ptp(rows) + 1, np.ptp(columns) + 1)
+        top, bottom = _window(int(rows[0]), int(rows[-1]) + 1, int(side), self.truth.shape[0])
+        left, right = _window(int(columns[0]), int(columns[-1]) + 1, int(side), self.truth.shape[1])
+        return left, top, right, bottom
 
 
-def gallery_cases(
-    runs: Sequence[Mapping[int, Record]], each: int = 3, pictures: Mapping[int, Path] | None = None
-) -> list[Case]:
+def _window(start: int, stop: int, side: int, whole: int) -> tuple[int, int]:
+    """``side`` cells round start … stop, moved inside 0 … whole, or all of it."""
+    low = min(max(0, (start + stop - side) // 2), max(0, whole - side))
+    return low, min(whole, low + side)
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Layer masks of runs, aligned by ground-truth object: of the images that all runs have.
+
+    ``tracks`` has, by image, one mapping from object to final query's track a run; ``pictures`` the images' files.
+    """
+
+    records: Sequence[Mapping[int, Record]]
+    tracks: Mapping[int, Sequence[Mapping[int, Track]]]
+    pictures: Mapping[int, Path]
+
+    def case(self, image: int, obj: int, chosen_by: int = 0) -> Case:
+        """An object in all runs."""
+        record = self.records[chosen_by][image]
+        found = next(o for o in record["objects"] if int(o["object"]) == obj)
+        name = str(found.get("class_name", found.get("class", "")))
+        shown = tuple(by_object.get(obj) for by_object in self.tracks[image])
+        return Case(image, obj, name, mask_of(record, found["rle"]), self.pictures.get(image), shown, chosen_by)
+
+
+def aligned(runs: Sequence[Mapping[int, Record]], pictures: Mapping[int, Path] | None = None) -> Aligned:
+    """The records of ``layer_masks/`` of runs, each by image id; images that not all runs have are left out."""
+    shared = [i for i in runs[0] if all(i in run for run in runs[1:])] if runs else []
+    return Aligned(runs, {i: [tracks(run[i]) for run in runs] for i in shared}, pictures or {})
+
+
+def gallery_cases(found: Aligned, each: int = 3) -> list[Case]:
     """The ``each`` worst cases of every run, shown in all of them.
 
-    ``runs`` are the records of ``layer_masks/`` by image id, images that not all runs have are left out; ``pictures``
-    are the images' files. An object that is among the worst of two runs is a case of the first.
+    An object that is among the worst of two runs is a case of the first.
     """
-    shared = [i for i in runs[0] if all(i in run for run in runs[1:])] if runs else []
-    found = {i: [tracks(run[i]) for run in runs] for i in shared}
     chosen: dict[tuple[int, int], int] = {}
-    for which in range(len(runs)):
-        for key in _worst(found, which, each, set(chosen)):
+    for which in range(len(found.records)):
+        for key in _worst(found.tracks, which, each, set(chosen)):
             chosen[key] = which
-    return [
-        _case(runs[which][i], obj, tuple(by_object.get(obj) for by_object in found[i]), which, (pictures or {}).get(i))
-        for (i, obj), which in chosen.items()
-    ]
+    return [found.case(image, obj, which) for (image, obj), which in chosen.items()]
 
 
 def tracks(record: Record) -> dict[int, Track]:
@@ -162,7 +213,7 @@ def _worst(
     per_image = []
     for image_id, by_run in found.items():
         confident = [
-            (t.drop, -obj)
+            (t.drop(DECODER_STEPS), -obj)
             for obj, t in by_run[which].items()
             if t.final_score >= floor and (image_id, obj) not in taken
         ]
@@ -172,19 +223,14 @@ def _worst(
     return [(image_id, obj) for drop, image_id, obj in sorted(per_image)[:each] if drop < 0]
 
 
-def _case(record: Record, obj: int, found: tuple[Track | None, ...], which: int, picture: Path | None) -> Case:
-    truth = next(o for o in record["objects"] if int(o["object"]) == obj)
-    name = str(truth.get("class_name", truth.get("class", "")))
-    return Case(int(record["image_id"]), obj, name, mask_of(record, truth["rle"]), picture, found, which)
-
-
 def layers_shown(layer: int, layers: int) -> list[int]:
-    """The pair of layers and the last one; one layer more before a pair that ends with the last."""
-    before = {layer - 2} if layer == layers - 1 and layer >= 2 else set()
+    """The pair of layers and the last one; one decoder layer more before a pair that ends with the last."""
+    before = {layer - 2} if layer == layers - 1 and layer > DECODER_STEPS else set()
     return sorted({layer - 1, layer, layers - 1} | before)
 
 
-def _shown(case: Case, track: Track) -> list[Step]:
+def shown(case: Case, track: Track) -> list[Step]:
+    """The steps of a run that the gallery shows."""
     wanted = layers_shown(case.layer, track.steps[-1].layer + 1)
     return [step for step in track.steps if step.layer in wanted]
 
@@ -210,7 +256,7 @@ def cases_frame(cases: Sequence[Case], names: Sequence[str]) -> "pd.DataFrame":
         for case in cases
         for name, track in zip(names, case.tracks, strict=True)
         if track is not None
-        for step in _shown(case, track)
+        for step in shown(case, track)
     ]
     return pd.DataFrame(rows)
 
@@ -220,10 +266,10 @@ def cases_frame(cases: Sequence[Case], names: Sequence[str]) -> "pd.DataFrame":
 
 @in_style
 def failure_gallery(cases: Sequence[Case], names: Sequence[str]) -> "Figure":
-    """Figure 1: one line per case; for each run the query's mask at the two adjacent layers and at the last one.
+    """Figure 1: one line per case; for each run the query's mask at the two adjacent layers and, right, at the last.
 
-    Filled: the mask; outline: the ground truth; a thick frame marks the run whose drop chose the case. Raises
-    ValueError without a case.
+    Filled: the mask; outline: the ground truth, to which the image is cropped; a red frame marks a mask that shares
+    less than half with the one before. Raises ValueError without a case.
     """
     from matplotlib.figure import Figure
 
@@ -244,7 +290,9 @@ def failure_gallery(cases: Sequence[Case], names: Sequence[str]) -> "Figure":
             if line == 0:
                 _head(figure, axes, name, _colour(run))
             if run == 0:
-                axes[0].set_ylabel(f"{case.class_name}\nimage {case.image_id}", fontsize=7)
+                axes[0].set_ylabel(
+                    f"{case.class_name}, image {case.image_id}\nworst of {names[case.chosen_by]}", fontsize=6
+                )
     return figure
 
 
@@ -269,17 +317,17 @@ def _draw_track(axes: Sequence["Axes"], case: Case, run: int) -> None:
     if track is None:
         axes[1].text(0.5, 0.5, "no query matched", ha="center", va="center", fontsize=7, transform=axes[1].transAxes)
         return
-    picture, steps = _pixels(case.picture), _shown(case, track)
+    picture, steps = pixels(case.picture), shown(case, track)
     for axis, step in zip(axes, steps, strict=False):
         _draw_step(axis, case, step, picture, _colour(run))
-        if run == case.chosen_by and step.layer in (case.layer - 1, case.layer):
+        if step.jumps:
             for spine in axis.spines.values():
-                spine.set(color=_colour(run), linewidth=1.8)
+                spine.set(color=JUMP, linewidth=1.8)
     for axis in axes[len(steps) :]:
         axis.set_axis_off()
 
 
-def _pixels(path: Path | None) -> "NDArray[Any] | None":
+def pixels(path: Path | None) -> "NDArray[Any] | None":
     """(H, W, 3) uint8; None without a picture that can be read."""
     from PIL import Image
 
@@ -294,9 +342,10 @@ def _pixels(path: Path | None) -> "NDArray[Any] | None":
 
 def _draw_step(axis: "Axes", case: Case, step: Step, picture: "NDArray[Any] | None", colour: str) -> None:
     height, width = case.truth.shape
-    axis.imshow(_painted(step.mask, picture, colour), extent=(0, width, height, 0), interpolation="none")
-    _outline(axis, case.truth)
-    axis.set(xlim=(0, width), ylim=(height, 0))
+    axis.imshow(painted(step.mask, picture, colour), extent=(0, width, height, 0), interpolation="none")
+    outline(axis, case.truth)
+    left, top, right, bottom = case.box
+    axis.set(xlim=(left, right), ylim=(bottom, top))
     change = "" if step.iou_previous is None else f"IoU to layer {step.layer - 1}: {step.iou_previous:.2f}"
     truth = "–" if step.iou_gt is None else f"{step.iou_gt:.2f}"
     axis.set_title(
@@ -305,25 +354,25 @@ def _draw_step(axis: "Axes", case: Case, step: Step, picture: "NDArray[Any] | No
     )  # fmt: skip
 
 
-def _painted(mask: Mask, picture: "NDArray[Any] | None", colour: str) -> "NDArray[np.float64]":
+def painted(mask: Mask, picture: "NDArray[Any] | None", colour: str, opacity: float = 0.62) -> "NDArray[np.float64]":
     """The picture in light greys with the mask in colour, (H, W, 3) in [0, 1]; a plain ground without a picture."""
     from matplotlib.colors import to_rgb
 
-    grey = np.full(mask.shape, 0.93) if picture is None else 0.3 + 0.7 * picture.mean(2) / 255
+    grey = np.full(mask.shape, 0.93) if picture is None else 0.45 + 0.55 * picture.mean(2) / 255
     rows = np.arange(grey.shape[0]) * mask.shape[0] // grey.shape[0]
     columns = np.arange(grey.shape[1]) * mask.shape[1] // grey.shape[1]
-    inside = 0.62 * mask[rows][:, columns, None]
+    inside = opacity * mask[rows][:, columns, None]
     painted: NDArray[np.float64] = (1 - inside) * grey[..., None] + inside * np.array(to_rgb(colour))
     return painted
 
 
-def _outline(axis: "Axes", mask: Mask) -> None:
+def outline(axis: "Axes", mask: Mask, scale: float = 1.0) -> None:
     """The boundary of a mask along its cells' edges, dark on a light halo."""
     from matplotlib.collections import LineCollection
 
     segments = boundary(mask)
     for colour, width in (("white", 2.0), ("#111111", 0.9)):
-        axis.add_collection(LineCollection(segments, colors=colour, linewidths=width, capstyle="projecting"))
+        axis.add_collection(LineCollection(segments, colors=colour, linewidths=scale * width, capstyle="projecting"))
 
 
 def boundary(mask: Mask) -> list[tuple[tuple[int, int], tuple[int, int]]]:

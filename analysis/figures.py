@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.failure_cases import failure_gallery
+from analysis.film_strip import jump_figure
+from analysis.jumps import THRESHOLD
 from analysis.statistics import MIN_SEEDS, mean_interval
 from analysis.style import WIDTH, in_style, legend_above, looks, new_figure, save
 
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
 __all__ = [
     "drop_distribution",
     "failure_gallery",
+    "jump_figure",
     "over_iterations",
     "over_layers",
+    "over_thresholds",
     "per_layer_curves",
     "query_usage",
     "save",
@@ -49,6 +53,8 @@ TITLES = {
     "cosine": "Gradient direction: cosine",
     "relative_error": "Gradient: relative error",
     "loss": "Training loss",
+    "jump-rate": "Objects that jump at least once",
+    "jump-rate-late": "Objects that jump after layer 1",
     "stability": "Matched as at the evaluation before",
 }
 _UNITLESS = {"loss", "cosine", "relative_error", "effective_queries"}
@@ -112,6 +118,17 @@ def over_iterations(frame: "pd.DataFrame", measures: Sequence[str], rows: Sequen
     return _grid(_thin(frame), "iteration", measures, rows, columns=min(2, len(measures)))
 
 
+@in_style
+def over_thresholds(frame: "pd.DataFrame", rows: Sequence[str] | None = None) -> "Figure":
+    """The jump rate, at least once and after layer 1, against its threshold: columns row, seed, threshold, measure
+    (``jump-rate`` or ``jump-rate-late``), value.
+    """
+    figure = _grid(frame, "threshold", ("jump-rate", "jump-rate-late"), rows, columns=2)
+    for axis in figure.axes:
+        axis.axvline(THRESHOLD, color="#777777", linewidth=0.8, linestyle=(0, (4, 2)))
+    return figure
+
+
 def _grid(frame: "pd.DataFrame", x: str, measures: Sequence[str], rows: Sequence[str] | None, columns: int) -> "Figure":
     labels = list(rows or dict.fromkeys(frame["row"]))
     lines = -(-len(measures) // columns)
@@ -173,8 +190,8 @@ def _dress(axis: "Axes", x: str, measure: str) -> None:
     scored = f"{measure} of the layer's predictions" if x == "layer" else f"{measure} over training"
     axis.set_title(TITLES.get(measure, scored))
     axis.set_ylabel(measure.replace("_", " ") + ("" if measure in _UNITLESS else " (%)"))
-    axis.set_xlabel("decoder layer (0: bare queries)" if x == "layer" else x)
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=10 if x == "layer" else 6, integer=True))
+    axis.set_xlabel({"layer": "decoder layer (0: bare queries)", "threshold": "IoU below which it is a jump"}.get(x, x))
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=10 if x == "layer" else 6, integer=x != "threshold"))
 
 
 def _thin(frame: "pd.DataFrame", most: int = 120) -> "pd.DataFrame":

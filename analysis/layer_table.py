@@ -226,8 +226,8 @@ def score_floor(scores: "ArrayLike", high: float = 0.5, share: float = 0.1) -> f
 
 
 def worst_changes(table: LayerTable, n: int, min_score: float | None = None, per_image: int = 1) -> "pd.DataFrame":
-    """The failure gallery's rule: the ``n`` largest drops of the IoU between adjacent layers, among confident final
-    queries.
+    """The failure gallery's rule, over all layers: the ``n`` largest drops of the IoU between adjacent layers, among
+    confident final queries.
 
     Considered are the matched final queries whose score at the last layer is at least ``min_score`` (None: the
     table's :func:`score_floor`), at most ``per_image`` of an image, each object once, at its largest drop. Sorted by

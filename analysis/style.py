@@ -17,6 +17,8 @@ STYLE = Path(__file__).with_name("style.mplstyle")
 FORMATS = ("svg", "pdf", "png")
 #: Width in inches of a figure that spans a page.
 WIDTH = 7.0
+#: The colour of a jump, and of nothing else.
+JUMP = "#b2182b"
 _MARKERS = "osD^vPX"
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)), "-", (0, (5, 1.5)), (0, (1.2, 1.2)))
 #: Writers put the time of day into their files unless their metadata says otherwise.

@@ -11,7 +11,7 @@ from experiments.store.launches import queued_runs
 from experiments.store.run_dir import Store
 from experiments.suites.scales import suite_name
 from mpformer.runtime.errors import UserError, choices
-from reports import incremental, paper_numbers, run_page, why_figures
+from reports import incremental, jump_picture, paper_numbers, run_page, why_figures
 from reports import pages as site
 from reports.collect import SuiteReport, collect, records
 from reports.escape import clean
@@ -130,12 +130,17 @@ def _write_files(report: SuiteReport, folder: Path, formats: Sequence[str], over
     index = "../index.html" if overview else ""
     gallery = site.find_gallery(report)
     cases, names = (gallery.cases, gallery.names) if gallery else ((), ())
-    drawn = suite_figures(report, cases, names, folder / "figures", formats, why_figures.plans(report))
+    picture = jump_picture.of_suite(report, gallery.found if gallery else None, gallery.views if gallery else ())
+    further = [*jump_picture.plans(report, picture), *why_figures.plans(report)]
+    drawn = suite_figures(report, cases, names, folder / "figures", formats, further)
     written += [folder / "figures" / name for figure in drawn for name in figure.files]
     explorer = _explorer(gallery, folder)
     link = explorer[0].name if explorer else ""
     runs = run_page.sections(report)
-    page = site.suite_page(report, drawn, gallery, downloads=downloads, index_link=index, explorer_link=link, runs=runs)
+    opening = jump_picture.view(picture, strips=True) if picture else None
+    page = site.suite_page(
+        report, drawn, gallery, downloads=downloads, index_link=index, explorer_link=link, runs=runs, opening=opening
+    )
     return [*written, *explorer, *_run_pages(report, runs, folder, overview), _save(folder / "index.html", page)]
 
 

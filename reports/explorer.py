@@ -5,9 +5,6 @@ looked at, so that it opens at once however many there are. Two runs are aligned
 query index.
 """
 
-import base64
-import json
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -17,15 +14,18 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from analysis.failure_cases import aligned
 from experiments.store.files import read_json, write_text
 from mpformer.runtime.errors import UserError, choices
+from reports import jump_picture
 from reports.escape import clean
-from reports.mask_pictures import LayerMasks, picture_uri
+from reports.mask_pictures import LayerMasks, deflate, picture_uri
 from reports.pages import script_hash
 from reports.render import TEMPLATES
 
 LIMIT = 30 * 2**20
 """Largest page that is written, in bytes."""
+Records = dict[int, list[Mapping[str, Any] | None]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def build_explorer(
     records = _chosen_images(sources, images)
     entries = _chosen_entries(records, worst, query)
     kept = {entry.image for entry in entries} if worst is not None or query is not None else set(records)
-    page = _page(sources, {i: records[i] for i in records if i in kept}, entries)
+    shown = {i: records[i] for i in records if i in kept}
+    page = _page(sources, shown, entries, _opening(sources, shown))
     if len(page.encode()) > LIMIT:
         raise UserError(
             f"the page would be {len(page) / 2**20:.0f} MB, more than {LIMIT >> 20}; keep fewer images: --worst N "
@@ -118,6 +119,22 @@ def _source(path: Path, label: str, further: bool) -> Source:
     return Source(clean(label or _label(path)), masks)
 
 
+def _opening(sources: Sequence[Source], records: Records) -> dict[str, Any] | None:
+    """The picture of the jumps that the page opens with; None without layer tables."""
+    by_run = [{i: found[which] for i, found in records.items()} for which in range(len(sources))]
+    whole = [{i: record for i, record in mine.items() if record} for mine in by_run]
+    pictures = {
+        i: masks.folder / str(record["image"])
+        for source, mine in zip(sources, whole, strict=True)
+        for i, record in mine.items()
+        if record.get("image") and (masks := source.folder(i))
+    }
+    folders = [source.masks[0].folder.parent for source in sources]
+    labels = [source.label for source in sources]
+    picture = jump_picture.of_evaluations(folders, labels, aligned(whole, pictures))
+    return jump_picture.view(picture, strips=False) if picture else None
+
+
 def _age(folder: Path) -> float:
     return folder.stat().st_mtime
 
@@ -127,9 +144,6 @@ def _label(path: Path) -> str:
     if not isinstance(record, dict):
         return path.name
     return f"{record.get('row') or path.name}, seed {record.get('seed', '?')}"
-
-
-Records = dict[int, list[Mapping[str, Any] | None]]
 
 
 def _chosen_images(sources: Sequence[Source], images: Sequence[int]) -> Records:
@@ -204,13 +218,6 @@ def _counts(rle: Any) -> str:
     return str(rle["counts"] if isinstance(rle, dict) else rle)
 
 
-def deflate(data: Any) -> str:
-    """Plain data as JSON, deflated (raw), in base64."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return base64.b64encode(packer.compress(text) + packer.flush()).decode()
-
-
 def _picture(sources: Sequence[Source], by_run: Sequence[Mapping[str, Any] | None]) -> str:
     """The image from the first run that kept it."""
     for source, record in zip(sources, by_run, strict=True):
@@ -220,7 +227,9 @@ def _picture(sources: Sequence[Source], by_run: Sequence[Mapping[str, Any] | Non
     return ""
 
 
-def _page(sources: Sequence[Source], records: Records, entries: Sequence[Entry]) -> str:
+def _page(
+    sources: Sequence[Source], records: Records, entries: Sequence[Entry], opening: Mapping[str, Any] | None
+) -> str:
     listed = [{"id": i, "file": _file(by_run)} for i, by_run in records.items()]
     index = {
         "runs": [source.label for source in sources],
@@ -234,7 +243,7 @@ def _page(sources: Sequence[Source], records: Records, entries: Sequence[Entry])
     return (
         _environment()
         .get_template("explorer.html.j2")
-        .render(index=index, chunks=chunks, runs=[s.label for s in sources])
+        .render(index=index, chunks=chunks, runs=[s.label for s in sources], opening=opening)
     )
 
 
@@ -251,8 +260,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = (TEMPLATES / "explorer.js").read_text()
-    env.globals.update(
-        css=Markup((TEMPLATES / "explorer.css").read_text()), script=Markup(script), script_hash=script_hash(script)
-    )
+    script = "".join((TEMPLATES / name).read_text() for name in ("explorer.js", "jumps.js"))
+    css = "".join((TEMPLATES / name).read_text() for name in ("explorer.css", "jumps.css"))
+    env.globals.update(css=Markup(css), script=Markup(script), script_hash=script_hash(script))
     return env

@@ -210,26 +210,25 @@ def curve(view: RunView, score: str) -> Iterator[tuple[int, str, float]]:
             yield int(line["iteration"]), score, float(line["metrics"][score])
 
 
-def pair(report: SuiteReport) -> list[tuple[str, RunView]]:
-    """The baseline and the last other row, at the first seed that both have done: what two-run figures compare."""
+Pair = tuple[tuple[RowRuns, RunView], tuple[RowRuns, RunView]]
+
+
+def pairs(report: SuiteReport) -> Iterator[Pair]:
+    """The baseline and another row, from the last row on, at the first seed that both have done."""
     base = report.baseline
     for row in reversed(report.rows):
         for mine in row.done if base is not None and row is not base else ():
             theirs = next((view for view in base.done if view.seed == mine.seed), None) if base else None
             if theirs is not None and base is not None:
-                return [(label(base.label), theirs), (label(row.label), mine)]
-    return []
+                yield (base, theirs), (row, mine)
 
 
 def _pair_plans(report: SuiteReport) -> Iterator[Plan]:
     """Figures of one run each of two rows, from ``layers.parquet``; none where the files are not there."""
-    chosen = pair(report)
-    files = {text: view.directory.evaluation(view.eval_id) / "layers.parquet" for text, view in chosen}
-    if not chosen or not all(path.exists() for path in files.values()):
+    chosen = next(pairs(report), ())
+    found = {label(row.label): table for row, view in chosen if (table := view.layer_table) is not None}
+    if not chosen or len(found) < len(chosen):
         return
-    from analysis import layer_table
-
-    found = {text: layer_table.read(path) for text, path in files.items()}
     seed = f"One run each, seed {chosen[0][1].seed}."
     yield _transitions_plan(found, seed)
     yield _drops_plan(found, seed)
@@ -322,7 +321,15 @@ def _code_digest() -> str:
     import analysis
 
     folder = Path(analysis.__file__).parent
-    names = ("figures.py", "failure_cases.py", "style.py", "style.mplstyle", "layer_table.py")
+    names = (
+        "figures.py",
+        "failure_cases.py",
+        "film_strip.py",
+        "jumps.py",
+        "style.py",
+        "style.mplstyle",
+        "layer_table.py",
+    )
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
 
 

@@ -5,6 +5,8 @@ The rule by which cases are chosen is :mod:`analysis.failure_cases`'s.
 
 import base64
 import io
+import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +15,18 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from analysis.failure_cases import Case, Mask, Step, gallery_cases
+from analysis.failure_cases import Aligned, Case, Mask, Step, aligned
 from experiments.store.files import read_json
 
-__all__ = ["RULE", "Case", "LayerMasks", "Step", "cases", "picture_definition", "picture_uri", "tile"]
+__all__ = ["RULE", "Case", "LayerMasks", "Step", "align", "deflate", "picture_definition", "picture_uri", "tile"]
 
 RULE = (
     "Chosen by rule: among queries matched at the last layer with a high final score (at least 0.5, or the highest "
-    "tenth of a run in which fewer reach that), the largest drop of IoU between adjacent layers, one case an image; "
+    "tenth of a run in which fewer reach that), the largest drop of IoU between adjacent decoder layers, one case an "
+    "image; "
     "the worst of each run, then the same ground-truth object in the other run. "
-    "Outline: ground truth; filled: the mask of the query that ends on this object. Below each picture: IoU of "
-    "the mask to the layer before and to the outlined object."
+    "Outline: ground truth, to which the image is cropped; filled: the mask of the query that ends on this object; "
+    "right: the final prediction; red: the mask shares less than half with that of the layer before."
 )
 
 
@@ -46,8 +49,8 @@ class LayerMasks:
         return content if isinstance(content, dict) and content.get("layers") else None
 
 
-def cases(runs: Sequence[LayerMasks], each: int = 3) -> list[Case]:
-    """The ``each`` worst cases of every run by ``gallery_cases``; damaged images are left out."""
+def align(runs: Sequence[LayerMasks]) -> Aligned:
+    """The runs' masks by object; damaged images are left out."""
     read = [{i: run.read(i) for i in run.images} for run in runs]
     records = [{i: record for i, record in by_image.items() if record} for by_image in read]
     pictures = {
@@ -56,7 +59,7 @@ def cases(runs: Sequence[LayerMasks], each: int = 3) -> list[Case]:
         for i, record in by_image.items()
         if record.get("image")
     }
-    return gallery_cases(records, each, pictures)
+    return aligned(records, pictures)
 
 
 def picture_uri(path: Path | None, longest: int = 384) -> str:
@@ -96,22 +99,29 @@ def outline_path(mask: Mask) -> str:
     return "".join(f"M{x} {y}h1" for y, x in across) + "".join(f"M{x} {y}v1" for y, x in down)
 
 
-def tile(step: Step, truth: Mask, picture: str, which: int) -> Markup:
-    """One layer's picture: the image, the query's mask filled, the ground truth outlined. ``picture`` is an SVG id."""
-    height, width = truth.shape
+def tile(step: Step, case: Case, picture: str, which: int) -> Markup:
+    """One layer's picture: the image, the query's mask filled, the ground truth outlined, cropped to the object.
+
+    ``picture`` is an SVG id.
+    """
     return Markup(
-        '<svg class="tile q{which}" viewBox="0 0 {w} {h}" role="img" aria-label="layer {layer}">'
+        '<svg class="tile q{which}" viewBox="{box}" role="img" aria-label="layer {layer}">'
         '<use href="#{picture}"/><path class="mask" d="{mask}"/>'
         '<path class="truth under" d="{truth}"/><path class="truth" d="{truth}"/></svg>'
     ).format(
         which=which,
-        w=width,
-        h=height,
+        box=view_box(case),
         layer=step.layer,
         picture=picture,
         mask=fill_path(step.mask),
-        truth=outline_path(truth),
+        truth=outline_path(case.truth),
     )
+
+
+def view_box(case: Case) -> str:
+    """What an SVG shows of the case's image: x, y, width, height in cells."""
+    left, top, right, bottom = case.box
+    return f"{left} {top} {right - left} {bottom - top}"
 
 
 def picture_definition(case: Case, identifier: str) -> Markup:
@@ -120,3 +130,10 @@ def picture_definition(case: Case, identifier: str) -> Markup:
     return Markup('<image id="{id}" href="{uri}" width="{w}" height="{h}" preserveAspectRatio="none"/>').format(
         id=identifier, uri=picture_uri(case.picture), w=width, h=height
     )
+
+
+def deflate(data: Any) -> str:
+    """Plain data as JSON, deflated (raw), in base64."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return base64.b64encode(packer.compress(text) + packer.flush()).decode()

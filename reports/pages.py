@@ -16,12 +16,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from analysis.failure_cases import Aligned, gallery_cases, shown
 from experiments.store.attempt_dir import AttemptRecord
 from reports import caption, mask_pictures, text
 from reports import run_page as provenance
 from reports.collect import RowRuns, SuiteReport
 from reports.escape import clean, slug
-from reports.figures import Figure
+from reports.figures import Figure, pairs
 from reports.mask_pictures import Case, LayerMasks, Step
 from reports.model import Cell, Column, Kind, Table, TableRow
 from reports.render import TEMPLATES, marks
@@ -36,8 +37,8 @@ class CaseView:
 
     case: Case
     definition: Markup
-    steps: tuple[tuple[Step | None, ...], ...]
-    tiles: tuple[tuple[Markup | str, ...], ...]
+    steps: tuple[tuple[Step, ...], ...]
+    tiles: tuple[tuple[Markup, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class Gallery:
     seed: int | None
     cases: tuple[Case, ...]
     folders: tuple[LayerMasks, ...]
+    found: Aligned
+    """Every object of the images that both runs kept."""
+    views: tuple[RunView, ...]
 
 
 @cache
@@ -60,10 +64,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = (TEMPLATES / "page.js").read_text()
-    env.globals.update(
-        css=Markup((TEMPLATES / "style.css").read_text()), script=Markup(script), script_hash=script_hash(script)
-    )
+    script = "".join((TEMPLATES / name).read_text() for name in ("page.js", "jumps.js"))
+    css = "".join((TEMPLATES / name).read_text() for name in ("style.css", "jumps.css"))
+    env.globals.update(css=Markup(css), script=Markup(script), script_hash=script_hash(script))
     env.globals.update(text=text, slug=slug, tooltip=tooltip, when=when, took=took, primary=primary, json=json.dumps)
     return env
 
@@ -126,17 +129,18 @@ def suite_page(
     index_link: str = "",
     explorer_link: str = "",
     runs: Runs | None = None,
+    opening: Mapping[str, Any] | None = None,
 ) -> str:
-    """The page of one suite; ``runs`` are its :func:`reports.run_page.sections`, if they are known already."""
+    """The page of one suite; ``runs`` are its :func:`reports.run_page.sections`, if they are known already, and
+    ``opening`` is what :func:`reports.jump_picture.view` makes of its two runs.
+    """
     cases = [case_view(case, number) for number, case in enumerate(found.cases)] if found else []
-    layers = max((len(steps) for item in cases for steps in item.steps), default=0)
     return _environment().get_template("suite.html.j2").render(
         table=report.table,
         letters=marks(report.table),
         figures=figures,
         cases=cases,
         gallery_found=found is not None,
-        layers=layers,
         gallery_rule=mask_pictures.RULE,
         gallery_names=found.names if found else (),
         gallery_seed=found.seed if found else None,
@@ -144,6 +148,7 @@ def suite_page(
         downloads=downloads,
         index_link=index_link,
         explorer_link=explorer_link,
+        opening=opening,
         stamp=stamp(),
     )  # fmt: skip
 
@@ -170,31 +175,24 @@ def index_page(cards: Sequence[Markup]) -> str:
 
 
 def case_view(case: Case, number: int) -> CaseView:
-    """A case with its image embedded once and a picture per run and layer."""
+    """A case with its image embedded once and a picture per run and layer shown."""
     identifier = f"picture-{number}"
-    layers = max((step.layer + 1 for track in case.tracks if track for step in track.steps), default=0)
-    steps = tuple(_by_layer(track.steps if track else (), layers) for track in case.tracks)
+    steps = tuple(tuple(shown(case, track)) if track else () for track in case.tracks)
     tiles = tuple(
-        tuple(mask_pictures.tile(step, case.truth, identifier, which) if step else "" for step in row)
-        for which, row in enumerate(steps)
+        tuple(mask_pictures.tile(step, case, identifier, which) for step in row) for which, row in enumerate(steps)
     )
     return CaseView(case, mask_pictures.picture_definition(case, identifier), steps, tiles)
 
 
-def _by_layer(steps: Sequence[Step], layers: int) -> tuple[Step | None, ...]:
-    known = {step.layer: step for step in steps}
-    return tuple(known.get(layer) for layer in range(layers))
-
-
 def find_gallery(report: SuiteReport, each: int = 3) -> Gallery | None:
     """The gallery of the baseline and the last row that has masks at the same seed; None if there is no such pair."""
-    base = report.baseline
-    for row in reversed(report.rows):
-        for mine in row.done if base is not None and row is not base else ():
-            theirs = next((view for view in base.done if view.seed == mine.seed), None) if base else None
-            folders = (masks_of(theirs), masks_of(mine)) if theirs else ()
-            if base is not None and folders and all(folder.images for folder in folders):
-                return Gallery((base.label, row.label), mine.seed, tuple(mask_pictures.cases(folders, each)), folders)
+    for (base, theirs), (row, mine) in pairs(report):
+        folders = masks_of(theirs), masks_of(mine)
+        if all(folder.images for folder in folders):
+            found = mask_pictures.align(folders)
+            return Gallery(
+                (base.label, row.label), mine.seed, tuple(gallery_cases(found, each)), folders, found, (theirs, mine)
+            )
     return None
 
 

@@ -7,13 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 from PIL import Image
 
 from analysis import failure_cases, figures
+from analysis.failure_cases import aligned
 from analysis.masks import layer_mask_record
 from analysis.matching import ImagePrediction
 from analysis.statistics import mean_interval
-from analysis.style import look
+from analysis.style import JUMP, look
 
 LAYERS, QUERIES = 4, 6
 ROWS = ("Mask2Former", "MP-Former (paper)")
@@ -199,7 +201,7 @@ def run(jump: dict[tuple[int, int], int], first_query: int, images: int = 3) -> 
 
 def test_gallery_takes_the_worst_of_each_run_aligned_by_object() -> None:
     first, second = run({(0, 1): 2}, first_query=0), run({(2, 0): 1}, first_query=4)
-    cases = failure_cases.gallery_cases([first, second], each=1)
+    cases = failure_cases.gallery_cases(aligned([first, second]), each=1)
     assert [(c.chosen_by, c.image_id, c.object, c.drop) for c in cases] == [(0, 0, 1, 1.0), (1, 2, 0, 1.0)]
     # The jump away at layer 2 is a drop to layer 2 (and back to layer 3); the first of the ties is taken.
     assert cases[0].layer == 2
@@ -211,18 +213,23 @@ def test_gallery_takes_the_worst_of_each_run_aligned_by_object() -> None:
     assert [step.iou_gt for step in cases[0].tracks[0].steps] == [1, 1, 0, 1]
     np.testing.assert_array_equal(cases[0].truth, cases[0].tracks[1].steps[0].mask)
     data = failure_cases.cases_frame(cases, ["A", "B"])
-    assert data["layer"].tolist() == [1, 2, 3, 1, 2, 3, 0, 1, 3, 0, 1, 3]
+    assert data["layer"].tolist() == [1, 2, 3] * 4
     assert data["run"].tolist() == (["A"] * 3 + ["B"] * 3) * 2
     assert data["chosen_by"].tolist() == ["A"] * 6 + ["B"] * 6
 
 
-def test_gallery_is_drawn_and_marks_the_pair(tmp_path: Path) -> None:
+def test_gallery_is_drawn_from_layer_1_on_and_red_is_a_jump_alone(tmp_path: Path) -> None:
     runs = [run({(0, 1): 1}, 0), run({}, 4)]
     Image.fromarray(np.full((32, 32, 3), 90, dtype=np.uint8)).save(tmp_path / "0.png")
-    cases = failure_cases.gallery_cases(runs, each=1, pictures={0: tmp_path / "0.png"})
+    cases = failure_cases.gallery_cases(aligned(runs, {0: tmp_path / "0.png"}), each=1)
     figure = figures.failure_gallery(cases, ["A", "B"])
-    framed = [axis for axis in figure.axes if axis.spines["left"].get_linewidth() > 1.5]
-    assert [axis.get_title(loc="center").split(",")[0] for axis in framed] == ["layer 0", "layer 1"]
+    framed = [axis for axis in figure.axes if axis.spines["left"].get_edgecolor() == to_rgba(JUMP)]
+    assert [axis.get_title(loc="center").split(",")[0] for axis in framed] == ["layer 1", "layer 2"]
+    first = [axis.get_title(loc="center").split(",")[0] for axis in figure.axes[:3]]
+    assert first == ["layer 1", "layer 2", "layer 3"]  # the final prediction right
+    left, top, right, bottom = cases[0].box  # cropped to the object: 2 x 4 cells of 8 x 8
+    assert figure.axes[0].get_xlim() == (left, right) == (0, 8)
+    assert figure.axes[0].get_ylim() == (bottom, top) == (8, 0)
     assert {text.get_text() for text in figure.texts} == {"A", "B"}
     assert (
         figures.save(figure, failure_cases.cases_frame(cases, ["A", "B"]), tmp_path / "gallery")[2].stat().st_size
@@ -233,34 +240,37 @@ def test_gallery_is_drawn_and_marks_the_pair(tmp_path: Path) -> None:
 
 
 def test_a_run_that_never_changes_has_no_case() -> None:
-    assert failure_cases.gallery_cases([run({}, 0)]) == []
+    assert failure_cases.gallery_cases(aligned([run({}, 0)])) == []
 
 
 def test_one_case_an_image_and_one_run_an_object() -> None:
     """Two objects of an image jump: the first run shows one, the second run the other."""
     both = run({(1, 0): 1, (1, 1): 1}, 0)
-    assert [case.object for case in failure_cases.gallery_cases([both])] == [0]
-    assert [(case.object, case.chosen_by) for case in failure_cases.gallery_cases([both, both])] == [(0, 0), (1, 1)]
+    assert [case.object for case in failure_cases.gallery_cases(aligned([both]))] == [0]
+    assert [(case.object, case.chosen_by) for case in failure_cases.gallery_cases(aligned([both, both]))] == [
+        (0, 0),
+        (1, 1),
+    ]
 
 
 def test_images_that_only_one_run_kept_are_left_out() -> None:
     first, second = run({(0, 1): 2, (1, 1): 2}, 0), run({}, 4)
     del second[0]
-    assert [case.image_id for case in failure_cases.gallery_cases([first, second])] == [1]
+    assert [case.image_id for case in failure_cases.gallery_cases(aligned([first, second]))] == [1]
 
 
 def test_unsure_queries_are_no_case() -> None:
     records = run({(0, 1): 2}, 0)
     for query in records[0]["layers"][-1]["queries"]:
         query["score"] = 0.4
-    assert failure_cases.gallery_cases([records]) == []
+    assert failure_cases.gallery_cases(aligned([records])) == []
 
 
 def test_an_object_that_a_run_did_not_match() -> None:
     first, second = run({(0, 1): 2}, 0), run({}, 4)
     for query in second[0]["layers"][-1]["queries"]:
         query["object"] = -1
-    cases = failure_cases.gallery_cases([first, second], each=1)
+    cases = failure_cases.gallery_cases(aligned([first, second]), each=1)
     assert cases[0].tracks[1] is None
     figure = figures.failure_gallery(cases[:1], ["A", "B"])
     assert any("no query matched" in text.get_text() for axis in figure.axes for text in axis.texts)
