@@ -226,7 +226,7 @@ def _strips(
         colour = str(look(run)["color"])
         if not small:
             middle = bottom + size / 2 / height
-            figure.text(0.012, middle, name, color=colour, weight="bold", fontsize=9, va="bottom", wrap=True)
+            figure.text(0.012, middle, name, color=colour, weight="bold", fontsize=8, va="bottom", wrap=True)
             figure.text(0.012, middle, f"query {track.query}" if track else "", color="#666666", fontsize=8, va="top")
         for step in track.steps if track else ():
             axis = figure.add_axes(

@@ -81,7 +81,7 @@ async function startJumps() {
     bars.onclick = (event) => {
       const mine = lines[Number(bars.dataset.run)], box = bars.getBoundingClientRect();
       const at = Math.max(0, Math.min(mine.length - 1, Math.floor(((event.clientY - box.top) / box.height) * mine.length)));
-      const near = Math.ceil((4 / box.height) * mine.length); // a line is thinner than a finger: one with masks is preferred
+      const near = Math.floor((4 / box.height) * mine.length); // a line is thinner than a finger: one with masks is preferred
       const order = [...Array(2 * near + 1).keys()].map((i) => at + (i % 2 ? 1 : -1) * Math.ceil(i / 2)).filter((i) => mine[i]);
       const [image, object] = mine[order.find((i) => stored.has(mine[i][0])) ?? at];
       show(image, object);

