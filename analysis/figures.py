@@ -214,6 +214,49 @@ def _thin(frame: "pd.DataFrame", most: int = 120) -> "pd.DataFrame":
 
 
 @in_style
+def forest(frame: "pd.DataFrame", measure: str, baseline: str) -> "Figure":
+    """Differences to the baseline by row: columns row, seed, value (paired by seed).
+
+    Dots: seeds; square: their mean; line: its 95 % interval (paired t), from three seeds on.
+    """
+    labels = list(dict.fromkeys(frame["row"]))
+    figure, (axis,) = new_figure(1, 1, height=0.9 + 0.34 * len(labels))
+    for place, (label, style) in enumerate(looks(labels).items()):
+        values = frame.loc[frame["row"] == label, "value"].to_numpy(float)
+        bounds = mean_interval(values.tolist())
+        if bounds is not None:
+            axis.plot(bounds, (place, place), color=style["color"], linewidth=1.8)
+        axis.plot(values, np.full(len(values), place + 0.2), "o", color=style["color"], markersize=3, alpha=0.6)
+        axis.plot([values.mean()], [place], "s", color=style["color"], markersize=5)
+        said = f"{values.mean():+.1f}" + (f" ({bounds[0]:+.1f} … {bounds[1]:+.1f})" if bounds else "")
+        axis.annotate(
+            f"{said.replace('-', '−')}, n = {len(values)}",
+            (1.02, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+        )
+    axis.axvline(0, color="#444444", linewidth=0.8)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set(ylim=(len(labels) - 0.5, -0.5), xlabel=f"{measure}: difference to {baseline} (points)")
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
+@in_style
+def against_number(frame: "pd.DataFrame", measure: str) -> "Figure":
+    """A score against the number along which rows differ: columns key, row, seed, number, value; axes by key."""
+    keys = list(dict.fromkeys(frame["key"]))
+    figure, axes = new_figure(1, len(keys), width=WIDTH if len(keys) > 1 else 0.6 * WIDTH)
+    for axis, key in zip(axes, keys, strict=True):
+        one = frame[frame["key"] == key]
+        for label, style in looks(list(dict.fromkeys(one["row"]))).items():
+            _curve(axis, one[one["row"] == label], "number", label, style)
+        axis.set(xlabel=key.rsplit(".", 1)[-1].replace("_", " "), ylabel=f"{measure} (%)")
+        axis.legend(loc="best", fontsize=7)
+    return figure
+
+
+@in_style
 def schedule_curves(frame: "pd.DataFrame", measure: str = "AP", rows: Sequence[str] | None = None) -> "Figure":
     """A score against iterations for full-length and shortened schedules.
 

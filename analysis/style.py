@@ -2,10 +2,12 @@
 to run.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 if TYPE_CHECKING:
@@ -71,9 +73,28 @@ def look(index: int) -> dict[str, Any]:
     return {"color": colours[number], "marker": _MARKERS[number], "linestyle": _DASHES[number]}
 
 
+def look_of(method: int, schedule: int = 0) -> dict[str, Any]:
+    """Colour and marker tell the method, dashes the schedule (0: the longest, solid)."""
+    return {**look(method), "linestyle": _DASHES[schedule % len(_DASHES)]}
+
+
+_ASSIGNED: ContextVar[Mapping[str, dict[str, Any]]] = ContextVar("looks", default=MappingProxyType({}))
+
+
+@contextmanager
+def assigned(given: Mapping[str, dict[str, Any]]) -> Iterator[None]:
+    """For the time of a ``with`` block, labels have these looks (of :func:`look_of`) in every figure."""
+    token = _ASSIGNED.set(given)
+    try:
+        yield
+    finally:
+        _ASSIGNED.reset(token)
+
+
 def looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """:func:`look` of each label, in order."""
-    return {label: look(index) for index, label in enumerate(labels)}
+    """The look of each label: the assigned one, else :func:`look` by its place."""
+    given = _ASSIGNED.get()
+    return {label: given.get(label) or look(index) for index, label in enumerate(labels)}
 
 
 def legend_above(figure: "Figure", axes: "Axes", columns: int = 3) -> None:

@@ -5,6 +5,7 @@ beside the files.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from analysis.style import assigned, look_of, styled
 from experiments.store.files import read_json, write_json, write_text
-from reports.collect import RowRuns, SuiteReport
+from reports.collect import RowRuns, SuiteReport, number
 from reports.escape import clean, csv
 from reports.mask_pictures import Case
+from reports.run_page import flat
 from reports.runs import RunView
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 MOST_ROWS = 7
+MOST_EFFECTS = 40
 DRAWN = ("svg", "pdf", "png")
 _LAYER_MEASURES = (
     "mIoU-L",
@@ -76,13 +80,16 @@ def suite_figures(
     """
     wanted = tuple(kind for kind in DRAWN if kind == "svg" or kind in kinds)
     plans = [*_plans(report, cases, names), *further]
-    return [_drawn(plan, folder, wanted) for plan in plans if not plan.data.empty]
+    looks = row_looks(report)
+    return [_drawn(plan, folder, wanted, looks) for plan in plans if not plan.data.empty]
 
 
 def _plans(report: SuiteReport, cases: Sequence[Case], names: Sequence[str]) -> Iterator[Plan]:
     if not any(row.done for row in report.rows):
         return
     rows, few = shown_rows(report), left_out(report)
+    yield _forest_plan(report)
+    yield _number_plan(report)
     yield _layers_plan(rows, few)
     yield _training_plan(report, rows, few)
     yield from _pair_plans(report)
@@ -128,6 +135,144 @@ def row_labels(rows: Sequence[RowRuns]) -> dict[str, str]:
     short = {row.name: label(row.label) for row in rows}
     twice = {text for text in short.values() if list(short.values()).count(text) > 1}
     return {name: f"{text} [{label(name)}]" if text in twice else text for name, text in short.items()}
+
+
+Looks = Mapping[str, dict[str, Any]]
+
+
+def row_looks(report: SuiteReport) -> Looks:
+    """How every row is drawn in every figure of the suite, by label: colour and marker are the method (what is the same
+    but for the schedule), dashes the schedule. The baseline and the row it is compared with in pictures come first.
+    """
+    labels = row_labels(report.rows)
+    first = [row for row, _ in next(pairs(report), ())]
+    ranked = sorted(
+        same_but_schedule(report.rows), key=lambda rows: min((first.index(r) for r in rows if r in first), default=2)
+    )
+    found: dict[str, dict[str, Any]] = {}
+    with styled():
+        for method, rows in enumerate(ranked):
+            lengths = sorted({iterations(row) for row in rows}, reverse=True)
+            found |= {labels[row.name]: look_of(method, lengths.index(iterations(row))) for row in rows}
+            found.setdefault(common_label(rows), look_of(method))
+    return found
+
+
+def same_but_schedule(rows: Sequence[RowRuns]) -> list[list[RowRuns]]:
+    """The rows in groups that differ in nothing but their schedule; a row that was never begun is alone."""
+    groups: dict[str, list[RowRuns]] = {}
+    for row in rows:
+        config = next((view.config for view in row.views if view.config), None)
+        rest = (
+            {name: config[name] for name in ("dataset", "model", "toggles") if name in config} if config else row.name
+        )
+        groups.setdefault(json.dumps(rest, sort_keys=True), []).append(row)
+    return list(groups.values())
+
+
+def iterations(row: RowRuns) -> int:
+    """The length of the row's schedule; 0 if it is unknown."""
+    return max((view.max_iter for view in row.views), default=0)
+
+
+def common_label(rows: Sequence[RowRuns]) -> str:
+    """What the labels of rows begin with, all alike, in whole words."""
+    words = [label.split() for label in row_labels(rows).values()]
+    alike = []
+    for column in zip(*words, strict=False):
+        if len(set(column)) > 1:
+            break
+        alike.append(column[0])
+    return " ".join(alike).rstrip(",(") or rows[0].name
+
+
+def _forest_plan(report: SuiteReport) -> Plan:
+    """The differences of the primary metric to each row's baseline."""
+    import pandas as pd
+
+    labels, column = row_labels(report.rows), report.table.primary
+    found = {}
+    for row in report.rows:
+        base = report.baseline_of(row)
+        theirs = dict(_scores(base, column)) if base else {}
+        found[labels[row.name]] = [
+            (seed, value - theirs[seed]) for seed, value in _scores(row, column) if seed in theirs
+        ]
+    ranked = sorted((label for label in found if found[label]), key=lambda label: -abs(_mean(found[label])))[
+        :MOST_EFFECTS
+    ]
+    lines = [(label, seed, value) for label, pairs in found.items() if label in ranked for seed, value in pairs]
+    data = pd.DataFrame(lines, columns=["row", "seed", "value"])
+
+    def draw() -> "Drawing":
+        from analysis.figures import forest
+
+        own = {row.baseline for row in report.rows}
+        return forest(
+            data, column, label(report.baseline.label) if report.baseline and len(own) == 1 else "its baseline"
+        )
+
+    few = f" Shown: the {MOST_EFFECTS} largest of {len(report.rows) - 1}." if len(ranked) == MOST_EFFECTS else ""
+    caption = (
+        f"{column}: each row less its baseline, paired by seed. Dots: seeds; squares: their mean; lines: its "
+        f"95 % interval (paired t), from three pairs on, not corrected for their number (the table's stars are).{few}"
+    )
+    return Plan("effects", "Effects", caption, data, draw)
+
+
+def _mean(pairs: Sequence[tuple[int, float]]) -> float:
+    return sum(value for _, value in pairs) / len(pairs)
+
+
+def _scores(row: RowRuns, key: str) -> list[tuple[int, float]]:
+    values = ((view.seed, number(view, key, view.result)) for view in row.done)
+    return [(seed, value) for seed, value in values if value is not None]
+
+
+def _number_plan(report: SuiteReport) -> Plan:
+    """The primary metric against a configuration's number, where at least three rows differ in nothing else."""
+    import pandas as pd
+
+    lines = [
+        (key, common_label(rows), seed, at, score)
+        for key, rows in _along_numbers(report.rows)
+        for row in rows
+        for at in [_flat(row)[key]]
+        for seed, score in _scores(row, report.table.primary)
+    ]
+    data = pd.DataFrame(lines, columns=["key", "row", "seed", "number", "value"])
+
+    def draw() -> "Drawing":
+        from analysis.figures import against_number
+
+        return against_number(data, report.table.primary)
+
+    caption = f"{report.table.primary} against a number in which alone the rows of a curve differ. {BANDS}"
+    return Plan("along", "Along a number", caption, data, draw)
+
+
+def _along_numbers(rows: Sequence[RowRuns], most: int = 3) -> list[tuple[str, list[RowRuns]]]:
+    """(key, rows in the order of its value) of at least three rows that differ in this number alone."""
+    trees = {row.name: _flat(row) for row in rows if _flat(row)}
+    keys = dict.fromkeys(key for tree in trees.values() for key in tree)
+    found = []
+    for key in keys:
+        if len({str(tree.get(key)) for tree in trees.values()}) < 3:
+            continue
+        groups: dict[str, list[RowRuns]] = {}
+        for row in rows:
+            tree = trees.get(row.name, {})
+            if isinstance(tree.get(key), int | float) and not isinstance(tree[key], bool):
+                rest = json.dumps({name: value for name, value in tree.items() if name != key}, sort_keys=True)
+                groups.setdefault(rest, []).append(row)
+        found += [(key, sorted(g, key=lambda row: trees[row.name][key])) for g in groups.values() if len(g) >= 3]
+    return found[:most]
+
+
+def _flat(row: RowRuns) -> Mapping[str, Any]:
+    """The row's configuration as dotted keys, the seed left out."""
+    config = next((view.config for view in row.views if view.config), {})
+    return {key: value for key, value in flat(config).items() if key != "seed"}
 
 
 def _layers_plan(rows: Sequence[RowRuns], few: str) -> Plan:
@@ -333,16 +478,18 @@ def _code_digest() -> str:
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
 
 
-def _drawn(plan: Plan, folder: Path, kinds: Sequence[str]) -> Figure:
+def _drawn(plan: Plan, folder: Path, kinds: Sequence[str], looks: Looks) -> Figure:
     files = tuple(f"{plan.name}.{suffix}" for suffix in (*kinds, "csv"))
     texts = plan.data.select_dtypes(include=["object", "string"]).map(lambda it: csv(it) if isinstance(it, str) else it)
     text = plan.data.assign(**texts).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    digest = hashlib.sha256(f"{_code_digest()}\n{text}".encode()).hexdigest()
+    mine = sorted((name, str(look)) for name, look in looks.items() if name in text)
+    digest = hashlib.sha256(f"{_code_digest()}\n{mine}\n{text}".encode()).hexdigest()
     record = folder / f".{plan.name}.json"
     known = read_json(record) or {}
     old = [kind for kind in kinds if known.get(kind) != digest or not (folder / f"{plan.name}.{kind}").exists()]
     if old or not (folder / f"{plan.name}.csv").exists():
-        _draw(plan, folder / plan.name, old)
+        with assigned(looks):
+            _draw(plan, folder / plan.name, old)
         write_text(folder / f"{plan.name}.csv", text)
         write_json(record, {**known, **dict.fromkeys(old, digest)})
     svg = inline_svg((folder / f"{plan.name}.svg").read_text(), plan.title, plan.name)
@@ -351,8 +498,6 @@ def _drawn(plan: Plan, folder: Path, kinds: Sequence[str]) -> Figure:
 
 def _draw(plan: Plan, stem: Path, kinds: Sequence[str]) -> None:
     """Draw a figure and write it as each kind; the layout, most of the time, is computed once, not once a kind."""
-    from analysis.style import styled
-
     stem.parent.mkdir(parents=True, exist_ok=True)
     drawing = plan.draw()
     with styled():

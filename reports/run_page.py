@@ -8,6 +8,9 @@ from functools import cache
 from typing import Any
 from urllib.parse import quote
 
+from markupsafe import Markup
+
+from analysis.architecture import architecture
 from experiments.status import usage
 from experiments.store import mlflow_record
 from experiments.store.mlflow_record import Copied
@@ -125,6 +128,7 @@ class RunSection:
     diff: str
     config: str
     metrics: tuple[tuple[str, str], ...]
+    architecture: Markup
 
     @property
     def anchor(self) -> str:
@@ -161,7 +165,14 @@ def section(report: SuiteReport, row: RowRuns, view: RunView) -> RunSection:
         metrics=tuple(
             (key, f"{value:.2f}") for key, value in (view.result or {}).get("metrics", {}).items() if value is not None
         ),
+        architecture=_architecture(row, view),
     )
+
+
+def _architecture(row: RowRuns, view: RunView) -> Markup:
+    """The drawing of the model; empty where nothing is known of it yet."""
+    layers = view.config.get("model", {}).get("decoder_layers")
+    return Markup(architecture(row.toggles, int(layers)) if row.toggles and layers else "")
 
 
 def sections(report: SuiteReport) -> list[tuple[RowRuns, list[RunSection]]]:

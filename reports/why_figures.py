@@ -2,12 +2,23 @@
 and scores of full-length and shortened schedules.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from reports.collect import RowRuns, SuiteReport
-from reports.figures import BANDS, Plan, curve, curve_score, frame, left_out, row_labels, shown_rows
+from reports.figures import (
+    BANDS,
+    Plan,
+    common_label,
+    curve,
+    curve_score,
+    frame,
+    iterations,
+    left_out,
+    row_labels,
+    same_but_schedule,
+    shown_rows,
+)
 from reports.runs import RunView
 
 if TYPE_CHECKING:
@@ -151,14 +162,14 @@ def _probes(view: RunView) -> "pd.DataFrame | None":
 
 def _schedule_plan(report: SuiteReport) -> Iterator[Plan]:
     """Score against iterations where rows differ in nothing but the length of their schedule."""
-    groups = [rows for rows in _same_but_schedule(report.rows) if len({_iterations(row) for row in rows}) > 1]
+    groups = [rows for rows in same_but_schedule(report.rows) if len({iterations(row) for row in rows}) > 1]
     if not groups:
         return
     import pandas as pd
 
     score = curve_score(report, report.rows)
     lines = [
-        (_common_label(rows), f"{_iterations(row)} iterations", view.seed, iteration, value)
+        (common_label(rows), f"{iterations(row)} iterations", view.seed, iteration, value)
         for rows in groups
         for row in rows
         for view in row.views
@@ -175,28 +186,3 @@ def _schedule_plan(report: SuiteReport) -> Iterator[Plan]:
 
     caption = f"{score} against iterations for schedules of different length, each run to its own end. {BANDS}"
     yield Plan("schedules", "Full-length and shortened schedules", caption, data, draw)
-
-
-def _same_but_schedule(rows: Sequence[RowRuns]) -> list[list[RowRuns]]:
-    groups: dict[str, list[RowRuns]] = {}
-    for row in rows:
-        config = next((view.config for view in row.views if view.config), None)
-        if config:
-            rest = {name: config[name] for name in ("dataset", "model", "toggles") if name in config}
-            groups.setdefault(json.dumps(rest, sort_keys=True), []).append(row)
-    return list(groups.values())
-
-
-def _iterations(row: RowRuns) -> int:
-    return max((view.max_iter for view in row.views), default=0)
-
-
-def _common_label(rows: Sequence[RowRuns]) -> str:
-    """What the labels of rows begin with, all alike, in whole words."""
-    words = [label.split() for label in row_labels(rows).values()]
-    alike = []
-    for column in zip(*words, strict=False):
-        if len(set(column)) > 1:
-            break
-        alike.append(column[0])
-    return " ".join(alike).rstrip(",(") or rows[0].name

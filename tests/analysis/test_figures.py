@@ -15,7 +15,7 @@ from analysis.failure_cases import aligned
 from analysis.masks import layer_mask_record
 from analysis.matching import ImagePrediction
 from analysis.statistics import mean_interval
-from analysis.style import JUMP, look
+from analysis.style import JUMP, assigned, look, look_of, looks
 
 LAYERS, QUERIES = 4, 6
 ROWS = ("Mask2Former", "MP-Former (paper)")
@@ -121,6 +121,36 @@ def test_schedules_are_marked_at_their_ends() -> None:
     figure = figures.schedule_curves(pd.DataFrame(rows, columns=["row", "schedule", "seed", "iteration", "value"]))
     assert sorted(text.get_text() for text in figure.axes[0].texts) == ["10.0", "10.0", "5.0", "5.0"]
     assert set(lines_of(figure.axes[0])) == {f"{row}, {name} (n = 1)" for row in ROWS for name in ("full", "half")}
+
+
+def test_the_forest_is_the_paired_interval_and_every_seed() -> None:
+    lines = [("A", seed, value) for seed, value in enumerate((1.0, 2.0, 4.5))] + [("B", 0, -1.0), ("B", 1, -2.0)]
+    figure = figures.forest(pd.DataFrame(lines, columns=["row", "seed", "value"]), "AP", "Mask2Former")
+    (axis,) = figure.axes
+    drawn = [line.get_xdata().tolist() for line in axis.get_lines()]
+    assert drawn[0] == pytest.approx(mean_interval([1.0, 2.0, 4.5]))
+    assert drawn[1:] == [[1.0, 2.0, 4.5], [2.5], [-1.0, -2.0], [-1.5], [0, 0]]  # no interval of two seeds
+    assert [text.get_text() for text in axis.texts] == ["+2.5 (−2.0 … +7.0), n = 3", "−1.5, n = 2"]
+    assert axis.get_xlabel() == "AP: difference to Mask2Former (points)"
+
+
+def test_a_score_against_a_number() -> None:
+    lines = [("toggles.point_noise", "MP", seed, x, 10 * x + seed) for seed in range(3) for x in (0.0, 0.2, 0.4)]
+    frame = pd.DataFrame(lines, columns=["key", "row", "seed", "number", "value"])
+    (axis,) = figures.against_number(frame, "AP").axes
+    np.testing.assert_allclose(lines_of(axis)["MP (n = 3)"], [[0, 1], [0.2, 3], [0.4, 5]])
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("point noise", "AP (%)")
+
+
+def test_colour_is_the_method_and_dash_the_schedule() -> None:
+    frame = layer_frame(3)
+    given = {ROWS[0]: look_of(3), ROWS[1]: look_of(3, 1)}
+    with assigned(given):
+        figure = figures.over_layers(frame, ["AP"])
+    first, second = (line for line in figure.axes[0].get_lines() if line.get_linewidth() > 1)
+    assert first.get_color() == second.get_color() == look(3)["color"]
+    assert first.get_linestyle() != second.get_linestyle()
+    assert looks(ROWS)[ROWS[0]] == look(0)  # outside the block nothing is left
 
 
 def test_transition_matrices_show_their_numbers() -> None:

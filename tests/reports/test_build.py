@@ -29,14 +29,14 @@ def test_everything_with_an_overview(store: Path, blank_figures: None) -> None:
     assert all(path.exists() for path in written)
     page = (base / "headline@mini" / "index.html").read_text()
     assert "explorer.html" in page
-    assert page.count("<figure") == 8
+    assert page.count("<figure") == 9
 
 
 def test_every_figure_is_drawn(store: Path) -> None:
     build(["headline"], store, formats=LIGHT)
     folder = store / "reports" / "headline@mini" / "figures"
     drawn = {path.stem for path in folder.glob("*.svg")}
-    of_masks = {"jumps", "jump-thresholds", "gallery"}
+    of_masks = {"effects", "jumps", "jump-thresholds", "gallery"}
     assert drawn == {"layers", "training", "transitions", "drops", "query-usage", "stability", "attention"} | of_masks
     assert all((folder / f"{stem}.csv").stat().st_size > 40 for stem in drawn)
     assert all("<metadata" not in page for page in [(folder.parent / "index.html").read_text()])

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.style import look
 from reports import why_figures
 from reports.collect import SuiteReport
-from reports.figures import Plan, suite_figures
+from reports.figures import Plan, pairs, row_labels, row_looks, suite_figures
+from reports.figures import _plans as figure_plans
 
 Gather = Callable[..., SuiteReport]
 LAYERS = 7
@@ -102,3 +104,44 @@ def test_schedules_are_compared_where_only_their_length_differs(gather: Gather) 
     assert set(found.data["row"]) == {"Mask2Former", "MP-Former"}
     assert found.data["schedule"].nunique() == 2
     assert found.draw().axes
+
+
+def test_one_look_a_method_in_all_figures(gather: Gather, store: Path) -> None:
+    report = gather("components")
+    looks = row_looks(report)
+    labels = row_labels(report.rows)
+    assert set(labels.values()) <= set(looks)
+    assert looks[labels[report.baseline.name]]["color"] == look(0)["color"]
+    (_, (compared, _)) = next(pairs(report))
+    assert looks[labels[compared.name]]["color"] == look(1)["color"]
+    # a row that differs from the baseline in its schedule alone: same colour, other dashes
+    longer = report.rows[1]
+    for view in longer.views:
+        view.record["config"].update(
+            {key: report.baseline.views[0].config[key] for key in ("dataset", "model", "toggles")}
+        )
+        view.record["config"]["schedule"] = {**view.config["schedule"], "max_iter": 99}
+    looks = row_looks(report)
+    mine, theirs = looks[labels[longer.name]], looks[labels[report.baseline.name]]
+    assert mine["color"] == theirs["color"]
+    assert mine["linestyle"] != theirs["linestyle"]
+
+
+def test_effects_and_numbers(gather: Gather, store: Path) -> None:
+    report = gather("headline")
+    found = {plan.name: plan for plan in figure_plans(report, (), ())}
+    delta = report.table.rows[1].cells[0].delta
+    effects = found["effects"].data
+    assert effects["value"].mean() == pytest.approx(delta.mean)
+    assert len(effects) == delta.n
+    assert found["along"].data.empty
+    report = gather("components")
+    for number, row in enumerate(report.rows):
+        for view in row.views:
+            config = json.loads(json.dumps(report.baseline.views[0].config))
+            config["toggles"]["point_noise"] = number / 10
+            view.record["config"] = config
+    along = next(plan for plan in figure_plans(report, (), ()) if plan.name == "along").data
+    assert set(along["key"]) == {"toggles.point_noise"}
+    assert along["number"].is_monotonic_increasing
+    assert {round(10 * n) for n in along["number"]} == {i for i, row in enumerate(report.rows) if row.done}
