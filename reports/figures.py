@@ -17,10 +17,10 @@ from markupsafe import Markup
 
 from analysis.style import assigned, look_of, styled
 from experiments.store.files import read_json, write_json, write_text
+from mpformer.config.dotted import leaves
 from reports.collect import RowRuns, SuiteReport, number
 from reports.escape import clean, csv
 from reports.mask_pictures import Case
-from reports.run_page import flat
 from reports.runs import RunView
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ def _along_numbers(rows: Sequence[RowRuns], most: int = 3) -> list[tuple[str, li
 def _flat(row: RowRuns) -> Mapping[str, Any]:
     """The row's configuration as dotted keys, the seed left out."""
     config = next((view.config for view in row.views if view.config), {})
-    return {key: value for key, value in flat(config).items() if key != "seed"}
+    return {key: value for key, value in leaves(config) if key != "seed"}
 
 
 def _layers_plan(rows: Sequence[RowRuns], few: str) -> Plan:

@@ -1,10 +1,6 @@
 """The jump rate: the definition counted by hand, and the laws that hold for any table."""
 
-<<<<<<< HEAD
 import itertools
-=======
-from itertools import pairwise
->>>>>>> e4d2673 (The picture that explains it: film strips over barcodes, first on a suite's page and in the explorer; the gallery shows decoder layers, cropped)
 
 import numpy as np
 import pytest
@@ -66,11 +62,7 @@ def test_laws(found: list[list[float]], thresholds: list[float]) -> None:
     by_object = [any(iou < 0.5 for iou in steps) for steps in found]
     assert rates.once == pytest.approx(100 * sum(by_object) / len(by_object))
     curve = jump_curve(table, sorted(thresholds))
-<<<<<<< HEAD
     assert all(a.once <= b.once and a.late <= b.late for a, b in itertools.pairwise(curve))
-=======
-    assert all(a.once <= b.once and a.late <= b.late for a, b in pairwise(curve))
->>>>>>> e4d2673 (The picture that explains it: film strips over barcodes, first on a suite's page and in the explorer; the gallery shows decoder layers, cropped)
     assert jump_rates(table, 0).once == 0
 
 
