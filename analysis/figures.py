@@ -220,7 +220,7 @@ def forest(frame: "pd.DataFrame", measure: str, baseline: str) -> "Figure":
     Dots: seeds; square: their mean; line: its 95 % interval (paired t), from three seeds on.
     """
     labels = list(dict.fromkeys(frame["row"]))
-    figure, (axis,) = new_figure(1, 1, height=0.9 + 0.34 * len(labels))
+    figure, (axis,) = new_figure(1, 1, width=0.78 * WIDTH, height=0.9 + 0.34 * len(labels))
     for place, (label, style) in enumerate(looks(labels).items()):
         values = frame.loc[frame["row"] == label, "value"].to_numpy(float)
         bounds = mean_interval(values.tolist())

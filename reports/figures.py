@@ -53,6 +53,8 @@ class Figure:
     caption: str
     svg: Markup
     files: tuple[str, ...] = ()
+    panels: tuple[str, ...] = ()
+    """Views (x, y, width, height) of the SVG, one an axes, for a page that is too narrow for all side by side."""
 
 
 @dataclass(frozen=True)
@@ -489,17 +491,24 @@ def _drawn(plan: Plan, folder: Path, kinds: Sequence[str], looks: Looks) -> Figu
     old = [kind for kind in kinds if known.get(kind) != digest or not (folder / f"{plan.name}.{kind}").exists()]
     if old or not (folder / f"{plan.name}.csv").exists():
         with assigned(looks):
-            _draw(plan, folder / plan.name, old)
+            panels = _draw(plan, folder / plan.name, old)
         write_text(folder / f"{plan.name}.csv", text)
-        write_json(record, {**known, **dict.fromkeys(old, digest)})
+        known = {**known, **dict.fromkeys(old, digest), "panels": panels}
+        write_json(record, known)
     svg = inline_svg((folder / f"{plan.name}.svg").read_text(), plan.title, plan.name)
-    return Figure(plan.name, plan.title, plan.caption, svg, files)
+    return Figure(plan.name, plan.title, plan.caption, svg, files, tuple(known.get("panels") or ()))
 
 
-def _draw(plan: Plan, stem: Path, kinds: Sequence[str]) -> None:
-    """Draw a figure and write it as each kind; the layout, most of the time, is computed once, not once a kind."""
+def _draw(plan: Plan, stem: Path, kinds: Sequence[str]) -> list[str]:
+    """Draw a figure and write it as each kind; the layout, most of the time, is computed once, not once a kind.
+
+    Returns its panels.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
     drawing = plan.draw()
+    for ground in (drawing, *drawing.axes):
+        ground.patch.set_gid("ground")  # by which a page finds what would be a white box in the dark
+    panels: list[str] = []
     with styled():
         if drawing.get_layout_engine() is None:
             whole: Any = "tight"
@@ -507,16 +516,47 @@ def _draw(plan: Plan, stem: Path, kinds: Sequence[str]) -> None:
             drawing.draw_without_rendering()
             drawing.set_layout_engine(None)  # "none" keeps a placeholder, for which every file is drawn twice
             whole = drawing.bbox_inches
+            panels = _panels(drawing)
         for kind in kinds:
             # the time of day would change the bytes of an unchanged figure
             dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
             drawing.savefig(stem.with_name(f"{stem.name}.{kind}"), format=kind, metadata=dated, bbox_inches=whole)
+    return panels
+
+
+def _panels(drawing: "Drawing") -> list[str]:
+    """Views of a figure that is laid out: its legend, then each axes with the colour bar beside it; in points."""
+    from matplotlib.transforms import Bbox
+
+    boxes = [legend.get_window_extent() for legend in drawing.legends]
+    for axes in drawing.axes:
+        if axes.get_visible() and (box := axes.get_tightbbox()) is not None:
+            if axes.get_label() == "<colorbar>" and boxes:
+                boxes[-1] = Bbox.union([boxes[-1], box])
+            else:
+                boxes.append(box)
+    points, height = 72 / drawing.dpi, drawing.bbox.height
+    sides = [(box.x0 - 4, height - box.y1 - 4, box.width + 8, box.height + 8) for box in boxes]
+    return [" ".join(f"{points * side:.1f}" for side in view) for view in sides]
+
+
+_THEME = {
+    **dict.fromkeys(("#000000", "#111111", "#222222", "#333333", "#444444"), "--fg"),
+    **dict.fromkeys(("#555555", "#666666", "#777777"), "--muted"),
+    "#dddddd": "--rule",
+}
+_INK = re.compile(rf"\b(fill|stroke): ({'|'.join(_THEME)})(?=[;\"])")
+_GROUND = re.compile(r'(<g id="ground[^"]*">\s*<path d="[^"]*"[^>]*style=")fill: #ffffff')
 
 
 def inline_svg(document: str, title: str, prefix: str) -> Markup:
-    """An SVG file as an element of a page: no prologue, ids of its own, and a name for screen readers."""
+    """An SVG file as an element of a page: no prologue, ids of its own, a name for screen readers, the page's colours
+    for text and lines, and no ground.
+    """
     element = document[document.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = _GROUND.sub(r"\1fill: none", element)
+    element = _INK.sub(lambda found: f"{found[1]}: var({_THEME[found[2]]})", element)
     element = re.sub(r'\b(id="|href="#)', rf"\g<1>{prefix}-", element)
     element = re.sub(r"url\(#", f"url(#{prefix}-", element)
     return Markup(element.replace("<svg", str(Markup('<svg role="img" aria-label="{}"').format(title)), 1))

@@ -1,5 +1,6 @@
 """The report command's function: which files it writes, from what, and how it fails."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,14 @@ def test_every_figure_is_drawn(store: Path) -> None:
     drawn = {path.stem for path in folder.glob("*.svg")}
     of_masks = {"effects", "jumps", "jump-thresholds", "gallery"}
     assert drawn == {"layers", "training", "transitions", "drops", "query-usage", "stability", "attention"} | of_masks
+    page = (folder.parent / "index.html").read_text()
+    shown = page[page.index('<section id="figures">') : page.index('<section id="gallery">')]
+    assert "fill: #222222" in (folder / "layers.svg").read_text()  # a file of its own keeps its colours
+    assert not re.search(r"(fill|stroke): #(000000|222222|444444|dddddd)", shown)  # readable in the dark
+    grounds = re.findall(r'-ground"?[^>]*>\s*<path d="[^"]*"[^>]*style="fill: (\S+?)[;"]', shown)
+    assert len(grounds) > 10
+    assert set(grounds) == {"none"}  # no white box
+    assert shown.count('href="#layers-figure_1"') == 5  # on a phone: the legend and four axes, one below the other
     assert all((folder / f"{stem}.csv").stat().st_size > 40 for stem in drawn)
     assert all("<metadata" not in page for page in [(folder.parent / "index.html").read_text()])
 
