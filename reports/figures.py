@@ -506,8 +506,8 @@ def _draw(plan: Plan, stem: Path, kinds: Sequence[str]) -> list[str]:
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     drawing = plan.draw()
-    for ground in (drawing, *drawing.axes):
-        ground.patch.set_gid("ground")  # by which a page finds what would be a white box in the dark
+    for patch in (drawing.patch, *(axes.patch for axes in drawing.axes)):
+        patch.set_gid("ground")  # by which a page finds what would be a white box in the dark
     panels: list[str] = []
     with styled():
         if drawing.get_layout_engine() is None:

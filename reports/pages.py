@@ -7,7 +7,7 @@ policy allows the page's own script alone, by its hash, so that even an escaping
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
