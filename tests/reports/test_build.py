@@ -105,7 +105,7 @@ def test_figures_are_written_as_every_kind(store: Path) -> None:
     folder = store / "reports" / "headline@mini+nuclei" / "figures"
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
         f"{stem}.{kind}"
-        for stem in ("layers", "training", "stability", "attention")
+        for stem in ("effects", "layers", "training", "stability", "attention")
         for kind in ("svg", "pdf", "png", "csv")
     }
 
