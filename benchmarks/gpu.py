@@ -154,12 +154,16 @@ def _or_dash(value: float | None, form: str) -> str:
 
 
 def unpack(folder: Path, target: Path) -> Path:
-    """Unpack the wheels of a folder, but for what this Python has; a wheel is an archive of what goes on the path."""
+    """Unpack the wheels of a folder, but for what this Python has; a wheel is an archive of what goes on the path.
+
+    There it comes before Python's own library, which old stand-ins for parts of it (``typing``) must not hide.
+    """
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
         sys.exit(f"bench-gpu: no wheel in {folder}; make them with --pack {folder} --torch VERSION")
     for wheel in wheels:
-        if not _installed(wheel.name.split("-")[0]):
+        name = wheel.name.split("-")[0]
+        if name not in sys.stdlib_module_names and not _installed(name):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(target)
     return target

@@ -199,7 +199,8 @@ def _diff(view: RunView) -> str:
 
 
 def _facts(view: RunView) -> list[tuple[str, str]]:
-    found, numerics = view.provenance, view.trained.more.get("numerics") or {}
+    found, said = view.provenance, view.trained.more.get("numerics")
+    numerics = said if isinstance(said, Mapping) else {}
     packages = ", ".join(f"{name} {version}" for name, version in found.packages.items())
     facts = {
         "state": view.standing.state + (f" ({view.standing.reason})" if view.standing.reason else ""),

@@ -110,7 +110,8 @@ def test_every_precision_and_batch_is_a_case_on_a_gpu() -> None:
 
 
 def test_wheels_are_unpacked_but_for_what_is_there(tmp_path: Path) -> None:
-    for name in ("a_package-1.0-py3-none-any", "torch-2.11.0-cp312-cp312-linux_x86_64"):
+    names = ("a_package-1.0-py3-none-any", "typing-3.7.4.3-py3-none-any", "torch-2.11.0-cp312-cp312-linux_x86_64")
+    for name in names:
         with zipfile.ZipFile(tmp_path / f"{name}.whl", "w") as wheel:
             wheel.writestr(f"{name.split('-')[0]}/__init__.py", "")
     assert [p.name for p in gpu.unpack(tmp_path, tmp_path / "out").iterdir()] == ["a_package"]
