@@ -48,7 +48,7 @@ def once(base: Path, runs: int, times: Times) -> None:
     seeds = tuple(range(-(-runs // 2)))
     target = Target("devcluster", profile(parallelism=1, report=True))
     made = timed(times, "plan", lambda: counting_jobs.plan(data, seeds=seeds))
-    timed(times, "states of all", lambda: standing.of_plan(made, store))
+    timed(times, "states of all", lambda: standing.look_at_plan(made, store))
     timed(times, "dry run", lambda: list(submission.scripts(made, store, data, target)))
     done = timed(times, "launch", lambda: submission.launch(made, store, data, target, runner=Counting()))
     queued = subprocess.run(

@@ -215,7 +215,7 @@ def _facts(view: RunView) -> list[tuple[str, str]]:
         "world size": str(found.world_size or ""),
         "threads": str(found.threads or ""),
         "jobs": ", ".join(dict.fromkeys(filter(None, (attempt.job for attempt in view.attempts)))),
-        "used": used.text() if (used := usage.of(view.directory)) else "",
+        "used": used.text() if (used := usage.used_by(view.directory)) else "",
         "trained in": _duration(view.trained.seconds),
         "peak memory of training": _gib(view.trained.peak_memory_bytes),
         "evaluated in": _duration((view.result or {}).get("seconds")),

@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 @root_option
 def logs(run: str, follow: bool, attempt: int | None, job: bool, root: Path) -> None:
     """Print the log of RUN (its id, or the id's beginning or end)."""
-    from experiments.status import suite_view
+    from experiments.status.logs import job_log, log
     from experiments.store.run_dir import Store
 
     store = Store(root)
     found = store.find(run)
     if job:
-        text = suite_view.job_log(store, found)
+        text = job_log(store, found)
         if not text:
             raise UserError(f"{found.run_id} has no log of a Slurm job; leave out --job")
         return click.echo(text, nl=False)
-    for text in suite_view.log(store, found, attempt, follow):
+    for text in log(store, found, attempt, follow):
         click.echo(text, nl=False)
     return None
 

@@ -15,6 +15,7 @@ from experiments.cli.options import json_option, plan_options, plan_request, roo
 
 if TYPE_CHECKING:
     from experiments.launch.costs import Cost
+    from experiments.status.suite_view import SuiteView
     from experiments.suites.planning import Plan
 
 
@@ -84,7 +85,7 @@ def plan(suite: str, as_json: bool, root: Path, data_root: Path, profile: str, *
 
     resolved = planning.make(plan_request(suite, **asked), data_root)
     store = Store(root)
-    states = standing.of_plan(resolved, store)
+    states = standing.look_at_plan(resolved, store)
     left = [run_id for run_id, state in states.items() if state.state is not State.DONE]
     where = costs.place(profile, len(left))
     expected = costs.estimates(resolved, store, where)
@@ -143,37 +144,37 @@ def _print_plan(resolved: "Plan", runs: Sequence[dict[str, Any]], cost: "Cost") 
 @json_option
 def status(suite: str | None, scale: str, dataset: str | None, root: Path, watch: bool, as_json: bool) -> None:
     """Show where the runs of SUITE stand (default: of every launched suite): by their files, then by Slurm."""
-    from experiments.status import scheduler, suite_view
+    from experiments.status import scheduler, suite_view, tables
 
-    def views(max_age: float = 0.0) -> list[dict[str, Any]]:
-        return suite_view.views(root, suite_view.chosen(root, suite, scale, dataset), max_age, tell=warn)
+    def views(max_age: float = 0.0) -> list["SuiteView"]:
+        return suite_view.views(root, suite_view.chosen(root, suite, scale, dataset), max_age, warn)
 
     if as_json:
-        return print_json(views())
+        return print_json([view.plain() for view in views()])
     if watch:
         return _watch_status(lambda: views(scheduler.ASK_PERIOD))
     found = views()
-    for line in suite_view.notes(found):
+    for line in tables.notes(found):
         click.echo(line)
     for view in found:
-        if len(view["runs"]) > suite_view.LONG:
-            click.echo(suite_view.text(view))
+        if len(view.runs) > tables.LONG:
+            click.echo(tables.text(view))
         else:
-            new_console().print(suite_view.table(view))
+            new_console().print(tables.table(view))
     if not found:
         click.echo(f"nothing was launched into {root} yet; start with: mpformer launch headline")
     return None
 
 
-def _watch_status(views: Callable[[], list[dict[str, Any]]], period: float = 2.0) -> None:
+def _watch_status(views: Callable[[], list["SuiteView"]], period: float = 2.0) -> None:
     """Show the tables anew every few seconds until Ctrl-C."""
     from rich.console import Group
     from rich.live import Live
 
-    from experiments.status import suite_view
+    from experiments.status import tables
 
     with Live(console=new_console(), auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):
         while True:
             found = views()
-            live.update(Group(*suite_view.notes(found), *(suite_view.table(view) for view in found)), refresh=True)
+            live.update(Group(*tables.notes(found), *(tables.table(view) for view in found)), refresh=True)
             time.sleep(period)

@@ -122,7 +122,7 @@ def record(plan: Plan, store: Store, command: str) -> None:
 
 def to_start(plan: Plan, store: Store, retry: tuple[str, ...] = ()) -> tuple[list[PlannedRun], dict[str, str]]:
     """Return the runs that a launch has to start, and the failed ones that it leaves alone with their class."""
-    states = standing.of_plan(plan, store)
+    states = standing.look_at_plan(plan, store)
     missing = [run for run in plan.unique if should_start(states[run.run_id], retry)]
     rest = [state for state in states.values() if state.state is State.FAILED and not should_start(state, retry)]
     return missing, {state.run_id: state.failure_class for state in rest}

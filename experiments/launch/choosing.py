@@ -14,7 +14,7 @@ _RETRIED = (State.FAILED, State.TIMEOUT, State.LOST)
 
 def snapshot(plan: Plan, store: Store, max_age: float = 0.0) -> list[RunState]:
     """Return the states of the plan's runs now, in the plan's order; Slurm is asked every ``max_age`` seconds."""
-    return list(standing.of_plan(plan, store, max_age).values())
+    return list(standing.look_at_plan(plan, store, max_age).values())
 
 
 def only_new(plan: Plan, store: Store) -> Plan:

@@ -71,7 +71,7 @@ def _run_of(path: Path, store: Store) -> str | None:
 def _busy(store: Store) -> frozenset[str]:
     """Runs that are worked on, are waiting for it, or whose job Slurm does not answer about."""
     keys = [(run.run_id, _any_evaluation(run)) for run in store.runs()]
-    found = standing.of(store, keys).states
+    found = standing.look(store, keys).states
     active = {run_id for (run_id, _), state in found.items() if state.active}
     held = {run.run_id for run in store.runs() if claims.holder(run.claims) is not None}
     return frozenset(active | held | queued_runs(store))

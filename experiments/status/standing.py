@@ -22,7 +22,7 @@ class Standing:
     answer: Answer | None = None
 
 
-def of(store: Store, runs: Iterable[Key], max_age: float = 0.0) -> Standing:
+def look(store: Store, runs: Iterable[Key], max_age: float = 0.0) -> Standing:
     """Return the state of each run at its evaluation setting.
 
     Slurm is asked about runs alone that are not done and were given to it; an answer of the last ``max_age`` seconds is
@@ -39,9 +39,9 @@ def of(store: Store, runs: Iterable[Key], max_age: float = 0.0) -> Standing:
     return Standing(states, answer)
 
 
-def of_plan(plan: Plan, store: Store, max_age: float = 0.0) -> dict[str, RunState]:
+def look_at_plan(plan: Plan, store: Store, max_age: float = 0.0) -> dict[str, RunState]:
     """Return the state of each of a plan's runs by run id, what Slurm says included."""
-    found = of(store, [(run.run_id, run.eval_id) for run in plan.unique], max_age)
+    found = look(store, [(run.run_id, run.eval_id) for run in plan.unique], max_age)
     return {run_id: state for (run_id, _), state in found.states.items()}
 
 

@@ -1,9 +1,10 @@
-"""How states, progress and scores of runs are written in tables."""
+"""Tables of runs: how their states, progress and scores are written, for a terminal and as plain text."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from experiments.status.states import RunState, State
+from experiments.status.suite_view import Delta, RunLine, SuiteView, WorkLeft
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -84,3 +85,73 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes:02d}m"
     return f"{minutes}m{whole % 60:02d}s" if minutes else f"{whole}s"
+
+
+LONG = 100
+"""Runs from which on a suite is shown as plain aligned text (a table takes a millisecond a line), live without DONE."""
+
+
+def table(view: SuiteView) -> "Table":
+    """Return a suite as a table for a terminal; a long one without the runs that are done."""
+    shown = [run for run in view.runs if not run.done] if len(view.runs) > LONG else view.runs
+    lines = []
+    for run in shown:
+        cells = [escaped(cell) for cell in _cells(run, view.primary)]
+        cells[_STATE] = coloured(run.state)
+        lines.append(cells)
+    return compact(_title(view), _names(view.primary), lines)
+
+
+def text(view: SuiteView) -> str:
+    """Return a suite as plain aligned text, every run of it."""
+    lines = [_names(view.primary), *(_cells(run, view.primary) for run in view.runs)]
+    kept = [index for index in range(len(lines[0])) if any(line[index] for line in lines[1:])]
+    widths = [max(len(line[index]) for line in lines) for index in kept[:-1]] + [0]
+    shown = ("  ".join(line[i].ljust(w) for i, w in zip(kept, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join((_title(view), *(line.replace("\n", " | ") for line in shown)))
+
+
+def notes(views: Sequence[SuiteView]) -> list[str]:
+    """Return one line for each thing that Slurm did not answer."""
+    problems = [problem for view in views if view.answer for problem in view.answer.problems]
+    return [f"{problem}: states are what files and accounting say" for problem in dict.fromkeys(problems)]
+
+
+def _title(view: SuiteView) -> str:
+    counts = ", ".join(f"{count} {label}" for label, count in view.counts.items())
+    return f"{view.name}: {counts or 'no runs'}{_left_text(view.left)}"
+
+
+def _left_text(left: WorkLeft) -> str:
+    if not left.seconds:
+        return ""
+    wide = f", about {duration(left.seconds / left.running)} at the present width" if left.running else ""
+    unknown = f", {left.unknown} runs not counted: nothing like them has been measured" if left.unknown else ""
+    return f"; {duration(left.seconds)} of runs left, as measured{wide}{unknown}"
+
+
+def _names(primary: str) -> tuple[str, ...]:
+    *first, score, run, detail = columns(primary)
+    return (*first, score, "Δ", run, "job", detail)
+
+
+_STATE = 2
+"""Column of the state."""
+
+
+def _cells(run: RunLine, primary: str) -> tuple[str, ...]:
+    state = run.state
+    iteration, loss, eta = progress_cells(state)
+    if state.active and not eta and run.left.seconds is not None:
+        eta = f"~{duration(run.left.seconds)}"  # of the run itself, not of its waiting
+    cells = (run.row, str(run.seed), state.label, iteration, loss, eta, score_text(run.score.metrics, primary))
+    plain = state.state is State.RUNNING and state.detail in ("start", "train", "evaluate")
+    detail = "\n".join([] if plain else [line for line in (state.detail, *run.log_lines) if line])
+    return (*cells, _delta_text(run.delta, run.score.iteration), state.run_id[-12:], state.job, detail)
+
+
+def _delta_text(delta: Delta, scored: int | None) -> str:
+    """The difference, with its iteration where that is not the one of the score beside it."""
+    if delta.value is None:
+        return ""
+    return f"{delta.value:+.1f}{'' if delta.iteration == scored else f' @{delta.iteration}'}"

@@ -52,7 +52,7 @@ class Used:
         return f"{', '.join(parts)} ({self.source})"
 
 
-def of(run: RunDir) -> Used | None:
+def used_by(run: RunDir) -> Used | None:
     """Return what a run used, None if it has had no attempt; from the store alone."""
     numbers = run.attempts()
     jobs = _jobs(run)

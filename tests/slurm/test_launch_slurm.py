@@ -95,7 +95,7 @@ def logs(done: Submitted) -> str:
 
 
 def labels(made: Plan, store: Store) -> set[str]:
-    return {state.label for state in standing.of_plan(made, store).values()}
+    return {state.label for state in standing.look_at_plan(made, store).values()}
 
 
 def test_a_suite_is_queued_and_done_from_its_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_stages_on_other_resources(data: Path, store: Store, tmp_path: Path) -> 
     assert [one.stage for one in done.submissions] == ["train", "evaluate"]
     assert done.submissions[0].runs == done.submissions[1].runs
     ended(done)
-    states = {run_id: state.label for run_id, state in standing.of_plan(made, store).items()}
+    states = {run_id: state.label for run_id, state in standing.look_at_plan(made, store).items()}
     assert states.pop(failing) == "FAILED(nan)"
     assert set(states.values()) == {"DONE"}, logs(done)
     attempts = [store.run(run_id).attempts() for run_id in states]

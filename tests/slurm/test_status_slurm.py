@@ -66,7 +66,7 @@ class Suite:
 
     def state(self, index: int) -> RunState:
         run = self.plan.unique[index]
-        return standing.of(self.store, [(run.run_id, run.eval_id)]).states[run.run_id, run.eval_id]
+        return standing.look(self.store, [(run.run_id, run.eval_id)]).states[run.run_id, run.eval_id]
 
     def labels(self) -> list[str]:
         return [state.label for state in choosing.snapshot(self.plan, self.store)]
@@ -161,10 +161,10 @@ def _used(suite: Suite, accounting: bool) -> None:
     if not accounting:
         cancelling.cancel(suite.store, [suite.state(3)], now=True)
         usage.settle(suite.store, [run.run_id])
-        assert usage.of(run) is None, "no attempt, no accounting: nothing is invented"
+        assert usage.used_by(run) is None, "no attempt, no accounting: nothing is invented"
         return
-    until(lambda: usage.settle(suite.store, [run.run_id]) or usage.of(run) is not None)
-    used = usage.of(run)
+    until(lambda: usage.settle(suite.store, [run.run_id]) or usage.used_by(run) is not None)
+    used = usage.used_by(run)
     assert used is not None
     assert used.source == "sacct"
     assert 1 <= used.seconds < 120
@@ -184,10 +184,10 @@ def test_a_job_that_slurm_does_not_know_any_more_is_not_pending_for_ever(
     runs = list(suite.plan.unique)[:2]
     write_json(suite.store.launches / LAUNCH / "launch.json", {**about, "runs": [run.run_id for run in runs]})
     job = suite.submit(0, runs, ["exit 1", "sleep 5"])
-    assert notify.check(suite.store, standing.of(suite.store, [(run.run_id, run.eval_id) for run in runs])) == []
+    assert notify.check(suite.store, standing.look(suite.store, [(run.run_id, run.eval_id) for run in runs])) == []
     assert not told.exists()
     until(lambda: job not in client("squeue", "-h", "-t", "all", "-o", "%A %i"))
-    found = standing.of(suite.store, [(run.run_id, run.eval_id) for run in runs])
+    found = standing.look(suite.store, [(run.run_id, run.eval_id) for run in runs])
     assert {state.label for state in found.states.values()} == {"LOST(killed)"}, "it has a log: it was not cancelled"
     assert notify.check(suite.store, found) == []
     assert "headline@mini on shapes has ended: 2 LOST(killed)" in told.read_text()

@@ -312,7 +312,7 @@ def test_a_controller_that_does_not_answer_is_one_line(
     ):
         submission.launch(plan(data), store, data, Target("test", profile()))
     assert journal.submissions(store) == []
-    assert {state.label for state in standing.of_plan(plan(data), store).values()} == {"PLANNED"}
+    assert {state.label for state in standing.look_at_plan(plan(data), store).values()} == {"PLANNED"}
     note, _ = dry(plan(data), store, data)
     assert "Unable to contact slurm controller" in note
 

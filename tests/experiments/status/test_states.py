@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from experiments.launch import begin
-from experiments.status import readahead, scheduler, slurm_client, standing, states, suite_view
+from experiments.status import logs, scheduler, slurm_client, standing, states, suite_view, tables
 from experiments.status.states import RunState, State, should_start
+from experiments.status.suite_view import Delta, RunLine, TimeLeft, WorkLeft
 from experiments.store import claims
 from experiments.store.files import write_json
 from experiments.store.journal import BatchRun, Submission, of_launch
@@ -104,7 +105,7 @@ class Submitted:
 
     def state(self, index: int = 0) -> RunState:
         run = self.plan.unique[index]
-        return standing.of(self.store, [(run.run_id, run.eval_id)]).states[run.run_id, run.eval_id]
+        return standing.look(self.store, [(run.run_id, run.eval_id)]).states[run.run_id, run.eval_id]
 
     def said(self, index: int = 0) -> tuple[str, str]:
         state = self.state(index)
@@ -327,8 +328,8 @@ def test_a_controller_that_is_away_is_said_and_nothing_is_guessed(submitted: Sub
     assert not should_start(state)
     assert submitted.state(3).detail == "Slurm does not answer about job 1234_3"
     view = suite_view.views(submitted.store.root, [_record(submitted.plan)])[0]
-    assert view["scheduler"]["controller"] is False
-    (note,) = suite_view.notes([view])
+    assert view.plain()["scheduler"]["controller"] is False
+    (note,) = tables.notes([view])
     assert "squeue does not answer: slurm_load_jobs error: Unable to contact slurm controller" in note
     slurm.say("squeue", "\n".join(slurm.queue) + "\n")
     assert submitted.said(0) == ("QUEUED", "Priority"), "back again"
@@ -346,15 +347,13 @@ def test_an_attempt_that_said_how_it_ended_needs_no_controller(submitted: Submit
 
 def test_logs_of_a_run_that_waits_say_so(submitted: Submitted, slurm: FakeSlurm) -> None:
     slurm.queued(0, "PENDING", "Priority")
-    assert list(suite_view.log(submitted.store, submitted.run(0), None, follow=False)) == [
-        "QUEUED: Priority (job 1234_0)\n"
-    ]
+    assert list(logs.log(submitted.store, submitted.run(0), None, follow=False)) == ["QUEUED: Priority (job 1234_0)\n"]
     log = submitted.store.launches / LAUNCH / "jobs" / "0" / "1234_1_0_log.out"
     log.parent.mkdir(parents=True)
     log.write_text("module: command not found\n")
-    text = "".join(suite_view.log(submitted.store, submitted.run(1), None, follow=True))
+    text = "".join(logs.log(submitted.store, submitted.run(1), None, follow=True))
     assert "the log of job 1234_1:\nmodule: command not found" in text
-    assert suite_view.job_log(submitted.store, submitted.run(1)) == "module: command not found\n"
+    assert logs.job_log(submitted.store, submitted.run(1)) == "module: command not found\n"
 
 
 def test_accounting_alone_tells_how_a_job_ended(submitted: Submitted, slurm: FakeSlurm) -> None:
@@ -370,9 +369,9 @@ def test_accounting_that_is_away_is_said(submitted: Submitted, slurm: FakeSlurm)
     slurm.queued(0, "RUNNING")
     slurm.say("sacct", err="sacct: error: slurmdbd: Connection refused\n", code=1)
     view = suite_view.views(submitted.store.root, [_record(submitted.plan)])[0]
-    assert view["scheduler"]["accounting"] is None
-    assert "sacct does not answer" in suite_view.notes([view])[0]
-    assert view["runs"][0]["state"] == "RUNNING"
+    assert view.plain()["scheduler"]["accounting"] is None
+    assert "sacct does not answer" in tables.notes([view])[0]
+    assert view.runs[0].state.state is State.RUNNING
 
 
 def test_clients_that_hang_are_not_waited_for(
@@ -387,8 +386,8 @@ def test_clients_that_hang_are_not_waited_for(
 def test_a_machine_without_slurm_says_so(submitted: Submitted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     view = suite_view.views(submitted.store.root, [_record(submitted.plan)])[0]
-    assert view["counts"] == {"UNKNOWN": 4}
-    assert "squeue is not installed here" in suite_view.notes([view])[0]
+    assert view.counts == {"UNKNOWN": 4}
+    assert "squeue is not installed here" in tables.notes([view])[0]
 
 
 def test_another_clusters_slurm_knows_nothing_of_the_job(submitted: Submitted, slurm: FakeSlurm) -> None:
@@ -451,7 +450,7 @@ def test_a_live_table_asks_slurm_now_and_then_only(submitted: Submitted, slurm: 
     slurm.queued(0, "PENDING")
     key = [(run.run_id, run.eval_id) for run in submitted.plan.unique]
     for _ in range(4):
-        standing.of(submitted.store, key, max_age=60)
+        standing.look(submitted.store, key, max_age=60)
     assert slurm.calls("squeue") == 1
 
 
@@ -463,7 +462,7 @@ def test_of_several_who_watch_one_asks(submitted: Submitted, slurm: FakeSlurm, m
 
     def elsewhere(keys: Any, max_age: float = 60) -> dict[Any, RunState]:
         monkeypatch.setattr(scheduler, "_ANSWERS", {})  # as in another process
-        return standing.of(submitted.store, keys, max_age).states
+        return standing.look(submitted.store, keys, max_age).states
 
     first = elsewhere(key[:3])
     assert (elsewhere(key[:3]), slurm.calls("squeue")) == (first, 1)
@@ -501,26 +500,6 @@ def test_rounds_of_a_requeued_job_add_up(submitted: Submitted, slurm: FakeSlurm)
     assert (job.elapsed, job.source) == (150, "squeue")
 
 
-def test_reading_ahead_changes_nothing_and_leaves_no_process(
-    submitted: Submitted, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slurm.queued(1, "PENDING", "Priority")
-    submitted.attempt(2, outcome="failed", failure_class="data", detail="no images", ended=time.time())
-    record = _record(submitted.plan)
-    plain = suite_view.view(submitted.store.root, record)
-    monkeypatch.setattr(readahead, "FEW", 0)
-    monkeypatch.setattr(readahead.os, "cpu_count", lambda: 4)
-    readers: list[int] = []
-    reader = readahead._reader
-    monkeypatch.setattr(readahead, "_reader", lambda runs: readers.append(reader(runs)) or readers[-1])
-    ahead = suite_view.view(submitted.store.root, record)
-    assert ahead["runs"] == plain["runs"]
-    assert len(readers) == 3
-    for pid in readers:
-        with pytest.raises(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-
-
 def _submission() -> Submission:
     return Submission(LAUNCH, 0, "all", NAME, (), "a100", "lab", 0.0, ARRAY)
 
@@ -544,14 +523,15 @@ def test_the_difference_is_at_the_last_iteration_that_both_have(plan: Plan, stor
     _scored(base, (2, 10.0), (4, 20.0), (6, 30.0))
     _scored(row, (2, 11.0), (4, 22.0))
     (record,) = store.suite_records()
-    found = {(run["row"], run["seed"]): run for run in suite_view.view(store.root, record)["runs"]}
-    mine = found["mp-former", 0]
-    assert (mine["metrics"]["AP"], mine["metrics_iteration"]) == (22.0, 4)
-    assert (mine["delta"], mine["delta_iteration"]) == (2.0, 4)
+
+    def line() -> RunLine:
+        return {(run.row, run.seed): run for run in suite_view.view(store.root, record).runs}["mp-former", 0]
+
+    assert (line().score.metrics["AP"], line().score.iteration) == (22.0, 4)
+    assert line().delta == Delta(2.0, 4)
     _scored(row, (8, 44.0))
-    mine = {(r["row"], r["seed"]): r for r in suite_view.view(store.root, record)["runs"]}["mp-former", 0]
-    assert (mine["metrics"]["AP"], mine["delta"], mine["delta_iteration"]) == (44.0, 2.0, 4)
-    text = _printed(suite_view.table(suite_view.view(store.root, record)))
+    assert (line().score.metrics["AP"], line().delta) == (44.0, Delta(2.0, 4))
+    text = _printed(tables.table(suite_view.view(store.root, record)))
     assert "+2.0 @4" in text
 
 
@@ -562,7 +542,7 @@ def test_time_left_is_measured_by_the_run_else_by_its_row_else_by_the_suite(
     begin.record(plan, store, "")
     (record,) = store.suite_records()
     view = suite_view.view(store.root, record)
-    assert (view["left"]["seconds"], view["left"]["unknown"]) == (0, 4)
+    assert (view.left.seconds, view.left.unknown) == (0, 4)
     first = plan.unique[0]
     result = {"schema": 1, "run_id": first.run_id, "eval_id": first.eval_id, "complete": True, "metrics": {"AP": 1.0}}
     write_json(submitted.run(0).evaluation(first.eval_id) / "result.json", result)
@@ -572,10 +552,12 @@ def test_time_left_is_measured_by_the_run_else_by_its_row_else_by_the_suite(
     submitted.attempt(3, outcome="requeued", ended=time.time() - 1)
     write_json(submitted.run(3).attempt(1).path / "progress.json", {"iteration": 9, "max_iter": 12})
     view = suite_view.view(store.root, record)
-    found = {run["run_id"]: (run["eta_seconds"], run["eta_source"]) for run in view["runs"]}
-    assert [found[run.run_id] for run in plan.unique] == [(None, None), (24.0, "row"), (24.0, "suite"), (6.0, "suite")]
-    assert view["left"] == {"runs": 3, "running": 0, "seconds": 54.0, "unknown": 0}
-    text = _printed(suite_view.table(view))
+    found = {run.state.run_id: run.left for run in view.runs}
+    assert [found[run.run_id] for run in plan.unique] == [
+        TimeLeft(), TimeLeft(24.0, "row"), TimeLeft(24.0, "suite"), TimeLeft(6.0, "suite")
+    ]  # fmt: skip
+    assert view.left == WorkLeft(runs=3, running=0, seconds=54.0, unknown=0)
+    text = _printed(tables.table(view))
     assert "54s of runs left, as measured" in text
     assert "~24s" in text
 
@@ -594,7 +576,7 @@ def test_the_table_shows_jobs_reasons_and_telling_lines_as_they_are(submitted: S
     slurm.queued(1, "PENDING", "(ReqNodeNotAvail, UnavailableNodes:n[0-1])")
     log = "Traceback\nValueError: a [bold] surprise\n"
     submitted.attempt(0, log=log, outcome="failed", failure_class="error", detail="ValueError", ended=time.time())
-    text = _printed(suite_view.table(suite_view.view(submitted.store.root, _record(submitted.plan))))
+    text = _printed(tables.table(suite_view.view(submitted.store.root, _record(submitted.plan))))
     assert "UnavailableNodes:n[0-1]" in text
     assert "1234_1" in text
     assert "ValueError: a [bold] surprise" in text
@@ -606,14 +588,14 @@ def test_a_long_suite_is_plain_text_with_every_run(submitted: Submitted, monkeyp
     write_json(submitted.run(0).evaluation(first.eval_id) / "result.json", result)
     submitted.attempt(1, outcome="failed", failure_class="data", detail="no [images]", ended=time.time())
     view = suite_view.view(submitted.store.root, _record(submitted.plan))
-    lines = suite_view.text(view).splitlines()
+    lines = tables.text(view).splitlines()
     assert lines[0].startswith("headline@mini on shapes: 1 DONE, 1 FAILED(data), 2 CANCELLED")
     assert len(lines) == 2 + 4
     assert lines[1].index("state") == lines[2].index("DONE") == lines[3].index("FAILED(data)")
     assert lines[3].endswith("no [images]")
-    assert "DONE" in _printed(suite_view.table(view)).split("\n", 1)[1]
-    monkeypatch.setattr(suite_view, "LONG", 3)
-    assert "DONE" not in _printed(suite_view.table(view)).split("\n", 1)[1], "a long live table shows what is open"
+    assert "DONE" in _printed(tables.table(view)).split("\n", 1)[1]
+    monkeypatch.setattr(tables, "LONG", 3)
+    assert "DONE" not in _printed(tables.table(view)).split("\n", 1)[1], "a long live table shows what is open"
 
 
 def test_the_file_systems_clock_is_read_once_for_many_runs(

@@ -16,7 +16,7 @@ from experiments.execution import attempt
 from experiments.execution.attempt import Options, run_attempt
 from experiments.launch import begin, choosing
 from experiments.runs import cancelling, importing, pruning, reevaluating
-from experiments.status import notify, standing, suite_view
+from experiments.status import logs, notify, standing
 from experiments.status.states import State
 from experiments.store import claims
 from experiments.store.attempt_dir import Progress
@@ -83,7 +83,7 @@ def test_reevaluate_that_does_not_succeed_leaves_the_result_in_place(
     assert reevaluating.evaluate(one, store, options.data_root, _Fails(error)).outcome != "done"  # type: ignore[arg-type]
     assert {path.name: path.read_bytes() for path in place.iterdir()} == before
     assert not (run.path / "superseded").exists()
-    state = standing.of(store, [(run.run_id, setting(run))]).states[run.run_id, setting(run)]
+    state = standing.look(store, [(run.run_id, setting(run))]).states[run.run_id, setting(run)]
     assert (state.state, state.metrics["AP"]) == (State.DONE, 12.5)
 
 
@@ -309,7 +309,7 @@ def launched(plan: Plan, store: Store, tmp_path: Path) -> Callable[[str], Path]:
 
 
 def _standing(plan: Plan, store: Store) -> standing.Standing:
-    return standing.of(store, [(run.run_id, run.eval_id) for run in plan.unique])
+    return standing.look(store, [(run.run_id, run.eval_id) for run in plan.unique])
 
 
 def test_a_command_is_told_of_the_end_once_and_no_shell_reads_it(
@@ -422,12 +422,12 @@ def test_logs_follow_a_run_through_its_attempts(
     begin.record(plan, store, "")
     run = store.run(plan.unique[0].run_id)
     with pytest.raises(UserError, match="unknown attempt"):
-        list(suite_view.log(store, run, None, follow=False))
+        list(logs.log(store, run, None, follow=False))
     for number in (1, 2):
         write_json(run.attempt(number).path / "stage.json", {"outcome": "requeued"})
         (run.attempt(number).path / "log.txt").write_text(f"round {number}\n")
-    assert list(suite_view.log(store, run, None, follow=False)) == ["round 2\n"]
-    assert list(suite_view.log(store, run, 1, follow=False)) == ["round 1\n"]
+    assert list(logs.log(store, run, None, follow=False)) == ["round 2\n"]
+    assert list(logs.log(store, run, 1, follow=False)) == ["round 1\n"]
     text: list[str] = []
     claim = claims.Claim(run.path / "claims", 2, "t")
     claim.directory.mkdir()
@@ -445,7 +445,7 @@ def test_logs_follow_a_run_through_its_attempts(
 
     thread = threading.Thread(target=later)
     thread.start()
-    text = list(suite_view.log(store, run, None, follow=True, period=0.05))
+    text = list(logs.log(store, run, None, follow=True, period=0.05))
     thread.join()
     assert "".join(text) == "round 2\n--- attempt 3 ---\nround 3\n"
 

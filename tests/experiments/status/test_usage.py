@@ -56,16 +56,16 @@ def test_a_launch_has_one_file_and_nothing_is_asked_for_twice(
     path = store.launches / LAUNCH / usage.FILE
     assert list(read_json(path)["jobs"]) == ["0/0", "0/1"], "what still runs, and what is not known yet, is left open"
     assert not any((store.run(run_id).path / usage.FILE).exists() for run_id in run_ids)
-    used = usage.of(store.run(run_ids[1]))
+    used = usage.used_by(store.run(run_ids[1]))
     assert used is not None
     assert used.text() == "0 h 1 min in 0 attempts, 0.03 GPU-hours, peak memory 2.00 GiB (sacct)"
-    assert usage.of(store.run(run_ids[2])) is None
+    assert usage.used_by(store.run(run_ids[2])) is None
     usage.settle(store, run_ids[:2])
     assert accounts["asked"] == 1
     accounts["jobs"] = [_job(2), _job(3)]
     usage.settle(store, run_ids)
     assert list(read_json(path)["jobs"]) == ["0/0", "0/1", "0/2", "0/3"]
-    assert usage.of(store.run(run_ids[2])) is not None
+    assert usage.used_by(store.run(run_ids[2])) is not None
     usage.settle(store, run_ids)
     assert accounts["asked"] == 2
 
@@ -79,7 +79,7 @@ def test_without_accounting_no_use_is_invented(
     usage.settle(store, run_ids)
     usage.settle(store, run_ids)
     assert accounts["asked"] == (1 if accounting is False else 2), "one that does not answer is asked again"
-    assert usage.of(store.run(run_ids[0])) is None
+    assert usage.used_by(store.run(run_ids[0])) is None
 
 
 def test_what_accounting_forgot_is_not_asked_for_for_ever(
@@ -101,23 +101,23 @@ def test_a_copy_of_a_run_has_its_part_of_the_launch(
     usage.settle(store, run_ids)
     there = Store(tmp_path / "elsewhere").run(run_ids[0])
     importing._copy(store.run(run_ids[0]), there.path)
-    assert usage.of(there) == usage.of(store.run(run_ids[0]))
+    assert usage.used_by(there) == usage.used_by(store.run(run_ids[0]))
     assert list(read_json(there.path / usage.FILE)["jobs"]) == ["1234_0"]
 
 
 def test_own_counters_tell_what_a_run_used(plan: Plan, store: Store, options: Options, counter: Make) -> None:
     begin.record(plan, store, "")
     run = store.run(plan.unique[0].run_id)
-    assert usage.of(run) is None
+    assert usage.used_by(run) is None
     write_json(run.attempt(1).path / "stage.json", {"started": 1000.0, "ended": None, "outcome": None})
     write_json(run.attempt(1).path / "progress.json", {"time": 1060.0})
     write_json(run.attempt(2).path / "stage.json", {"started": 2000.0, "ended": 2540.0, "outcome": "done"})
-    used = usage.of(run)
+    used = usage.used_by(run)
     assert used is not None
     assert (used.attempts, used.seconds, used.gpu_seconds, used.source) == (2, 600.0, 0, "own counters")
     trained = {"weights_sha256": "0", "device": "cuda:0", "world_size": 4, "peak_memory_bytes": 2**30}
     write_json(run.path / "trained.json", trained)
-    used = usage.of(run)
+    used = usage.used_by(run)
     assert used is not None
     assert used.gpu_seconds == 2400.0
     assert used.text() == "0 h 10 min in 2 attempts, 0.67 GPU-hours, peak memory 1.00 GiB (own counters)"
@@ -131,7 +131,7 @@ def test_accounted_jobs_count_instead_of_their_attempts(plan: Plan, store: Store
     write_json(run.attempt(2).path / "stage.json", about)
     job = {"elapsed": 300.0, "gpus": 2, "max_rss": 2**31, "raw_id": "7"}
     write_json(run.path / usage.FILE, {"schema": 1, "jobs": {"5_0": job}})
-    used = usage.of(run)
+    used = usage.used_by(run)
     assert used is not None
     assert (used.seconds, used.gpu_seconds, used.peak_bytes) == (400.0, 600.0, 2**31)
     assert used.source == "sacct and own counters"

@@ -224,7 +224,7 @@ def test_a_thousand_runs_are_planned_in_two_seconds(data_root: Path, store: Stor
     catalogue.all_suites()
     start = time.process_time()
     plan = make(Request("components", seeds=tuple(range(200))), data_root)
-    states = standing.of_plan(plan, store)
+    states = standing.look_at_plan(plan, store)
     costs.estimates(plan, store)
     assert len(states) == 1000
     assert {state.state for state in states.values()} == {State.PLANNED}
