@@ -7,6 +7,7 @@ from typing import Any
 from experiments.store.attempt_dir import Provenance
 from mpformer.config.datasets import DATASETS
 from mpformer.config.presets import PRESETS
+from mpformer.config.schema import BACKBONE_CONFIGS
 from reports.definitions import definitions
 from reports.model import Table
 from reports.runs import RunView
@@ -57,13 +58,10 @@ def _setting(config: Mapping[str, Any]) -> list[str]:
 
 
 def backbone(config: Mapping[str, Any]) -> str:
-    """``R50``, ``Swin-L`` …; a narrowed ResNet says so."""
-    if config.get("kind") == "swin":
-        sizes = {(96, 6): "T", (96, 18): "S", (128, 18): "B", (192, 18): "L"}
-        return "Swin-" + sizes.get((config["embed_dim"], config["depths"][2]), f"{config['embed_dim']}")
-    depth = config.get("depth", 50)
-    full = 64 if depth < 50 else 256
-    return f"R{depth}" if config.get("res2_channels", full) == full else f"R{depth} (narrow)"
+    """``R50``, ``Swin-L`` …: the title of the stored configuration; a kind that is not known here is called by name."""
+    kind = str(config.get("kind"))
+    known = {known.model_fields["kind"].default: known for known in BACKBONE_CONFIGS}
+    return known[kind].model_construct(**config).title if kind in known else kind
 
 
 def _overrides(record: Mapping[str, Any]) -> str:

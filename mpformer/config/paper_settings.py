@@ -13,6 +13,7 @@ from typing import Literal
 
 from mpformer.config.classes import tasks_of
 from mpformer.config.schema import (
+    AnyBackbone,
     AugmentationConfig,
     Config,
     DatasetConfig,
@@ -55,7 +56,7 @@ _NAME = re.compile(
 class Backbone:
     """A backbone, the file of its ImageNet weights, and the queries that go with it."""
 
-    config: ResNetConfig | SwinConfig
+    config: AnyBackbone
     weights: str
     queries: int = 100
 

@@ -9,7 +9,7 @@ only when it differs from that value, so that it orphans no earlier run.
 """
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -146,6 +146,11 @@ class BackboneConfig(Section):
     detectron2_name: ClassVar[str]
     """Its name in a Mask2Former configuration."""
 
+    @property
+    def title(self) -> str:
+        """How reports call it, such as ``R50`` or ``Swin-L``."""
+        raise NotImplementedError
+
 
 class ResNetConfig(BackboneConfig):
     """A detectron2 ResNet of any depth and width."""
@@ -159,6 +164,12 @@ class ResNetConfig(BackboneConfig):
     width_per_group: int = Field(64, ge=1, description="bottleneck width of res2 (depths 50 and more)")
     norm: Literal["FrozenBN", "BN", "SyncBN", "GN"] = "FrozenBN"
     freeze_at: int = Field(0, ge=0, le=5)
+
+    @property
+    def title(self) -> str:
+        """``R50`` …; a narrowed one says so."""
+        full = 64 if self.depth < 50 else 256
+        return f"R{self.depth}" + ("" if self.res2_channels == full else " (narrow)")
 
 
 class SwinConfig(BackboneConfig):
@@ -175,9 +186,15 @@ class SwinConfig(BackboneConfig):
     pretrain_size: int = Field(224, ge=1, description="side of the images that the weights were pretrained on")
     checkpoint: bool = Field(False, description="gradient checkpointing")
 
+    @property
+    def title(self) -> str:
+        """``Swin-T`` …; of another size, its width."""
+        sizes = {(96, 6): "T", (96, 18): "S", (128, 18): "B", (192, 18): "L"}
+        return "Swin-" + sizes.get((self.embed_dim, self.depths[2]), str(self.embed_dim))
+
 
 AnyBackbone = Annotated[ResNetConfig | SwinConfig, Field(discriminator="kind")]
-BACKBONE_CONFIGS: tuple[type[BackboneConfig], ...] = (ResNetConfig, SwinConfig)
+BACKBONE_CONFIGS: tuple[type[BackboneConfig], ...] = get_args(get_args(AnyBackbone)[0])
 
 
 class ModelConfig(Section):

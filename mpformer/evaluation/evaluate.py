@@ -15,7 +15,6 @@ import torch
 
 from analysis import scores as analysis_scores
 from analysis.masks import write_layer_masks
-from analysis.matching import MatchWeights
 from analysis.recorder import LayerRecorder
 from mpformer.config.classes import class_table
 from mpformer.config.schema import Config
@@ -30,6 +29,7 @@ from mpformer.evaluation.parts import Parts
 from mpformer.evaluation.scoring import per_image
 from mpformer.evaluation.scoring.scorer import SegmentationScorer, scorer_versions
 from mpformer.modeling.deformable_attention import require_kernel
+from mpformer.modeling.matcher import match_weights
 from mpformer.modeling.meta_arch import MPFormer, build_model
 from mpformer.modeling.weights import load_weights
 from mpformer.runtime.disk import disk_failures
@@ -128,7 +128,7 @@ class Collector:
     def __init__(self, config: Config, kept: Collection[int] = ()) -> None:
         wanted = config.evaluation
         table = class_table(config.dataset.name, config.dataset.task)
-        weights = MatchWeights(config.model.class_weight, config.model.mask_weight, config.model.dice_weight)
+        weights = match_weights(config.model)
         self.config = config
         self.images = self.skipped = 0
         self.table = table
@@ -246,7 +246,7 @@ def probe_scores(
     """Quick scores of the last layer on some validation images, with the layer analysis' recorder."""
     last = config.model.decoder_layers
     scores = LayerScores(config, range(last, last + 1))
-    weights = MatchWeights(config.model.class_weight, config.model.mask_weight, config.model.dice_weight)
+    weights = match_weights(config.model)
     recorder = LayerRecorder(class_table(config.dataset.name, config.dataset.task).is_thing, weights)
     for image in image_outputs(model, items):
         scores.add(image)

@@ -22,6 +22,7 @@ from mpformer.data.validation import ValidationItem
 from mpformer.evaluation.layer_pass import batches
 from mpformer.modeling.criterion import point_losses
 from mpformer.modeling.mask_piloting import Size, blocked_cells
+from mpformer.modeling.matcher import match_weights
 from mpformer.modeling.meta_arch import MPFormer
 from mpformer.modeling.outputs import DecoderOutput, Targets
 
@@ -40,7 +41,7 @@ def attention_numbers(model: MPFormer, config: Config, items: Iterable[Validatio
     """
     training = model.training
     model.eval()
-    found = _Found(MatchWeights(config.model.class_weight, config.model.mask_weight, config.model.dice_weight))
+    found = _Found(match_weights(config.model))
     try:
         for batch in batches(items):
             found.add(model, batch)

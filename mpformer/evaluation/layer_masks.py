@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from analysis.masks import layer_mask_record, read_layer_masks, write_layer_masks
-from analysis.matching import MatchWeights
 from mpformer.config.classes import class_table
 from mpformer.config.schema import Config
 from mpformer.data.validation import ValidationItems, validation_items
 from mpformer.evaluation.layer_pass import ImageOutput, image_outputs
+from mpformer.modeling.matcher import match_weights
 from mpformer.modeling.meta_arch import build_model
 from mpformer.modeling.weights import load_weights
 from mpformer.runtime.errors import UserError
@@ -49,7 +49,7 @@ def mask_record(config: Config, image: ImageOutput) -> dict[str, Any]:
         class_names=table.names,
         things=table.is_thing,
         file_name=Path(image.item.inputs["file_name"]).name,
-        weights=MatchWeights(config.model.class_weight, config.model.mask_weight, config.model.dice_weight),
+        weights=match_weights(config.model),
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from analysis.matching import MatchWeights
+from mpformer.config.schema import ModelConfig
 from mpformer.modeling.outputs import DecoderOutput, Targets
 from mpformer.modeling.points import SharedPoints, resize, sample_masks, values_at_once
 
@@ -34,6 +35,11 @@ class Matching:
     def pairs(self, layer: int, image: int) -> tuple[Tensor, Tensor]:
         """Matched (queries, objects) of one image at one layer."""
         return self.queries[image][layer], self.objects[image][layer]
+
+
+def match_weights(model: ModelConfig) -> MatchWeights:
+    """Weights of the matching cost, in training and in the analysis; they are those of the loss."""
+    return MatchWeights(model.class_weight, model.mask_weight, model.dice_weight)
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from analysis.matching import MatchWeights
 from mpformer.config.classes import class_table
 from mpformer.config.datasets import ClassTable
 from mpformer.config.schema import Config, ModelConfig, Toggles
@@ -20,6 +19,7 @@ from mpformer.modeling.criterion import Criterion, LossSettings, named_losses
 from mpformer.modeling.decoder import DecoderSettings, MaskedAttentionDecoder
 from mpformer.modeling.inference import InferenceSettings, infer
 from mpformer.modeling.mask_piloting import PilotBatch, PilotNoise, pilot_batch
+from mpformer.modeling.matcher import match_weights
 from mpformer.modeling.outputs import DecoderOutput, Targets, padded_targets
 from mpformer.modeling.pixel_decoder import MASK_STRIDE, PixelDecoder, PixelDecoderSettings, PixelFeatures
 from mpformer.modeling.points import Points, PointSettings
@@ -266,7 +266,7 @@ def _loss_settings(config: Config, classes: int) -> LossSettings:
     model = config.model
     return LossSettings(
         classes=classes,
-        weights=MatchWeights(model.class_weight, model.mask_weight, model.dice_weight),
+        weights=match_weights(model),
         no_object_weight=model.no_object_weight,
         points=PointSettings(model.train_points, model.oversample_ratio, model.importance_sample_ratio),
         class_mean=config.schedule.class_mean,

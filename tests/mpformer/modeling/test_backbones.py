@@ -18,6 +18,7 @@ def test_configurations_builders_and_names_are_the_same_set() -> None:
     union = get_args(get_args(AnyBackbone)[0])
     assert set(union) == set(BACKBONE_CONFIGS) == set(BACKBONES) == {type(config) for config in SMALL}
     assert len({config.detectron2_name for config in BACKBONE_CONFIGS}) == len(BACKBONE_CONFIGS)
+    assert len({config.title for config in SMALL}) == len(SMALL)
 
 
 @pytest.mark.parametrize("config", SMALL, ids=lambda config: type(config).__name__)

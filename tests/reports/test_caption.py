@@ -1,0 +1,22 @@
+"""What a caption calls the parts of a model."""
+
+from typing import Any
+
+import pytest
+
+from mpformer.config.paper_settings import BACKBONES
+from reports import caption
+
+
+@pytest.mark.parametrize(
+    ("stored", "title"),
+    [
+        *((BACKBONES[name].config.model_dump(), title) for name, title in
+          {"r50": "R50", "r101": "R101", "swin-t": "Swin-T", "swin-l": "Swin-L"}.items()),
+        ({"kind": "resnet", "depth": 18, "res2_channels": 32}, "R18 (narrow)"),
+        ({"kind": "swin", "embed_dim": 32, "depths": [2, 2, 2, 2]}, "Swin-32"),
+        ({"kind": "of a later version", "width": 8}, "of a later version"),
+    ],
+)  # fmt: skip
+def test_backbones_have_the_fields_names(stored: dict[str, Any], title: str) -> None:
+    assert caption.backbone(stored) == title
