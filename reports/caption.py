@@ -7,10 +7,12 @@ from typing import Any
 from experiments.store.attempt_dir import Provenance
 from mpformer.config.datasets import DATASETS
 from mpformer.config.presets import PRESETS
-from mpformer.config.schema import BACKBONE_CONFIGS
+from mpformer.config.schema import BACKBONE_CONFIGS, Toggles
 from reports.definitions import definitions
 from reports.model import Table
 from reports.runs import RunView
+
+_DEFAULTS = Toggles().model_dump(mode="json")
 
 
 def preset(toggles: Mapping[str, Any]) -> str:
@@ -22,7 +24,9 @@ def preset(toggles: Mapping[str, Any]) -> str:
 
 
 def _effective(toggles: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(toggles) if toggles.get("mp_queries") else {"query_position": toggles.get("query_position", True)}
+    if not toggles.get("mp_queries"):
+        return {"query_position": toggles.get("query_position", True)}
+    return {**_DEFAULTS, **toggles}  # a stored run has no toggle that is younger than it
 
 
 def caption(table: Table, views: Sequence[RunView], record: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from mpformer.config.paper_settings import BACKBONES
+from mpformer.config.presets import PRESETS
 from reports import caption
 
 
@@ -20,3 +21,11 @@ from reports import caption
 )  # fmt: skip
 def test_backbones_have_the_fields_names(stored: dict[str, Any], title: str) -> None:
     assert caption.backbone(stored) == title
+
+
+def test_a_run_from_before_a_toggle_was_added_still_has_its_preset() -> None:
+    stored = PRESETS["mp-former/paper"].model_dump(mode="json")
+    assert caption.preset(stored) == "mp-former/paper"
+    del stored["redraw"]
+    assert caption.preset(stored) == "mp-former/paper"
+    assert caption.preset({**stored, "point_noise": 0.3}) == ""

@@ -21,7 +21,7 @@ from reports import run_page as provenance
 from reports.build import _with_published
 from reports.collect import SuiteReport
 from reports.model import Cell, Column, Delta, Kind, Table
-from reports.render import macro_values, marks, render
+from reports.render import TABLE_FORMATS, macro_values, marks, render
 
 GOLDEN = Path(__file__).parent / "golden"
 Gather = Callable[..., SuiteReport]
@@ -39,11 +39,11 @@ def golden(name: str, content: str) -> None:
     assert content == path.read_text()
 
 
-@pytest.mark.parametrize("form", ["md", "tex", "macros", "csv", "json"])
+@pytest.mark.parametrize("form", TABLE_FORMATS)
 @pytest.mark.parametrize(("suite", "dataset"), [("headline", None), ("components", None), ("headline", "nuclei")])
 def test_template(gather: Gather, suite: str, dataset: str | None, form: str) -> None:
     report = _with_published(gather(suite, dataset))
-    golden(f"{report.table.name}.{'macros.tex' if form == 'macros' else form}", render(report.table, form))
+    golden(f"{report.table.name}.{TABLE_FORMATS[form].file.removeprefix('table.')}", render(report.table, form))
 
 
 def test_page_template(gather: Gather, monkeypatch: pytest.MonkeyPatch) -> None:
