@@ -164,7 +164,7 @@ def _help_to_evaluate(run: RunDir, config: Config, options: Options, runner: Run
     if trained is None or complete(run, "evaluate", config):
         return
     out = run.evaluation(evaluation_id(config))
-    runner.evaluate(config, run.path / str(trained["weights"]), out, options.data_root, may_go_on)
+    runner.evaluate(config, run.path / trained.weights, out, options.data_root, may_go_on)
 
 
 def _main_attempt(run: RunDir, stage: Stage, config: Config, stop: "Noted") -> int | None:
