@@ -40,7 +40,7 @@ def scale_options(command: Command) -> Command:
 def plan_options(command: Command) -> Command:
     """What :func:`plan_request` takes besides the suite: scale, dataset, rows, seeds, overrides."""
     for option in (
-        click.option("--seed", "one_seed", type=int, default=None, help="One seed."),
+        click.option("--seed", "one_seed", type=click.IntRange(0), default=None, help="One seed."),
         click.option("--seeds", default=None, help="Seeds, such as 0,1,2 or 0-4; default: the suite's."),
         click.option("--row", "rows", multiple=True, help="Only this row; may be given several times."),
         click.option(
@@ -91,7 +91,8 @@ def plan_request(
 
     if seeds is not None and one_seed is not None:
         raise UserError("give --seed or --seeds, not both")
-    chosen = (one_seed,) if one_seed is not None else planning.parse_seeds(seeds) if seeds is not None else ()
+    written = str(one_seed) if one_seed is not None else seeds
+    chosen = planning.parse_seeds(written) if written is not None else ()
     changed = tuple(planning.parse_override(text) for text in overrides)
     for key, _ in changed:
         if key == "seed":

@@ -49,6 +49,7 @@ def check(chosen: Sequence[Evaluation], data_root: Path) -> None:
         missing = datasets.resolve(one.config, data_root)[1].missing
         if missing:
             raise UserError(f"{missing}; or name the right --data-root")
+        datasets.check_val_images(one.config, data_root)
         trained = one.run.trained()
         assert trained is not None
         weights = one.run.path / trained.weights

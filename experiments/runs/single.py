@@ -48,6 +48,7 @@ def train(
     Raises UserError if data or initial weights are not in place.
     """
     config, data = datasets.resolve(config, data_root)
+    datasets.check_val_images(config, data_root)
     config, weights = datasets.resolve_weights(config, data_root)
     missing = [line for line in (data.missing, weights) if line]
     if missing:
@@ -81,6 +82,7 @@ def evaluate(config: Config, weights: Path, out: Path, data_root: Path) -> dict[
     config, data = datasets.resolve(config, data_root)
     if data.missing:
         raise UserError(data.missing)
+    datasets.check_val_images(config, data_root)
     config = config.replace(detect_toggles(weights))
     result = score(config, weights, out, data_root)
     write_json(out / "result.json", {**result, "run_id": str(weights), "eval_id": eval_id(config)})

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpformer.config.datasets import dataset
 from mpformer.config.schema import Config
 from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
@@ -47,6 +48,27 @@ def resolve(config: Config, data_root: Path) -> tuple[Config, DataState]:
     if source.fingerprint is not None:
         return resolved, DataState(fingerprint, f"{absent}; `launch` prepares it, or: {source.command}", True)
     return resolved, DataState(fingerprint, f"{absent}; run: {source.command}")
+
+
+def check_val_images(config: Config, data_root: Path) -> None:
+    """Raise UserError if more validation images are to be scored than the set has, as far as that is known."""
+    from mpformer.data import prepared
+    from mpformer.data.sources import Release, source_of
+
+    name, asked = config.dataset.name, config.evaluation.val_images
+    manifest = prepared.folder(config.dataset, data_root) / "manifest.json"
+    if asked is None:
+        return
+    if config.dataset.shapes is not None:
+        size = config.dataset.shapes.val_images
+    elif isinstance(source_of(name), Release):
+        size = dataset(name).val_images
+    elif config.dataset.fingerprint and manifest.is_file():
+        size = prepared.read_manifest(manifest)["splits"]["val"]["images"]
+    else:
+        return
+    if asked > size:
+        raise UserError(f"evaluation.val_images is {asked}, but {name} has {size} validation images")
 
 
 def folder(config: Config, data_root: Path) -> Path:

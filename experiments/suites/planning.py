@@ -12,8 +12,11 @@ from experiments.store.identity import canonical, eval_id, run_id
 from experiments.store.run_dir import Store
 from experiments.suites import catalogue, datasets, scales
 from experiments.suites.rows import Row, Suite
-from mpformer.config.schema import Config
+from mpformer.config.schema import MAX_SEED, Config
 from mpformer.runtime.errors import UserError, choices
+
+MAX_SEEDS = 1000
+"""Most seeds of one command; each row has a run for every seed."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def make(request: Request, data_root: Path) -> Plan:
     found = {row.name: _row_config(row, base, dict(request.overrides), data_root) for row in every}
     configs = {name: config for name, (config, _) in found.items()}
     weights = [found[row.name][1] for row in rows]
+    for row in rows:
+        datasets.check_val_images(configs[row.name], data_root)
     runs = tuple(
         run for row in rows if not row.not_applicable for run in _row_runs(row, configs[row.name], suite, request)
     )
@@ -112,13 +117,18 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Parse ``0,1,2`` or ``0-4``; raises UserError for anything else."""
+    """Parse ``0,1,2`` or ``0-4``; raises UserError for anything else, for too large seeds and for too many."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise UserError(f"cannot read seeds {text!r}; write 0,1,2 or 0-4")
-        seeds += range(int(first), int(last or first) + 1)
+        each = range(int(first), int(last or first) + 1)
+        if each and each[-1] > MAX_SEED:
+            raise UserError(f"seed {each[-1]} is too large; seeds go up to {MAX_SEED}")
+        if len(seeds) + len(each) > MAX_SEEDS:
+            raise UserError(f"seeds {text!r} are more than {MAX_SEEDS}, which is the most of one command")
+        seeds += each
     if not seeds:
         raise UserError(f"seeds {text!r} are an empty range; write 0,1,2 or 0-4")
     return tuple(dict.fromkeys(seeds))

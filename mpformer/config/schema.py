@@ -20,6 +20,9 @@ Task = Literal["instance", "panoptic", "semantic"]
 
 _GUIDED = re.compile(r"every|first|first-[1-9]\d*")
 _BUDGET = re.compile(r"budget-[1-9]\d*")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+MAX_SEED = 2**32 - 1
 
 
 class Section(BaseModel):
@@ -380,6 +383,13 @@ class RuntimeConfig(Section):
         False, description="GPUs: go on without a kernel of deformable attention, with grid_sample"
     )
 
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError("unknown device; valid: auto, cpu, cuda, cuda:0 ...")
+        return value
+
 
 class Config(Section):
     """One run, fully resolved."""
@@ -390,7 +400,7 @@ class Config(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     extra_cfg: dict[str, Any] = Field(
         default_factory=dict,
         description="keys of detectron2 that runs of earlier versions were given; nothing reads one, none can be set",

@@ -9,12 +9,13 @@ import pytest
 from experiments.launch import costs
 from experiments.status import standing
 from experiments.status.states import State
-from experiments.store.files import read_json
+from experiments.store.files import read_json, write_json
 from experiments.store.run_dir import Store
-from experiments.suites import catalogue, planning, scales
+from experiments.suites import catalogue, datasets, planning, scales
 from experiments.suites.grid import grid
 from experiments.suites.planning import Request, make, parse_override, parse_seeds
 from experiments.suites.rows import Row, Suite
+from mpformer.config.paper_settings import setting
 from mpformer.runtime.errors import UserError
 
 
@@ -41,6 +42,62 @@ def test_a_mistake_is_one_line_that_names_the_choices(request_: Request, message
     with pytest.raises(UserError, match=message) as error:
         make(request_, tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [
+        ("0-1000000000", "more than 1000, which is the most"),
+        ("0-999,1000", "more than 1000, which is the most"),
+        ("4294967296", "seed 4294967296 is too large; seeds go up to 4294967295"),
+        ("0-99999999999999999999", "seeds go up to 4294967295"),
+    ],
+)
+def test_seeds_without_bound_are_refused_with_it(text: str, bound: str) -> None:
+    """Issue 12, 5.9: nothing is made before the bound is looked at, so that this costs no memory."""
+    with pytest.raises(UserError, match=bound):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "bound"),
+    [
+        ("evaluation.val_images", 501, "evaluation.val_images is 501, but shapes has 500 validation images"),
+        ("runtime.device", "tpu", "unknown device; valid: auto, cpu, cuda, cuda:0"),
+        ("runtime.device", "cuda:x", "unknown device; valid: auto, cpu, cuda, cuda:0"),
+    ],
+)
+def test_a_value_beyond_its_bound_is_refused_with_it(key: str, value: Any, bound: str, tmp_path: Path) -> None:
+    """Issue 12, 5.9."""
+    with pytest.raises(UserError, match=bound):
+        make(Request("headline", overrides=((key, value),)), tmp_path)
+    make(Request("headline", overrides=(("evaluation.val_images", 500), ("runtime.device", "cuda:1"))), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("base", "size"),
+    [
+        ("coco/instance/r50-12ep", 5000),
+        ("ade20k/panoptic/r50-160k-poly", 2000),
+        ("cityscapes/instance/r50-90k-step", 500),
+    ],
+)
+def test_more_validation_images_than_a_release_has_are_refused(base: str, size: int, tmp_path: Path) -> None:
+    """Issue 12, 5.9."""
+    config = setting(base)
+    datasets.check_val_images(config.replace({"evaluation.val_images": size}), tmp_path)
+    with pytest.raises(UserError, match=f"has {size} validation images"):
+        datasets.check_val_images(config.replace({"evaluation.val_images": size + 1}), tmp_path)
+
+
+def test_more_validation_images_than_a_prepared_set_has_are_refused(tmp_path: Path) -> None:
+    """Issue 12, 5.9: how many it has is in its manifest."""
+    splits = {"train": {"images": 20}, "val": {"images": 5}}
+    write_json(tmp_path / "nuclei/0123456789ab/manifest.json", {"fingerprint": "0123456789abcdef", "splits": splits})
+    config = scales.base("mini", "nuclei").replace({"dataset.fingerprint": "0123456789abcdef"})
+    datasets.check_val_images(config.replace({"evaluation.val_images": 5}), tmp_path)
+    with pytest.raises(UserError, match="nuclei has 5 validation images"):
+        datasets.check_val_images(config.replace({"evaluation.val_images": 6}), tmp_path)
 
 
 @pytest.mark.parametrize("text", ["max_iter", "=3", ""])
