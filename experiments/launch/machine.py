@@ -1,6 +1,7 @@
 """What this machine has for workers (processors, memory, GPUs; by the kernel and by control group), how many fit."""
 
 import contextlib
+import ctypes
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,3 +54,13 @@ def visible_gpus() -> list[int]:
     if listed is not None:
         return [int(part) for part in listed.split(",") if part.strip().isdigit()]
     return sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit())
+
+
+def cuda_devices() -> int:
+    """Return the number of GPUs that the CUDA driver offers to this process, without torch; 0 if there is no driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0

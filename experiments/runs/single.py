@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.execution.attempt import Options, Runner, run_attempt
+from experiments.launch import machine
 from experiments.store.attempt_dir import Ending
 from experiments.store.files import write_json
 from experiments.store.identity import eval_id, run_id
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites import datasets
 from mpformer.config.schema import Config, validate
+from mpformer.modeling import weights_outline
 from mpformer.runtime.errors import UserError
 
 ROW = "single"
@@ -27,8 +29,11 @@ def read_config(name: str, overrides: Sequence[str]) -> Config:
     A YAML file takes Mask2Former's keys, in the file and as overrides. So does a setting's name. Raises UserError
     for a file that is not there, keys and values that are not known, and an odd number of overrides.
     """
-    from mpformer.config.mask2former_yaml import from_yaml, with_overrides
     from mpformer.config.paper_settings import setting
+
+    if not overrides and Path(name).suffix not in (".yaml", ".yml"):
+        return setting(name)
+    from mpformer.config.mask2former_yaml import from_yaml, with_overrides  # detectron2's, with torch: seconds
 
     if Path(name).suffix in (".yaml", ".yml"):
         return from_yaml(Path(name), overrides)
@@ -45,7 +50,7 @@ def train(
 ) -> tuple[RunDir, Ending]:
     """Train and evaluate a configuration in this process, or what is left of it; returns its run and how it ended.
 
-    Raises UserError if data or initial weights are not in place.
+    Raises UserError, before anything is written, if data, device or initial weights are not there or do not fit.
     """
     config, data = datasets.resolve(config, data_root)
     datasets.check_val_images(config, data_root)
@@ -54,6 +59,8 @@ def train(
     if missing:
         raise UserError("; ".join(missing))
     config = config.replace(runtime or {})
+    if runner is None:
+        _check_start(config)
     run = store.run(run_id(config))
     try:
         run.create(config, ROW)
@@ -62,6 +69,36 @@ def train(
         raise UserError(f"cannot write to {store.root}: {error.strerror or error}; choose another --root") from None
     options = Options(data_root.resolve(), "single", capture=False)
     return run, run_attempt(store.root.resolve(), run.run_id, "all", options, runner, config)
+
+
+def _check_start(config: Config) -> None:
+    """Raise UserError for a device or initial weights that cannot be: cheap checks first, torch only after them."""
+    device = config.runtime.device
+    if device.startswith("cuda"):
+        count, number = machine.cuda_devices(), int(device.partition(":")[2] or 0)
+        if not count:
+            raise UserError(f"runtime.device is {device!r} but there is no CUDA here; valid: auto, cpu")
+        if number >= count:
+            raise UserError(f"runtime.device is {device!r} but there are {count} GPUs, cuda:0 to cuda:{count - 1}")
+    if config.model.init_weights:
+        weights_outline.check(config, Path(config.model.init_weights))
+        _fits(config)
+    if device.startswith("cuda"):
+        from mpformer.runtime.process import device_of
+
+        device_of(device)  # there is a driver, but is this torch made for it?
+
+
+def _fits(config: Config) -> None:
+    """Load the initial weights into a model without memory, as training will into the real one."""
+    import torch
+
+    from mpformer.modeling.meta_arch import build_model
+    from mpformer.modeling.weights import load_weights
+
+    with torch.device("meta"):
+        model = build_model(config)
+    load_weights(model, Path(config.model.init_weights), allow_backbone=not config.schedule.evaluation_only)
 
 
 def metrics(run: RunDir, config: Config) -> dict[str, float]:

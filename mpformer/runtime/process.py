@@ -21,7 +21,7 @@ def prepare_process(device: str, threads: int, *, deterministic: bool = True, tf
     Raises UserError for an unknown device, or for CUDA where there is none.
     """
     torch.set_num_threads(threads)
-    found = _device(device)
+    found = device_of(device)
     deterministic = deterministic or found.type == "cpu"
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # filling new memory is for finding bugs, not for determinism, and takes a few per cent of a step
@@ -31,7 +31,8 @@ def prepare_process(device: str, threads: int, *, deterministic: bool = True, tf
     return found
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Return the device of that name; UserError for an unknown one and for CUDA where there is none."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -1,6 +1,10 @@
 """One model by hand, with the YAML and the overrides of a Mask2Former user: train, evaluate, predict, take up again."""
 
 import json
+import os
+import pickle
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from experiments.cli import main
@@ -15,6 +20,7 @@ from experiments.runs.single import read_config
 from experiments.store.files import read_json
 from experiments.store.identity import run_id
 from experiments.store.run_dir import Store
+from mpformer.modeling import weights_outline
 
 YAML = """
 MODEL:
@@ -154,3 +160,68 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert code == 2
     assert message in error
     assert error.count("\n") == 1
+
+
+MISTAKES = """
+import sys
+from experiments.cli import main
+for config, weights, device in (
+    ("coco/instance/r50-12ep", "", ""), ("mine.yaml", "garbage.pth", "cpu"), ("mine.yaml", "classes.pth", "cpu"),
+    ("mine.yaml", "width.pkl", "cpu"), ("mine.yaml", "", "cuda"),
+):
+    sys.argv[1:] = ["train", config] + (["MODEL.WEIGHTS", weights, "MODEL.DEVICE", device] if device else [])
+    try:
+        main.main()
+    except SystemExit as end:
+        print(end.code, sorted({"torch", "mpformer.modeling.meta_arch"} & sys.modules.keys()))
+"""
+
+
+def test_train_refuses_wrong_weights_class_lists_and_devices_at_once_and_leaves_nothing(
+    data: Path, tmp_path: Path
+) -> None:
+    """Issue 12, 5.7: a line each, exit code 2, no warning of torch, no run directory, and no model is imported.
+
+    Torch itself only comes with detectron2's configuration, which a YAML file or an override needs.
+    """
+    (tmp_path / "mine.yaml").write_text(YAML)
+    (tmp_path / "garbage.pth").write_bytes(b"<html>not found</html>")
+    head = "sem_seg_head.predictor."
+    torch.save({f"{head}class_embed.weight": torch.zeros(4, 16)}, tmp_path / "classes.pth")
+    queries = {f"{head}query_feat.weight": np.zeros((8, 32))}
+    (tmp_path / "width.pkl").write_bytes(pickle.dumps({"model": queries}))
+    where = tmp_path / "data"
+    shutil.copytree(data, where)
+    (where / "weights").mkdir()
+    (where / "weights" / "R-50.pkl").write_bytes(b"<html>not found</html>")
+    environment = os.environ | {"DETECTRON2_DATASETS": str(where), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", MISTAKES], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["2 []", *["2 ['torch']"] * 4]
+    lines = done.stderr.splitlines()
+    assert len(lines) == 5, done.stderr
+    assert "cannot read R-50.pkl: damaged or not a weights file" in lines.pop(0)
+    assert "cannot read garbage.pth: damaged or not a weights file" in lines[0]
+    assert "classes.pth has 3 classes, coco (instance) has 80" in lines[1]
+    assert "width.pkl has 8 queries of width 32, the model 8 of width 16" in lines[2]
+    assert "runtime.device is 'cuda' but there is no CUDA here; valid: auto, cpu" in lines[3]
+    assert not (tmp_path / "store").exists()
+
+
+def test_train_refuses_weights_that_do_not_fit_before_it_writes(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Issue 12, 5.7: what only the model itself can tell takes torch, but leaves no run directory either."""
+    torch.save({"sem_seg_head.predictor.class_embed.weight": torch.zeros(81, 16)}, tmp_path / "part.pth")
+    code, _, error = run("train", "mine.yaml", "MODEL.WEIGHTS", "part.pth")
+    assert code == 2
+    assert "part.pth does not fit the model: " in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_outline_of_own_weights_names_every_shape(tmp_path: Path) -> None:
+    values = {"a": torch.zeros(2, 3), "b": torch.nn.Parameter(torch.zeros(4)), "c": torch.zeros(())}
+    torch.save({"model": values, "iteration": 3}, tmp_path / "own.pth")
+    assert weights_outline.outline(tmp_path / "own.pth") == {"a": (2, 3), "b": (4,), "c": ()}
+    torch.save(values, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert weights_outline.outline(tmp_path / "old.pth") == {}
