@@ -296,7 +296,7 @@ class _Attempt:
             return self._stages()
         except Interrupted as stopped:
             return self._stopped(str(stopped))
-        except KeyboardInterrupt:  # outside the trainer, which sees to it by itself
+        except KeyboardInterrupt:  # outside the trainer, which catches its own
             return self._stopped("Ctrl-C")
         except BaseException as error:
             self._reserve.unlink(missing_ok=True)

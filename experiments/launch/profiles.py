@@ -81,7 +81,7 @@ class Section(BaseModel):
 
     environment: dict[str, str] = Field(default_factory=dict, description="variables of every job")
     notify: Line | None = Field(
-        None, description="command, or http(s) webhook, told when a suite ends or stalls: notify.py says how"
+        None, description="command, or http(s) webhook, notified when a suite ends or stalls: notify.py says how"
     )
 
     @field_validator("notify")

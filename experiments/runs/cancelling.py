@@ -13,11 +13,11 @@ class Cancelled:
     """What was done about runs."""
 
     asked: int
-    """Runs whose worker or job is told, by a file, to end."""
+    """Runs whose worker or job is asked, by a file, to end."""
     jobs: tuple[str, ...]
     """Slurm jobs that were cancelled."""
     trouble: str = ""
-    """Why Slurm did not do as it was told; the runs' jobs then end by themselves when they begin."""
+    """Why Slurm did not cancel its jobs; the runs' jobs then end by themselves when they begin."""
 
 
 def cancel(store: Store, states: Sequence[RunState], now: bool = False) -> Cancelled:

@@ -110,7 +110,7 @@ def metrics(run: RunDir, config: Config) -> dict[str, float]:
 def evaluate(config: Config, weights: Path, out: Path, data_root: Path) -> dict[str, Any]:
     """Score a weights file, write the evaluation's files and ``result.json`` into ``out``, return its content.
 
-    Which piloting and position parameters the weights have is told from the file. Raises UserError for data and
+    Which piloting and position parameters the weights have is read from the file. Raises UserError for data and
     weights that are missing or do not fit.
     """
     from mpformer.evaluation.evaluate import evaluate as score

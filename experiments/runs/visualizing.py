@@ -79,7 +79,7 @@ def chosen_images(evaluated: Sequence[Evaluated], images: str, worst: int | None
 
 
 def labels(evaluated: Sequence[Evaluated]) -> list[str]:
-    """Names of the runs on the page, told apart by id where they would be equal."""
+    """Names of the runs on the page, with the id where they would be equal."""
     names = [one.label for one in evaluated]
     if len(set(names)) == len(names):
         return names

@@ -1,7 +1,7 @@
 """What a Slurm job executes: one attempt of one run, in a process that this one watches.
 
-submitit calls the pickled :class:`SlurmJob` in each task. The main task starts the attempt in a child and sees to what
-becomes of it:
+submitit calls the pickled :class:`SlurmJob` in each task. The main task starts the attempt in a child and watches
+it:
 
 - SIGUSR2 (before the time limit, on preemption, by ``scancel --signal=USR2``): the child checkpoints after the
   iteration it is in, the job requeues itself, and its next start goes on at the next iteration;
@@ -137,12 +137,12 @@ class _Main:
     def __init__(self, job: SlurmJob, received: list[int]) -> None:
         self.job, self.received = job, received
         self.run_dir = Store(job.root).run(job.task.run_id)
-        self.told: set[int] = set()
+        self.recorded: set[int] = set()
         self.early_deaths = 0
         self.deadline = float("inf")
 
     def run(self) -> str:
-        """Execute the attempt, then return, raise, or requeue and exit; the other tasks are told."""
+        """Execute the attempt, then return, raise, or requeue and exit; the other tasks then end too."""
         try:
             return self._run()
         finally:
@@ -194,7 +194,7 @@ class _Main:
     def _free(self) -> bool:
         """Wait until nobody holds the run; False if a signal came first.
 
-        Raises RunFailure if another job is at work on it; one that died elsewhere is told apart by its silence.
+        Raises RunFailure if another job is at work on it; one that died elsewhere shows by its silence.
         """
         directory = self.run_dir.claims
         first, began = None, time.monotonic()
@@ -229,8 +229,8 @@ class _Main:
         for number in sorted(set(self.received)):
             child.send(number)
             attempt = own_attempt(self.run_dir)
-            if number not in self.told and attempt is not None:
-                self.told.add(number)
+            if number not in self.recorded and attempt is not None:
+                self.recorded.add(number)
                 left = time_left()
                 self.run_dir.attempt(attempt).add_event(
                     "SIGNAL", f"{signal.Signals(number).name}, {left or 'unknown time'} left"

@@ -62,26 +62,26 @@ def classify(text: str) -> Failure:
     """Return the class that a log speaks for, and the lines that tell it; without one, its last exception and line."""
     small = text.lower()  # plain substrings: a store of thousands of failures is looked at in seconds
     for name, signs in _SIGNS:
-        places = [place for sign in signs for place in _places(small, sign)]
-        if places:
-            return Failure(FailureClass(name), _shown(text, sorted(places)[-2:]))
+        positions = [position for sign in signs for position in _positions(small, sign)]
+        if positions:
+            return Failure(FailureClass(name), _shown(text, sorted(positions)[-2:]))
     return Failure(FailureClass.NONE, _shown(text, []))
 
 
-def _places(text: str, sign: str) -> list[int]:
-    """The last two places of a sign."""
+def _positions(text: str, sign: str) -> list[int]:
+    """Where a sign stands, the last two times."""
     last = text.rfind(sign)
-    return [] if last < 0 else [place for place in (text.rfind(sign, 0, last), last) if place >= 0]
+    return [] if last < 0 else [position for position in (text.rfind(sign, 0, last), last) if position >= 0]
 
 
-def _shown(text: str, places: Sequence[int]) -> tuple[str, ...]:
-    """The lines at these places and the last exception, each once, in the log's order, cut to a readable length."""
+def _shown(text: str, positions: Sequence[int]) -> tuple[str, ...]:
+    """The lines at these positions and the last exception, each once, in the log's order, cut to a readable length."""
     exceptions = [found.start(1) for found in _EXCEPTION.finditer(text, max(0, len(text) - _NEAR))]
-    chosen = sorted({*places, *exceptions[-1:]})
-    lines = [_line(text, place) for place in chosen] or text.strip().splitlines()[-1:]
+    chosen = sorted({*positions, *exceptions[-1:]})
+    lines = [_line(text, position) for position in chosen] or text.strip().splitlines()[-1:]
     return tuple(dict.fromkeys(line.strip()[:300] for line in lines))
 
 
-def _line(text: str, place: int) -> str:
-    end = text.find("\n", place)
-    return text[text.rfind("\n", 0, place) + 1 : end if end >= 0 else None]
+def _line(text: str, position: int) -> str:
+    end = text.find("\n", position)
+    return text[text.rfind("\n", 0, position) + 1 : end if end >= 0 else None]

@@ -1,8 +1,8 @@
-"""Telling somebody that a suite has ended or stalls: one command or webhook of the profile, once an event.
+"""Notifications that a suite has ended or stalls: one command or webhook of the profile, once an event.
 
 A command gets the event as JSON on its standard input and its one-line text in ``MPFORMER_TEXT``; it is split into
 words as a shell would, and no shell sees it. A webhook gets the same JSON by POST; ``text`` is what chat services show.
-Whoever looks tells: the report job of a launch, ``status``, ``status --watch`` and ``launch``.
+Every look at a store sends them: the report job of a launch, ``status``, ``status --watch`` and ``launch``.
 """
 
 import contextlib
@@ -25,19 +25,22 @@ from experiments.store.run_dir import Store
 STALLED = 1800.0
 """Seconds without an iteration or an evaluated image after which a running run counts as stuck."""
 
+MARKERS = "told"
+"""Folder of a launch that holds an empty file for each event of which a notification was sent."""
+
 PATIENCE = 30.0
 """Seconds that a command or webhook may take."""
 
 
 def check(store: Store, found: standing.Standing) -> list[str]:
-    """Tell of every launch among whose runs nothing moves any more; returns a line for each telling that failed.
+    """Notify of every launch among whose runs nothing moves any more; returns a line for each notification that failed.
 
     ``found`` are the states of runs at their evaluation settings; launches with runs that are not in it are left alone.
     """
     states = {run_id: state for (run_id, _), state in found.states.items()}
     troubles = []
     for launch, record in recorded(store):
-        if record.notify and not (launch.path / "told" / "ended").exists():
+        if record.notify and not (launch.path / MARKERS / "ended").exists():
             mine = [states[run_id] for run_id in record.runs if run_id in states]
             event = _event(mine) if mine and len(mine) == len(record.runs) else ""
             if event:
@@ -61,15 +64,15 @@ def _stuck(state: RunState) -> bool:
 
 
 def _once(directory: Path, event: str, launch: LaunchRecord, states: Sequence[RunState]) -> str:
-    """Tell unless it was told; a marker made with O_EXCL stands for the telling, and goes again if it failed."""
+    """Notify unless it was done before: a marker made with O_EXCL says so; it goes if that failed."""
     stuck = "".join(f"{state.run_id}{state.label}" for state in states if state.active)
     name = event if event == "ended" else f"{event}-{hashlib.sha256(stuck.encode()).hexdigest()[:12]}"
-    marker = directory / "told" / name
-    with contextlib.suppress(OSError):  # a store that cannot be written: better untold than told at each look
+    marker = directory / MARKERS / name
+    with contextlib.suppress(OSError):  # a store that cannot be written: better not at all than at each look
         marker.parent.mkdir(exist_ok=True)
         if not claims.create(marker, ""):
             return ""
-        trouble = tell(launch.notify or "", _message(event, directory.name, launch, states))
+        trouble = send(launch.notify or "", _message(event, directory.name, launch, states))
         if trouble:
             marker.unlink()
             return f"{launch.suite} has {event}, but its profile's notify failed: {trouble}"
@@ -86,7 +89,7 @@ def _message(event: str, name: str, launch: LaunchRecord, states: Sequence[RunSt
     return {"event": event, "text": text, **about, "launch": name, "counts": counts, "runs": runs}
 
 
-def tell(target: str, message: Mapping[str, Any]) -> str:
+def send(target: str, message: Mapping[str, Any]) -> str:
     """Call the command or webhook; returns one line if that failed."""
     import urllib.request  # takes a while to import, and `status` starts in less
 

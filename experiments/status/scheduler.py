@@ -21,16 +21,36 @@ from typing import Any
 from experiments.status import slurm_client
 from experiments.status.slurm_client import SlurmError
 from experiments.store import journal
+from experiments.store.attempt_dir import FailureClass, Outcome
 from experiments.store.files import read_json, write_json
 from experiments.store.journal import Submission
 from experiments.store.run_dir import Store
 
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
-ENDED = (
-    "COMPLETED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "CANCELLED", "PREEMPTED",
-    "REVOKED",
-)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What Slurm's word for a job that is over says of the run that it executed, where its files do not know more."""
+
+    outcome: Outcome
+    failure_class: FailureClass
+    detail: str
+
+
+ENDED: Mapping[str, Ending] = {
+    "COMPLETED": Ending(Outcome.LOST, FailureClass.NONE, "Slurm says COMPLETED, but there is no result"),
+    "FAILED": Ending(Outcome.FAILED, FailureClass.KILLED, "the job failed"),
+    "TIMEOUT": Ending(Outcome.TIMEOUT, FailureClass.TIMEOUT, "the time limit of its job"),
+    "DEADLINE": Ending(Outcome.TIMEOUT, FailureClass.TIMEOUT, "the deadline of its job"),
+    "OUT_OF_MEMORY": Ending(Outcome.FAILED, FailureClass.OOM, "more memory than its job has"),
+    "NODE_FAIL": Ending(Outcome.FAILED, FailureClass.NODE, "its node failed"),
+    "BOOT_FAIL": Ending(Outcome.FAILED, FailureClass.NODE, "its node did not boot"),
+    "CANCELLED": Ending(Outcome.CANCELLED, FailureClass.NONE, "cancelled in Slurm"),
+    "PREEMPTED": Ending(Outcome.LOST, FailureClass.KILLED, "preempted, and not queued again"),
+    "REVOKED": Ending(Outcome.CANCELLED, FailureClass.NONE, "revoked by Slurm"),
+}
 """Slurm's words by what they mean for a run; any other word is not guessed at."""
 
 ASK_PERIOD = 15.0
@@ -114,7 +134,7 @@ class Placement:
     index: int
     job: Job | None = None
     answered: bool = True
-    """Whether Slurm would have told of the job if it had it."""
+    """Whether Slurm would have listed the job if it had it."""
     time: float = 0.0
     """When Slurm said so."""
     seen: str = ""
@@ -302,9 +322,9 @@ def placements(
     known = before.get("jobs", {}) if isinstance(before, dict) else {}
     if known and max_age and time.time() - before["time"] < max_age and (shared := _shared(before, concerned)):
         return shared
-    answer = _recent(list({id(one): one for places in concerned.values() for one, _ in places}.values()), max_age)
+    answer = _recent(list({id(one): one for elements in concerned.values() for one, _ in elements}.values()), max_age)
     jobs = {(job.name, job.id.partition("_")[2] or "0"): job for job in answer.jobs}
-    found = {run_id: _placed(places, jobs, answer, known.get(run_id)) for run_id, places in concerned.items()}
+    found = {run_id: _placed(elements, jobs, answer, known.get(run_id)) for run_id, elements in concerned.items()}
     _keep(store, found, answer, known)
     return found, answer
 
@@ -312,15 +332,15 @@ def placements(
 def _shared(
     before: Mapping[str, Any], concerned: Mapping[str, Sequence[tuple[Submission, int]]]
 ) -> tuple[dict[str, Placement], Answer] | None:
-    """What whoever looked last was told, if it was of all these runs, and nothing was submitted since; else None."""
+    """The answer to whoever asked last, if it covers all these runs and nothing was submitted since; else None."""
     asked = before["time"]
     answer = Answer(asked, (), True, before["accounting"], before["cluster"], tuple(before["problems"]))
     found: dict[str, Placement] = {}
-    for run_id, places in concerned.items():
+    for run_id, elements in concerned.items():
         line = before["jobs"].get(run_id) or {}
-        mine = (one for one, _ in places if (one.launch, one.batch) == (line.get("launch"), line.get("batch")))
+        mine = (one for one, _ in elements if (one.launch, one.batch) == (line.get("launch"), line.get("batch")))
         submission = next(mine, None)
-        if submission is None or line["time"] != asked or max(one.created for one, _ in places) >= asked:
+        if submission is None or line["time"] != asked or max(one.created for one, _ in elements) >= asked:
             return None
         found[run_id] = Placement(submission, line["index"], _job(line["job"]), time=asked)
     return found, answer
@@ -351,11 +371,11 @@ def _concerned(store: Store, run_ids: Collection[str]) -> dict[str, list[tuple[S
 
 
 def _placed(
-    places: Sequence[tuple[Submission, int]], jobs: Mapping[tuple[str, str], Job], answer: Answer, before: Any
+    elements: Sequence[tuple[Submission, int]], jobs: Mapping[tuple[str, str], Job], answer: Answer, before: Any
 ) -> Placement:
     """The element that says most about the run: one that runs, else one that waits, else the last that ended."""
     seen = before if isinstance(before, dict) else {}
-    found = [_placement(submission, index, jobs, answer, seen) for submission, index in places]
+    found = [_placement(submission, index, jobs, answer, seen) for submission, index in elements]
     return max(enumerate(found), key=lambda pair: (_weight(pair[1]), pair[0]))[1]
 
 
@@ -369,42 +389,42 @@ def _placement(
     if job is not None and job.source == "sacct" and not job.over:
         # accounting lags, and may wait for ever for the end of a job that the controller has forgotten
         seen, job = {"state": job.state, "time": answer.time}, None
-    place = Placement(submission, index, job, answer.controller and not other, answer.time)
-    if job is None and not place.answered and seen.get("state"):
+    placement = Placement(submission, index, job, answer.controller and not other, answer.time)
+    if job is None and not placement.answered and seen.get("state"):
         at = time.strftime("%H:%M", time.localtime(seen.get("time", answer.time)))
-        return replace(place, seen=f"{seen['state']} at {at}")
-    return place
+        return replace(placement, seen=f"{seen['state']} at {at}")
+    return placement
 
 
-def _weight(place: Placement) -> int:
-    job = place.job
+def _weight(placement: Placement) -> int:
+    job = placement.job
     if job is not None and job.running:
         return 5
     if job is not None and job.waiting:
         return {"Dependency": 3, NEVER: 0}.get(job.reason, 4)
-    if place.live:
+    if placement.live:
         return 2
     return 1
 
 
 def _keep(store: Store, found: Mapping[str, Placement], answer: Answer, known: Mapping[str, Any]) -> None:
     """Write the snapshot that reports read; a store that cannot be written is looked at all the same."""
-    jobs = dict(known) | {run_id: _kept(place, answer) for run_id, place in found.items() if _worth(place)}
+    jobs = dict(known) | {run_id: _kept(placement, answer) for run_id, placement in found.items() if _worth(placement)}
     about: dict[str, Any] = {"schema": 1, "time": answer.time, "controller": answer.controller}
     about |= {"accounting": answer.accounting, "cluster": answer.cluster, "problems": list(answer.problems)}
     with contextlib.suppress(OSError, ValueError):
         write_json(store.root / SNAPSHOT, {**about, "jobs": jobs})
 
 
-def _worth(place: Placement) -> bool:
+def _worth(placement: Placement) -> bool:
     """What was known before is kept when there is no answer now."""
-    return place.job is not None or place.answered
+    return placement.job is not None or placement.answered
 
 
-def _kept(place: Placement, answer: Answer) -> dict[str, Any]:
-    job = asdict(place.job) if place.job is not None else None
-    where = {"launch": place.submission.launch, "batch": place.submission.batch, "index": place.index}
-    return {**where, "state": place.job.state if place.job else "", "time": answer.time, "job": job}
+def _kept(placement: Placement, answer: Answer) -> dict[str, Any]:
+    job = asdict(placement.job) if placement.job is not None else None
+    where = {"launch": placement.submission.launch, "batch": placement.submission.batch, "index": placement.index}
+    return {**where, "state": placement.job.state if placement.job else "", "time": answer.time, "job": job}
 
 
 def remembered(store: Store) -> dict[str, Placement]:
@@ -435,8 +455,8 @@ def live_elements(store: Store, run_ids: Collection[str]) -> tuple[list[Job], An
     concerned = _concerned(store, run_ids)
     if not concerned:
         return [], None
-    ours = {(submission.name, index) for places in concerned.values() for submission, index in places}
-    answer = ask(list({id(one): one for places in concerned.values() for one, _ in places}.values()))
+    ours = {(submission.name, index) for elements in concerned.values() for submission, index in elements}
+    answer = ask(list({id(one): one for elements in concerned.values() for one, _ in elements}.values()))
     jobs = [job for job in answer.jobs if job.source == "squeue" and not job.over]
     return [job for job in jobs if (job.name, int(job.id.partition("_")[2] or 0)) in ours], answer
 
@@ -451,10 +471,10 @@ def cancel(jobs: Sequence[Job]) -> str:
     return next((trouble for trouble in troubles if trouble), "")
 
 
-def log_of(store_root: Path, place: Placement) -> Path | None:
+def log_of(store_root: Path, placement: Placement) -> Path | None:
     """Return what Slurm and submitit wrote of a job, None if it never began."""
-    folder = store_root / "launches" / place.submission.launch / "jobs" / str(place.submission.batch)
-    path = folder / f"{place.element}_0_log.out"
+    folder = store_root / "launches" / placement.submission.launch / "jobs" / str(placement.submission.batch)
+    path = folder / f"{placement.element}_0_log.out"
     return path if path.exists() else None
 
 

@@ -127,14 +127,14 @@ def unfinished(
         return _unreadable(run, error)
 
 
-def _unfinished(run: RunDir, queued: frozenset[str], place: Placement | None) -> RunState:
+def _unfinished(run: RunDir, queued: frozenset[str], placement: Placement | None) -> RunState:
     attempt = run.last_attempt()
-    if _holder(run, place) is not None:
-        return _running(run, attempt, place)
+    if _holder(run, placement) is not None:
+        return _running(run, attempt, placement)
     last = _Last(run, attempt, attempt.record() if attempt is not None else None)
     if run.cancel_file.exists():
-        return _cancelled(last, place)
-    found = None if place is None or last.newer_than(place) else _placed(last, place)
+        return _cancelled(last, placement)
+    found = None if placement is None or last.newer_than(placement) else _placed(last, placement)
     if found is not None:
         return found
     if run.run_id in queued:
@@ -142,12 +142,12 @@ def _unfinished(run: RunDir, queued: frozenset[str], place: Placement | None) ->
     return _resting(last)
 
 
-def _holder(run: RunDir, place: Placement | None) -> int | None:
+def _holder(run: RunDir, placement: Placement | None) -> int | None:
     """The live claim on the run; Slurm's word that its job does not run outweighs a claim that has not yet expired."""
     directory = run.claims
     number = claims.holder(directory)
-    job = place.job if place is not None else None
-    if number is None or place is None or job is None or not (job.waiting or job.over):
+    job = placement.job if placement is not None else None
+    if number is None or placement is None or job is None or not (job.waiting or job.over):
         return number
     claim = claims.read(directory, number)
     if claim.job_id not in (job.id, job.raw_id) or claim.owner.dead() is not None:
@@ -156,13 +156,13 @@ def _holder(run: RunDir, place: Placement | None) -> int | None:
         beat = (directory / str(number)).stat().st_mtime
     except OSError:
         return number
-    return number if beat > place.time - 2 * claims.HEARTBEAT_PERIOD else None
+    return number if beat > placement.time - 2 * claims.HEARTBEAT_PERIOD else None
 
 
-def _running(run: RunDir, attempt: AttemptDir | None, place: Placement | None) -> RunState:
+def _running(run: RunDir, attempt: AttemptDir | None, placement: Placement | None) -> RunState:
     progress = attempt.progress() if attempt is not None else Progress()
     number = attempt.number if attempt is not None else 0
-    job = place.element if place is not None else ""
+    job = placement.element if placement is not None else ""
     return RunState(run.run_id, State.RUNNING, progress.stage, attempt=number, progress=progress, job=job)
 
 
@@ -197,15 +197,17 @@ class _Last:
     def ended(self) -> float:
         return self.record.ended or self.began
 
-    def of(self, place: Placement) -> bool:
+    def of(self, placement: Placement) -> bool:
         """Whether it is an attempt of the launch that gave the run to Slurm."""
-        return self.known is not None and self.known.launch == place.submission.launch
+        return self.known is not None and self.known.launch == placement.submission.launch
 
-    def newer_than(self, place: Placement) -> bool:
+    def newer_than(self, placement: Placement) -> bool:
         """Whether it has moved on since Slurm was asked, or belongs to somebody who came later."""
-        job = place.job
+        job = placement.job
         over = job is None or job.over
-        return self.ended > place.time or (over and not self.of(place) and self.began > place.submission.created)
+        return self.ended > placement.time or (
+            over and not self.of(placement) and self.began > placement.submission.created
+        )
 
     def state(
         self, state: State, detail: str = "", failure_class: FailureClass = FailureClass.NONE, **more: Any
@@ -214,75 +216,77 @@ class _Last:
         progress = self.attempt.progress() if self.attempt is not None else Progress()
         return RunState(self.run.run_id, state, detail, failure_class, self.number, progress, **more)
 
-    def failure(self, place: Placement | None) -> failures.Failure:
+    def failure(self, placement: Placement | None) -> failures.Failure:
         """What the logs tell of its end: its own, and its job's."""
-        log = self.attempt.log if self.attempt is not None and (place is None or self.of(place)) else None
+        log = self.attempt.log if self.attempt is not None and (placement is None or self.of(placement)) else None
         store = self.run.path.parent.parent
-        return failures.read((log, scheduler.log_of(store, place) if place is not None else None))
+        return failures.read((log, scheduler.log_of(store, placement) if placement is not None else None))
 
 
-def _cancelled(last: _Last, place: Placement | None) -> RunState:
-    if place is None or place.job is None or not place.live:
+def _cancelled(last: _Last, placement: Placement | None) -> RunState:
+    if placement is None or placement.job is None or not placement.live:
         return last.state(State.CANCELLED, "by the user")
-    detail = f"by the user; Slurm still has job {place.element} ({place.job.state})"
-    return last.state(State.CANCELLED, detail, job=place.element)
+    detail = f"by the user; Slurm still has job {placement.element} ({placement.job.state})"
+    return last.state(State.CANCELLED, detail, job=placement.element)
 
 
-def _placed(last: _Last, place: Placement) -> RunState | None:
+def _placed(last: _Last, placement: Placement) -> RunState | None:
     """The state of a run that was given to Slurm and that nobody has claimed; None if Slurm has nothing to add."""
-    job = place.job
+    job = placement.job
     if job is None:
-        return _gone(last, place) if place.answered else _unanswered(last, place)
+        return _gone(last, placement) if placement.answered else _unanswered(last, placement)
     if job.waiting:
-        return _waiting(last, place, job)
+        return _waiting(last, placement, job)
     if job.running:
-        return _begun(last, place, job)
+        return _begun(last, placement, job)
     if job.over:
-        return _over(last, place, job)
+        return _over(last, placement, job)
     detail = f"Slurm says {job.state}, which is not known here"
-    return last.state(State.UNKNOWN, detail, job=place.element, live=True)
+    return last.state(State.UNKNOWN, detail, job=placement.element, live=True)
 
 
-def _unanswered(last: _Last, place: Placement) -> RunState | None:
+def _unanswered(last: _Last, placement: Placement) -> RunState | None:
     """Nothing but what the attempt said of its own end is certain, unless it left its job to come back."""
-    if last.of(place) and last.outcome not in (None, Outcome.REQUEUED, Outcome.INTERRUPTED):
+    if last.of(placement) and last.outcome not in (None, Outcome.REQUEUED, Outcome.INTERRUPTED):
         return None
-    seen = f"; Slurm said {place.seen}" if place.seen else ""
-    detail = f"Slurm does not answer about job {place.element}{seen}"
-    return last.state(State.UNKNOWN, detail, job=place.element, live=True)
+    seen = f"; Slurm said {placement.seen}" if placement.seen else ""
+    detail = f"Slurm does not answer about job {placement.element}{seen}"
+    return last.state(State.UNKNOWN, detail, job=placement.element, live=True)
 
 
-def _gone(last: _Last, place: Placement) -> RunState | None:
+def _gone(last: _Last, placement: Placement) -> RunState | None:
     """A job that is neither in the queue nor accounted for; a cancelled element that waited leaves no trace at all."""
-    if last.of(place):
+    if last.of(placement):
         if last.outcome is not Outcome.REQUEUED:
             return None
-        return last.state(State.LOST, f"requeued, but Slurm has no job {place.element} any more", job=place.element)
-    if place.submission.unrecorded:
-        if place.time - place.submission.created < SUBMISSION_SECONDS:
-            return last.state(State.QUEUED, "being submitted", job=place.element, live=True)
+        return last.state(
+            State.LOST, f"requeued, but Slurm has no job {placement.element} any more", job=placement.element
+        )
+    if placement.submission.unrecorded:
+        if placement.time - placement.submission.created < SUBMISSION_SECONDS:
+            return last.state(State.QUEUED, "being submitted", job=placement.element, live=True)
         return None  # the launcher died before it reached Slurm
-    if scheduler.log_of(last.run.path.parent.parent, place) is None:
-        detail = f"job {place.element} left the queue before it began: it was cancelled while it waited"
-        return last.state(State.CANCELLED, detail, job=place.element)
-    found = last.failure(place)
-    detail = found.lines[-1] if found.lines else f"job {place.element} ended before the attempt began"
-    return last.state(State.LOST, detail, found.kind or FailureClass.KILLED, job=place.element)
+    if scheduler.log_of(last.run.path.parent.parent, placement) is None:
+        detail = f"job {placement.element} left the queue before it began: it was cancelled while it waited"
+        return last.state(State.CANCELLED, detail, job=placement.element)
+    found = last.failure(placement)
+    detail = found.lines[-1] if found.lines else f"job {placement.element} ended before the attempt began"
+    return last.state(State.LOST, detail, found.kind or FailureClass.KILLED, job=placement.element)
 
 
-def _waiting(last: _Last, place: Placement, job: Job) -> RunState:
+def _waiting(last: _Last, placement: Placement, job: Job) -> RunState:
     if job.reason == NEVER:
         return last.state(State.LOST, f"job {job.id} never starts: what it depends on failed", job=job.id)
-    again = last.of(place) or job.state.startswith("REQUEUE") or "requeued" in job.reason
+    again = last.of(placement) or job.state.startswith("REQUEUE") or "requeued" in job.reason
     detail = job.reason or job.state.lower()
     if job.held:
         detail = f"held ({detail}): scontrol release {job.id}"
     return last.state(State.REQUEUED if again else State.QUEUED, detail, job=job.id, live=True)
 
 
-def _begun(last: _Last, place: Placement, job: Job) -> RunState | None:
+def _begun(last: _Last, placement: Placement, job: Job) -> RunState | None:
     """A job with processes, but no live claim on the run: it is about to begin, or about to end."""
-    fresh = not last.of(place) or (job.started is not None and job.started > last.ended)
+    fresh = not last.of(placement) or (job.started is not None and job.started > last.ended)
     if last.outcome and not fresh:
         requeued = last.state(State.REQUEUED, "the job is being queued again", job=job.id, live=True)
         return requeued if last.outcome is Outcome.REQUEUED else None
@@ -292,31 +296,18 @@ def _begun(last: _Last, place: Placement, job: Job) -> RunState | None:
     return last.state(State.RUNNING, detail, job=job.id, live=True)
 
 
-_WORDS: Mapping[str, tuple[State, FailureClass, str]] = {
-    "TIMEOUT": (State.TIMEOUT, FailureClass.TIMEOUT, "the time limit of its job"),
-    "DEADLINE": (State.TIMEOUT, FailureClass.TIMEOUT, "the deadline of its job"),
-    "OUT_OF_MEMORY": (State.FAILED, FailureClass.OOM, "more memory than its job has"),
-    "NODE_FAIL": (State.FAILED, FailureClass.NODE, "its node failed"),
-    "BOOT_FAIL": (State.FAILED, FailureClass.NODE, "its node did not boot"),
-    "CANCELLED": (State.CANCELLED, FailureClass.NONE, "cancelled in Slurm"),
-    "REVOKED": (State.CANCELLED, FailureClass.NONE, "revoked by Slurm"),
-    "PREEMPTED": (State.LOST, FailureClass.KILLED, "preempted, and not queued again"),
-    "FAILED": (State.FAILED, FailureClass.KILLED, "the job failed"),
-    "COMPLETED": (State.LOST, FailureClass.NONE, "Slurm says COMPLETED, but there is no result"),
-}
-
-
 _SCHEDULERS = (FailureClass.OOM, FailureClass.TIMEOUT, FailureClass.NODE)
 """What Slurm writes into the log of a job that it ends, whatever it then says of the job."""
 
 
-def _over(last: _Last, place: Placement, job: Job) -> RunState | None:
+def _over(last: _Last, placement: Placement, job: Job) -> RunState | None:
     """A job that ended; what its attempt said of its own end comes first."""
-    if last.of(place) and last.outcome not in (None, Outcome.REQUEUED):
+    if last.of(placement) and last.outcome not in (None, Outcome.REQUEUED):
         return None
-    state, kind, detail = _WORDS[job.state]
+    ending = scheduler.ENDED[job.state]
+    state, kind, detail = ENDED[ending.outcome], ending.failure_class, ending.detail
     if state is not State.TIMEOUT and not (state is State.FAILED and kind is not FailureClass.KILLED):
-        found = last.failure(place)
+        found = last.failure(placement)
         if found.kind in _SCHEDULERS or (state in (State.FAILED, State.LOST) and found.kind):
             state = State.TIMEOUT if found.kind is FailureClass.TIMEOUT else State.FAILED
             kind, detail = found.kind, found.lines[-1]

@@ -113,7 +113,7 @@ def _seconds(attempt: AttemptDir) -> float:
 
 @dataclass(frozen=True)
 class _Element:
-    """A run's place in a batch."""
+    """The element of a job array that executed a run."""
 
     run_id: str
     submission: Submission
@@ -126,13 +126,13 @@ class _Element:
 
     @property
     def key(self) -> str:
-        """Its place in the launch; unlike Slurm's id, never used again."""
+        """Its batch and index in the launch; unlike Slurm's id, never used again."""
         return f"{self.submission.batch}/{self.index}"
 
 
 @dataclass(frozen=True)
 class _Settled:
-    """What a launch's file holds: jobs by their place, and the places of those that accounting does not know."""
+    """What a launch's file holds: jobs by their key, and the keys of those that accounting does not know."""
 
     jobs: dict[str, dict[str, Any]]
     unknown: list[str]

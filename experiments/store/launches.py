@@ -31,7 +31,7 @@ class LaunchRecord(Record):
     """Ids of the runs that it was to start."""
     created: float = 0.0
     notify: str | None = None
-    """Command or webhook that is told of its end."""
+    """Command or webhook that is notified of its end."""
     workers: int | None = None
     job_ids: tuple[str, ...] = ()
     ended: float | None = None
