@@ -23,7 +23,7 @@ import torch
 from experiments.store.run_dir import RunDir
 from experiments.suites.scales import base
 from mpformer.config.schema import Config
-from mpformer.data.prepare import resolve
+from mpformer.data.prepared import resolve
 from mpformer.data.validation import validation_items
 from mpformer.evaluation.evaluate import GRADIENT_IMAGES, Collector, spread
 from mpformer.evaluation.gradient_accuracy import attention_numbers

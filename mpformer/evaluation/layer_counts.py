@@ -125,12 +125,13 @@ class _Instances:
     """Detections of A layers; their masks are those of ``used`` (A · Q,) queries."""
 
     def __init__(self, settings: InferenceSettings, logits: Tensor, objects: Tensor) -> None:
-        self.queries = logits.shape[1]
-        self.pairs = [_detections(settings, layer) for layer in logits]
-        self.used = torch.zeros(logits.shape[:2], dtype=torch.bool, device=logits.device)
-        for layer, (_, queries, _) in enumerate(self.pairs):
-            self.used[layer, queries] = True
-        self.used = self.used.flatten()
+        self.layers, self.queries = logits.shape[:2]
+        self.pairs = best_pairs(settings, logits)
+        self.kept = torch.ones_like(self.pairs[2], dtype=torch.bool)
+        if settings.panoptic:  # Mask2Former then lists things alone
+            self.kept = torch.isin(self.pairs[2], torch.tensor(sorted(settings.things), device=logits.device))
+        used = torch.zeros(logits.shape[:2], dtype=torch.bool, device=logits.device)
+        self.used = used.scatter_(1, self.pairs[1], True).flatten()
         self.objects = objects
         # probability inside, pixels, pixels shared with each object; a tile's sums are exact in float32
         self.sums = logits.new_zeros(len(self.used), 2 + len(objects), dtype=torch.float64)
@@ -148,24 +149,16 @@ class _Instances:
             self.sums.index_add_(0, rows, sums)
 
     def counts(self) -> list[Detected]:
-        sums = self.sums.unflatten(0, (len(self.pairs), self.queries))
-        return [self._detected(*pair, layer) for pair, layer in zip(self.pairs, sums, strict=True)]
-
-    def _detected(self, scores: Tensor, queries: Tensor, classes: Tensor, sums: Tensor) -> Detected:
-        sums = sums[queries]
-        quality = (sums[:, 0] / (sums[:, 1] + 1e-6)).float()
-        pixels = sums[:, 1:].long().cpu().numpy()
-        plain = ((scores * quality).cpu().numpy(), pixels[:, 0], pixels[:, 1:])
-        return Detected(queries.cpu().numpy(), classes.cpu().numpy(), *plain)
-
-
-def _detections(settings: InferenceSettings, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Class probabilities, queries and classes (m,) of a layer's detections; of things alone with a panoptic result."""
-    scores, queries, classes = best_pairs(settings, logits)
-    if not settings.panoptic:
-        return scores, queries, classes
-    keep = torch.isin(classes, torch.tensor(sorted(settings.things), device=classes.device))
-    return scores[keep], queries[keep], classes[keep]
+        """One value a layer."""
+        scores, queries, _ = self.pairs
+        sums = self.sums.unflatten(0, (self.layers, self.queries))
+        sums = sums[torch.arange(self.layers, device=queries.device)[:, None], queries]
+        scores = scores * (sums[..., 0] / (sums[..., 1] + 1e-6)).float()
+        values = (*self.pairs[1:], scores, sums[..., 1].long(), sums[..., 2:].long(), self.kept)
+        return [
+            Detected(*(part[keep] for part in parts))
+            for *parts, keep in zip(*(value.cpu().numpy() for value in values), strict=True)
+        ]
 
 
 class _Panoptic:

@@ -102,11 +102,14 @@ def instances(settings: InferenceSettings, logits: Tensor, masks: Tensor) -> Ins
 
 
 def best_pairs(settings: InferenceSettings, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The top (query, class) pairs by probability, never more than there are: scores, queries, classes."""
-    probability = logits.softmax(-1)[:, :-1]
-    count = min(settings.detections, probability.numel())
-    scores, index = probability.flatten().topk(count)
-    return scores, index // probability.shape[1], index % probability.shape[1]
+    """The top (query, class) pairs of (..., Q, C+1) logits by probability, never more than there are.
+
+    Returns scores, queries, classes (..., m).
+    """
+    probability = logits.softmax(-1)[..., :-1]
+    pairs = probability.flatten(-2)
+    scores, index = pairs.topk(min(settings.detections, pairs.shape[-1]))
+    return scores, index // probability.shape[-1], index % probability.shape[-1]
 
 
 def _mask_quality(masks: Tensor) -> Tensor:
