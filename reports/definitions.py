@@ -111,7 +111,6 @@ _COLUMNS = (
 COSTS = ("train_gflops", "inference_gflops", "inference")
 COLUMNS = {column.key: column for column in _COLUMNS}
 JUMPS = ("jump-rate", "jump-rate-late")
-_LAYER_METRICS = {"mIoU-L", "mIoU-L-last", "Util", "Util-consecutive", *JUMPS}
 
 
 _OF_CITYSCAPES = {
@@ -140,4 +139,4 @@ def columns(keys: list[str] | tuple[str, ...], decimals: int | None = None, data
 def definitions(chosen: tuple[Column, ...]) -> list[str]:
     """One sentence per column, and what a layer and a match are where a layer metric is among them."""
     stated = [column.definition for column in chosen]
-    return stated + ([_LAYERS] if any(column.key in _LAYER_METRICS for column in chosen) else [])
+    return stated + ([_LAYERS] if any(column.group == _CONSISTENCY for column in chosen) else [])
