@@ -184,7 +184,8 @@ class PretendDevice(TorchDispatchMode):
 
     def __enter__(self) -> "PretendDevice":
         PretendDevice.active = self
-        self._patch = mock.patch.object(torch, "tensor", _tensor_through_the_host(torch.tensor))
+        makers = {name: _through_the_host(getattr(torch, name)) for name in ("tensor", "as_tensor")}
+        self._patch = mock.patch.multiple(torch, **makers)
         self._patch.start()
         super().__enter__()
         return self
@@ -312,13 +313,13 @@ class PretendDevice(TorchDispatchMode):
             self.events.append(Event(kind, self._phases[-1], name, _line()))
 
 
-def _tensor_through_the_host(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``torch.tensor`` copies to the device out of sight of dispatch; this one in sight."""
+def _through_the_host(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``torch.tensor`` and its like copy to the device out of sight of dispatch; made from them, one in sight."""
 
-    def tensor(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
+    def made(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
         return make(data, **kwargs) if device is None else make(data, **kwargs).to(device)
 
-    return tensor
+    return made
 
 
 def _inner(value: Any) -> Any:
