@@ -14,7 +14,7 @@ import numpy as np
 from analysis.failure_cases import failure_gallery
 from analysis.film_strip import jump_figure
 from analysis.jumps import THRESHOLD
-from analysis.statistics import MIN_SEEDS, mean_interval
+from analysis.statistics import MIN_SEEDS, bounded_interval, mean_interval
 from analysis.style import WIDTH, in_style, legend_above, looks, new_figure, save
 
 if TYPE_CHECKING:
@@ -58,22 +58,27 @@ TITLES = {
     "stability": "Matched as at the evaluation before",
 }
 _UNITLESS = {"loss", "cosine", "relative_error", "effective_queries"}
+_RANGES = {"cosine": (-1.0, 1.0), **dict.fromkeys(("loss", "relative_error", "effective_queries"))}
+"""What a measure can be; 0 … 100 (percent) unless it stands here, None: no bounds."""
 
 
 def seed_bands(frame: "pd.DataFrame", x: str) -> "pd.DataFrame":
     """Mean over seeds with its 95 % interval: columns row, x, mean, low, high, n (low and high NaN below three seeds).
 
-    ``frame`` has columns row, seed, x and value; lines whose value is NaN or None are left out.
+    ``frame`` has columns row, seed, x and value; lines whose value is NaN or None are left out. Where it names one
+    measure, the interval stays in what that can be (:func:`analysis.statistics.bounded_interval`).
     """
     import pandas as pd
 
     rows = []
     found = frame.dropna(subset=["value"])
+    measures = set(frame["measure"]) if "measure" in frame else set()
+    bounds = _RANGES.get(measures.pop(), (0.0, 100.0)) if len(measures) == 1 else None
     every = found["value"].to_numpy(float)
     groups = found.groupby(["row", x], sort=False).indices  # a frame a group would take most of the time
     for (row, at), group in sorted(groups.items(), key=lambda item: item[1][0]):
         values = every[group].tolist()
-        low, high = mean_interval(values) or (np.nan, np.nan)
+        low, high = (bounded_interval(values, *bounds) if bounds else mean_interval(values)) or (np.nan, np.nan)
         rows.append((row, at, float(np.mean(values)), low, high, len(values)))
     return pd.DataFrame(rows, columns=["row", x, "mean", "low", "high", "n"])
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 #: Below this many seeds there is no ±, no interval and no verdict.
 MIN_SEEDS = 3
 LEVEL = 0.95
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,9 @@ def bounded_interval(
     ValueError for a value outside the range.
     """
     shares = (_finite(values) - low) / (high - low)
-    if ((shares < 0) | (shares > 1)).any():
+    if ((shares < -_ROUNDING) | (shares > 1 + _ROUNDING)).any():
         raise ValueError(f"a value lies outside {low:g} … {high:g}")
-    found = mean_interval(np.arcsin(np.sqrt(shares)).tolist(), level)
+    found = mean_interval(np.arcsin(np.sqrt(np.clip(shares, 0, 1))).tolist(), level)
     if found is None:
         return None
     ends = np.sin(np.clip(found, 0, np.pi / 2)) ** 2

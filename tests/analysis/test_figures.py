@@ -14,7 +14,7 @@ from analysis import failure_cases, figures
 from analysis.failure_cases import aligned
 from analysis.masks import layer_mask_record
 from analysis.matching import ImagePrediction
-from analysis.statistics import mean_interval
+from analysis.statistics import bounded_interval, mean_interval
 from analysis.style import JUMP, assigned, look, look_of, looks
 
 LAYERS, QUERIES = 4, 6
@@ -43,7 +43,10 @@ def test_bands_are_the_intervals_of_the_seeds() -> None:
     one = frame.query("row == 'Mask2Former' and layer == 2")["value"].tolist()
     got = bands.query("row == 'Mask2Former' and layer == 2").iloc[0]
     assert got["mean"] == pytest.approx(np.mean(one))
-    assert (got["low"], got["high"]) == pytest.approx(mean_interval(one))
+    assert (got["low"], got["high"]) == pytest.approx(bounded_interval(one))
+    loss = figures.seed_bands(frame.assign(measure="loss", value=frame["value"] * 9), "layer").iloc[0]
+    first = frame.query("row == 'Mask2Former' and layer == 0")["value"] * 9
+    assert (loss["low"], loss["high"]) == pytest.approx(mean_interval(first.tolist()))  # a loss has no upper end
     two = layer_frame(2).query("measure == 'AP'")
     assert figures.seed_bands(two, "layer")["low"].isna().all()
 
