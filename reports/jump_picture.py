@@ -226,7 +226,7 @@ def _case(case: Case, number: int) -> dict[str, Any]:
         for which, track in enumerate(case.tracks)
     ]  # fmt: skip
     definition = mask_pictures.picture_definition(case, identifier)
-    return {"case": case, "tiles": tiles, "definition": definition}
+    return {"case": case, "name": clean(case.class_name), "tiles": tiles, "definition": definition}
 
 
 def _stored(found: Aligned | None) -> set[tuple[int, int]]:
