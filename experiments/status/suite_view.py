@@ -203,11 +203,6 @@ def views(
     return [_view(store, record, found) for record in records]
 
 
-def view(root: Path, record: Mapping[str, Any]) -> SuiteView:
-    """Return where the runs of one suite's record stand."""
-    return views(root, [record])[0]
-
-
 def refresh(root: Path, warn: Callable[[str], None]) -> None:
     """Look at all launched suites, so that the store holds what Slurm and its accounting say now; for reports."""
     store = Store(root)

@@ -50,7 +50,7 @@ def test_a_refusal_is_one_line_in_the_clients_words(client: Callable[..., None])
         "sbatch: error: Batch job submission failed: Slurm temporarily unable to accept job, sleeping and retrying",
     ],
 )
-def test_what_may_go_well_in_a_moment_is_told_apart(client: Callable[..., None], words: str) -> None:
+def test_what_may_go_well_in_a_moment_is_marked(client: Callable[..., None], words: str) -> None:
     client("sbatch", f"echo '{words}' >&2; exit 1")
     with pytest.raises(SlurmError) as caught:
         call("sbatch")

@@ -1,139 +1,17 @@
-"""Status is never wrong: what files, squeue and sacct say, in every combination that has misled somebody.
+"""Status is never wrong: what files, squeue and sacct say, in every combination that has misled somebody."""
 
-squeue, sacct and scontrol are small scripts that print what a real Slurm 22.05 printed, or fail as it fails.
-"""
-
-import getpass
-import json
 import os
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from experiments.launch import begin
-from experiments.status import logs, scheduler, slurm_client, standing, states, suite_view, tables
-from experiments.status.states import RunState, State, should_start
-from experiments.status.suite_view import Delta, RunLine, TimeLeft, WorkLeft
+from experiments.status import slurm_client, states, suite_view, tables
+from experiments.status.states import State, should_start
 from experiments.store import claims
 from experiments.store.files import write_json
-from experiments.store.journal import BatchRun, Submission, of_launch
-from experiments.store.run_dir import RunDir, Store
+from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan
-
-LAUNCH, NAME, ARRAY = "20260101-120000-abcdef", "headline.20260101-120000-abcdef.0", "1234"
-
-SCRIPT = """#!/bin/sh
-f={folder}/$(basename "$0")
-[ -e "$f.sleep" ] && exec sleep "$(cat "$f.sleep")"
-echo "$@" >> "$f.calls"
-cat "$f.err" >&2
-cat "$f.out"
-exit "$(cat "$f.rc")"
-"""
-
-
-@dataclass
-class FakeSlurm:
-    """What the three clients answer."""
-
-    folder: Path
-    array: str = ARRAY
-    queue: list[str] = field(default_factory=list)
-    accounts: list[str] = field(default_factory=list)
-
-    def say(self, client: str, out: str = "", err: str = "", code: int = 0) -> None:
-        for suffix, text in (("out", out), ("err", err), ("rc", str(code))):
-            (self.folder / f"{client}.{suffix}").write_text(text)
-
-    def queued(self, index: int, state: str, reason: str = "None", name: str = NAME, start: str = "N/A") -> None:
-        line = f"{self.array}_{index}|{int(self.array) + 1 + index}|{state}|{reason}|1767268800|{start}|n0|{name}"
-        self.queue.append(line)
-        self.say("squeue", "\n".join(self.queue) + "\n")
-
-    def accounted(
-        self, index: int, state: str, code: str = "0:0", elapsed: int = 60, rss: str = "", name: str = NAME
-    ) -> None:
-        head = f"{self.array}_{index}|{int(self.array) + 1 + index}"
-        times = f"1767268800|1767268810|1767268870|{elapsed}"
-        tres = "billing=1,cpu=4,gres/gpu=2,mem=500M,node=1"
-        self.accounts.append(f"{head}|{state}|{code}|{times}||{tres}|n0|{name}")
-        if rss:
-            self.accounts.append(f"{self.array}_{index}.0||{state}|{code}|{times}|{rss}|{tres}|n0|python")
-        self.say("sacct", "\n".join(self.accounts) + "\n")
-
-    def no_accounting(self) -> None:
-        self.say("sacct", err="Slurm accounting storage is disabled\n", code=1)
-
-    def down(self) -> None:
-        message = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
-        self.say("squeue", err=f"{message}\n", code=1)
-        self.say("scontrol", err=f"{message}\n", code=1)
-
-    def calls(self, client: str) -> int:
-        path = self.folder / f"{client}.calls"
-        return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in ("squeue", "sacct", "scontrol"):
-        (folder / name).write_text(SCRIPT.format(folder=folder))
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    fake = FakeSlurm(folder)
-    fake.say("squeue")
-    fake.say("scontrol", "Configuration data as of now\nClusterName             = lab\nMinJobAge = 300 sec\n")
-    fake.no_accounting()
-    monkeypatch.setattr(scheduler, "_CLUSTERS", {})
-    return fake
-
-
-@dataclass
-class Submitted:
-    """The four runs of a plan as one array."""
-
-    plan: Plan
-    store: Store
-
-    def run(self, index: int = 0) -> RunDir:
-        return self.store.run(self.plan.unique[index].run_id)
-
-    def state(self, index: int = 0) -> RunState:
-        run = self.plan.unique[index]
-        return standing.look(self.store, [(run.run_id, run.eval_id)]).states[run.run_id, run.eval_id]
-
-    def said(self, index: int = 0) -> tuple[str, str]:
-        state = self.state(index)
-        return state.label, state.detail
-
-    def attempt(self, index: int = 0, launch: str = LAUNCH, log: str = "", **stage: Any) -> None:
-        """Leave what an attempt leaves; without an outcome, as one that died."""
-        run = self.run(index)
-        number = max(run.attempts(), default=0) + 1
-        about = {"stage": "all", "started": time.time() - 90, "ended": None, "outcome": None, "launch": launch}
-        write_json(run.attempt(number).path / "stage.json", {**about, **stage})
-        (run.attempt(number).path / "log.txt").write_text(log)
-
-
-@pytest.fixture
-def submitted(plan: Plan, store: Store, slurm: FakeSlurm) -> Submitted:
-    submit(plan, store)
-    return Submitted(plan, store)
-
-
-def submit(plan: Plan, store: Store, job_id: str | None = ARRAY, launch: str = LAUNCH, **changes: Any) -> None:
-    for run in plan.unique:
-        store.run(run.run_id).create(run.config, run.row.name)
-    runs = tuple(BatchRun(run.run_id, run.eval_id) for run in plan.unique)
-    values = {"stage": "all", "name": NAME, "profile": "a100", "cluster": "lab", "batch": 0, **changes}
-    of_launch(store, launch).submitting(Submission(launch, runs=runs, created=0.0, **values))
-    if job_id is not None:
-        of_launch(store, launch).submitted(values["batch"], job_id)
+from tests.support.fake_slurm import LAUNCH, FakeSlurm, Submitted, submit, suite_record
 
 
 def test_pending_with_its_reason_and_running(submitted: Submitted, slurm: FakeSlurm) -> None:
@@ -305,7 +183,7 @@ def test_our_name_under_another_id_is_not_believed_either(submitted: Submitted, 
     assert submitted.state().label == "CANCELLED"
 
 
-def test_a_crash_between_submitting_and_recording_is_told_by_name(
+def test_a_crash_between_submitting_and_recording_is_found_by_name(
     plan: Plan, store: Store, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(plan, store, job_id=None)
@@ -327,7 +205,7 @@ def test_a_controller_that_is_away_is_said_and_nothing_is_guessed(submitted: Sub
     assert state.detail.startswith("Slurm does not answer about job 1234_0; Slurm said PENDING at ")
     assert not should_start(state)
     assert submitted.state(3).detail == "Slurm does not answer about job 1234_3"
-    view = suite_view.views(submitted.store.root, [_record(submitted.plan)])[0]
+    view = suite_view.views(submitted.store.root, [suite_record(submitted.plan)])[0]
     assert view.plain()["scheduler"]["controller"] is False
     (note,) = tables.notes([view])
     assert "squeue does not answer: slurm_load_jobs error: Unable to contact slurm controller" in note
@@ -345,17 +223,6 @@ def test_an_attempt_that_said_how_it_ended_needs_no_controller(submitted: Submit
     assert submitted.state(2).label == "UNKNOWN", "Slurm may start it again"
 
 
-def test_logs_of_a_run_that_waits_say_so(submitted: Submitted, slurm: FakeSlurm) -> None:
-    slurm.queued(0, "PENDING", "Priority")
-    assert list(logs.log(submitted.store, submitted.run(0), None, follow=False)) == ["QUEUED: Priority (job 1234_0)\n"]
-    log = submitted.store.launches / LAUNCH / "jobs" / "0" / "1234_1_0_log.out"
-    log.parent.mkdir(parents=True)
-    log.write_text("module: command not found\n")
-    text = "".join(logs.log(submitted.store, submitted.run(1), None, follow=True))
-    assert "the log of job 1234_1:\nmodule: command not found" in text
-    assert logs.job_log(submitted.store, submitted.run(1)) == "module: command not found\n"
-
-
 def test_accounting_alone_tells_how_a_job_ended(submitted: Submitted, slurm: FakeSlurm) -> None:
     slurm.down()
     slurm.accounted(0, "TIMEOUT")
@@ -365,15 +232,6 @@ def test_accounting_alone_tells_how_a_job_ended(submitted: Submitted, slurm: Fak
     assert "Slurm said RUNNING" in submitted.state(1).detail
 
 
-def test_accounting_that_is_away_is_said(submitted: Submitted, slurm: FakeSlurm) -> None:
-    slurm.queued(0, "RUNNING")
-    slurm.say("sacct", err="sacct: error: slurmdbd: Connection refused\n", code=1)
-    view = suite_view.views(submitted.store.root, [_record(submitted.plan)])[0]
-    assert view.plain()["scheduler"]["accounting"] is None
-    assert "sacct does not answer" in tables.notes([view])[0]
-    assert view.runs[0].state.state is State.RUNNING
-
-
 def test_clients_that_hang_are_not_waited_for(
     submitted: Submitted, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,13 +239,6 @@ def test_clients_that_hang_are_not_waited_for(
     for name in ("squeue", "sacct", "scontrol"):
         (slurm.folder / f"{name}.sleep").write_text("60")
     assert submitted.state().state is State.UNKNOWN
-
-
-def test_a_machine_without_slurm_says_so(submitted: Submitted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    view = suite_view.views(submitted.store.root, [_record(submitted.plan)])[0]
-    assert view.counts == {"UNKNOWN": 4}
-    assert "squeue is not installed here" in tables.notes([view])[0]
 
 
 def test_another_clusters_slurm_knows_nothing_of_the_job(submitted: Submitted, slurm: FakeSlurm) -> None:
@@ -431,171 +282,6 @@ def test_a_users_cancel_is_shown_with_the_job_that_is_left(submitted: Submitted,
     write_json(submitted.run().cancel_file, {"time": time.time()})
     slurm.queued(0, "PENDING")
     assert submitted.said() == ("CANCELLED", "by the user; Slurm still has job 1234_0 (PENDING)")
-
-
-def test_the_snapshot_serves_whoever_does_not_ask(submitted: Submitted, slurm: FakeSlurm) -> None:
-    run = submitted.plan.unique[0]
-    slurm.queued(0, "PENDING", "Priority")
-    submitted.state()
-    calls = slurm.calls("squeue")
-    state = standing.remembered(submitted.store, [(run.run_id, run.eval_id)])[run.run_id, run.eval_id]
-    assert (state.label, state.detail) == ("QUEUED", "Priority")
-    assert slurm.calls("squeue") == calls
-    submitted.attempt(outcome="failed", failure_class="nan", detail="later", ended=time.time() + 1)
-    state = standing.remembered(submitted.store, [(run.run_id, run.eval_id)])[run.run_id, run.eval_id]
-    assert state.label == "FAILED(nan)", "files that are newer than the snapshot come first"
-
-
-def test_a_live_table_asks_slurm_now_and_then_only(submitted: Submitted, slurm: FakeSlurm) -> None:
-    slurm.queued(0, "PENDING")
-    key = [(run.run_id, run.eval_id) for run in submitted.plan.unique]
-    for _ in range(4):
-        standing.look(submitted.store, key, max_age=60)
-    assert slurm.calls("squeue") == 1
-
-
-def test_of_several_who_watch_one_asks(submitted: Submitted, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What another process was told lately counts, unless it is not about every run, or something was submitted."""
-    slurm.queued(0, "PENDING", "Priority")
-    slurm.queued(1, "RUNNING")
-    key = [(run.run_id, run.eval_id) for run in submitted.plan.unique]
-
-    def elsewhere(keys: Any, max_age: float = 60) -> dict[Any, RunState]:
-        monkeypatch.setattr(scheduler, "_ANSWERS", {})  # as in another process
-        return standing.look(submitted.store, keys, max_age).states
-
-    first = elsewhere(key[:3])
-    assert (elsewhere(key[:3]), slurm.calls("squeue")) == (first, 1)
-    assert elsewhere(key[:2]) == {one: first[one] for one in key[:2]}
-    assert slurm.calls("squeue") == 1
-    elsewhere(key)
-    assert slurm.calls("squeue") == 2, "it is about a further run"
-    elsewhere(key, max_age=0)
-    assert slurm.calls("squeue") == 3, "a launch asks by itself"
-    later = Submission("20260101-000001-later1", 0, "all", "headline.later.0", (BatchRun(*key[0]),), "a100", "lab", 0.0)
-    of_launch(submitted.store, later.launch).submitting(later)
-    elsewhere(key)
-    assert slurm.calls("squeue") == 4, "something was submitted since"
-
-
-def test_slurm_is_asked_about_the_jobs_of_those_who_launched_and_nobody_elses(
-    submitted: Submitted, slurm: FakeSlurm
-) -> None:
-    """For one user the controller itself leaves out the others' jobs; its configuration is asked for once."""
-    for _ in range(3):
-        submitted.state()
-    calls = (slurm.folder / "squeue.calls").read_text().splitlines()
-    assert len(calls) == 3
-    assert all(f"-u {getpass.getuser()} " in call and "--name" not in call for call in calls), calls
-    assert slurm.calls("scontrol") == 1
-
-
-def test_rounds_of_a_requeued_job_add_up(submitted: Submitted, slurm: FakeSlurm) -> None:
-    slurm.accounted(0, "PREEMPTED", elapsed=100, rss="2048K")
-    slurm.accounted(0, "COMPLETED", elapsed=50, rss="1.5G")
-    (job,) = scheduler.ask([_submission()]).jobs
-    assert (job.state, job.elapsed, job.max_rss, job.gpus, job.cpus) == ("COMPLETED", 150, int(1.5 * 2**30), 2, 4)
-    slurm.queued(0, "COMPLETED")
-    (job,) = scheduler.ask([_submission()]).jobs
-    assert (job.elapsed, job.source) == (150, "squeue")
-
-
-def _submission() -> Submission:
-    return Submission(LAUNCH, 0, "all", NAME, (), "a100", "lab", 0.0, ARRAY)
-
-
-def _record(plan: Plan) -> dict[str, Any]:
-    runs = [{"seed": run.seed, "run_id": run.run_id, "eval_id": run.eval_id} for run in plan.unique]
-    head = {"suite": "headline", "scale": "mini", "dataset": "shapes", "title": "", "primary": "AP"}
-    return {**head, "baseline": "mask2former", "rows": [{"name": "mask2former", "runs": runs}]}
-
-
-def _scored(run: RunDir, *lines: tuple[int, float], final: bool = False) -> None:
-    for iteration, score in lines:
-        line = {"kind": "evaluation", "iteration": iteration, "metrics": {"AP": score}, "final": final}
-        with run.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n" + json.dumps({"kind": "train", "loss": 1.0, "iteration": 1}) + "\n")
-
-
-def test_the_difference_is_at_the_last_iteration_that_both_have(plan: Plan, store: Store) -> None:
-    begin.record(plan, store, "")
-    base, row = (store.run(run.run_id) for run in plan.runs if run.seed == 0)
-    _scored(base, (2, 10.0), (4, 20.0), (6, 30.0))
-    _scored(row, (2, 11.0), (4, 22.0))
-    (record,) = store.suite_records()
-
-    def line() -> RunLine:
-        return {(run.row, run.seed): run for run in suite_view.view(store.root, record).runs}["mp-former", 0]
-
-    assert (line().score.metrics["AP"], line().score.iteration) == (22.0, 4)
-    assert line().delta == Delta(2.0, 4)
-    _scored(row, (8, 44.0))
-    assert (line().score.metrics["AP"], line().delta) == (44.0, Delta(2.0, 4))
-    text = _printed(tables.table(suite_view.view(store.root, record)))
-    assert "+2.0 @4" in text
-
-
-def test_time_left_is_measured_by_the_run_else_by_its_row_else_by_the_suite(
-    submitted: Submitted, slurm: FakeSlurm
-) -> None:
-    plan, store = submitted.plan, submitted.store
-    begin.record(plan, store, "")
-    (record,) = store.suite_records()
-    view = suite_view.view(store.root, record)
-    assert (view.left.seconds, view.left.unknown) == (0, 4)
-    first = plan.unique[0]
-    result = {"schema": 1, "run_id": first.run_id, "eval_id": first.eval_id, "complete": True, "metrics": {"AP": 1.0}}
-    write_json(submitted.run(0).evaluation(first.eval_id) / "result.json", result)
-    write_json(submitted.run(0).path / "trained.json", {"seconds": 24.0, "iterations": 12, "weights_sha256": "0"})
-    for index in (1, 2, 3):
-        slurm.queued(index, "PENDING")
-    submitted.attempt(3, outcome="requeued", ended=time.time() - 1)
-    write_json(submitted.run(3).attempt(1).path / "progress.json", {"iteration": 9, "max_iter": 12})
-    view = suite_view.view(store.root, record)
-    found = {run.state.run_id: run.left for run in view.runs}
-    assert [found[run.run_id] for run in plan.unique] == [
-        TimeLeft(), TimeLeft(24.0, "row"), TimeLeft(24.0, "suite"), TimeLeft(6.0, "suite")
-    ]  # fmt: skip
-    assert view.left == WorkLeft(runs=3, running=0, seconds=54.0, unknown=0)
-    text = _printed(tables.table(view))
-    assert "54s of runs left, as measured" in text
-    assert "~24s" in text
-
-
-def _printed(table: Any) -> str:
-    import io
-
-    from rich.console import Console
-
-    text = io.StringIO()
-    Console(file=text, width=250).print(table)
-    return text.getvalue()
-
-
-def test_the_table_shows_jobs_reasons_and_telling_lines_as_they_are(submitted: Submitted, slurm: FakeSlurm) -> None:
-    slurm.queued(1, "PENDING", "(ReqNodeNotAvail, UnavailableNodes:n[0-1])")
-    log = "Traceback\nValueError: a [bold] surprise\n"
-    submitted.attempt(0, log=log, outcome="failed", failure_class="error", detail="ValueError", ended=time.time())
-    text = _printed(tables.table(suite_view.view(submitted.store.root, _record(submitted.plan))))
-    assert "UnavailableNodes:n[0-1]" in text
-    assert "1234_1" in text
-    assert "ValueError: a [bold] surprise" in text
-
-
-def test_a_long_suite_is_plain_text_with_every_run(submitted: Submitted, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = submitted.plan.unique[0]
-    result = {"schema": 1, "run_id": first.run_id, "eval_id": first.eval_id, "complete": True, "metrics": {"AP": 1.0}}
-    write_json(submitted.run(0).evaluation(first.eval_id) / "result.json", result)
-    submitted.attempt(1, outcome="failed", failure_class="data", detail="no [images]", ended=time.time())
-    view = suite_view.view(submitted.store.root, _record(submitted.plan))
-    lines = tables.text(view).splitlines()
-    assert lines[0].startswith("headline@mini on shapes: 1 DONE, 1 FAILED(data), 2 CANCELLED")
-    assert len(lines) == 2 + 4
-    assert lines[1].index("state") == lines[2].index("DONE") == lines[3].index("FAILED(data)")
-    assert lines[3].endswith("no [images]")
-    assert "DONE" in _printed(tables.table(view)).split("\n", 1)[1]
-    monkeypatch.setattr(tables, "LONG", 3)
-    assert "DONE" not in _printed(tables.table(view)).split("\n", 1)[1], "a long live table shows what is open"
 
 
 def test_the_file_systems_clock_is_read_once_for_many_runs(
