@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 _SHARES = {"tests": 0.25, "eager": 0.75, "compiled": 1.0}
 """Up to which share of the time each part may last."""
+_LATE = "not reached in the time"
 _GIVEN = re.compile(r"(torch|torchvision|triton|nvidia-.*|cuda-.*)(==|$)")
 """What the compute node's Python has, or what must fit its torch."""
 
@@ -119,10 +120,13 @@ def _run(command: Sequence[str], environment: Mapping[str, str], seconds: float)
 
 
 def collected(lines: Path) -> dict[str, Any]:
-    """What the measuring processes left, by kind."""
+    """What the measuring processes left, by kind; a planned case without a line was not reached."""
     read = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
-    of = {kind: [line["found"] for line in read if line["kind"] == kind] for kind in ("machine", "agreement", "case")}
-    return {"machine": (of["machine"] or [{}])[0], "agreement": of["agreement"], "cases": of["case"]}
+    kinds = ("machine", "agreement", "plan", "case")
+    of = {kind: [line["found"] for line in read if line["kind"] == kind] for kind in kinds}
+    planned = [case for plan in of["plan"] for case in plan["cases"]]
+    cases = [next((c for c in of["case"] if c.items() >= case.items()), case | {"why": _LATE}) for case in planned]
+    return {"machine": (of["machine"] or [{}])[0], "agreement": of["agreement"], "cases": cases}
 
 
 def table(found: Mapping[str, Any]) -> str:

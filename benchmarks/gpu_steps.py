@@ -82,14 +82,11 @@ def main() -> None:
         write("machine", machine(device))
         for method, toggles in (("Mask2Former", MASK2FORMER), ("MP-Former", PILOTED)):
             write("agreement", {"method": method, **agreement(toggles, device, min(options.size, 256))})
-    longest: dict[str, float] = {}
-    for case in cases(options.part, options.batches, device):
-        began = time.monotonic()
-        if began + 1.5 * longest.get(case.kind, 0.0) > ends:
-            write("case", {**described(case), "why": "not reached in the time"})
-            continue
-        write("case", {**described(case), **_measured(case, options, device)})
-        longest[case.kind] = time.monotonic() - began
+    planned = list(cases(options.part, options.batches, device))
+    write("plan", {"cases": [described(case) for case in planned]})
+    for case in planned:
+        if time.monotonic() < ends:
+            write("case", {**described(case), **_measured(case, options, device)})
 
 
 def machine(device: torch.device) -> dict[str, Any]:
