@@ -15,7 +15,8 @@ import jinja2
 from markupsafe import Markup
 
 from analysis.failure_cases import aligned
-from experiments.store.files import read_json, write_text
+from experiments.store.files import write_text
+from experiments.store.run_dir import RunDir
 from mpformer.runtime.errors import UserError, choices
 from reports import jump_picture
 from reports.escape import clean
@@ -140,10 +141,10 @@ def _age(folder: Path) -> float:
 
 
 def _label(path: Path) -> str:
-    record = read_json(path / "run.json")
-    if not isinstance(record, dict):
+    record = RunDir(path).sound_record()
+    if record is None:
         return path.name
-    return f"{record.get('row') or path.name}, seed {record.get('seed', '?')}"
+    return f"{record.row or path.name}, seed {'?' if record.seed is None else record.seed}"
 
 
 def _chosen_images(sources: Sequence[Source], images: Sequence[int]) -> Records:

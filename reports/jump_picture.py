@@ -16,7 +16,7 @@ from analysis import layer_table
 from analysis.failure_cases import Aligned, Case, Track
 from analysis.film_strip import RULE, RULE_OF_ONE, Barcode, RunJumps, barcode, choose, claim, layer_name, on_target
 from analysis.jumps import THRESHOLD, jump_curve, jump_rates, jumps
-from experiments.store.files import read_json
+from experiments.store.run_dir import RunDir
 from reports import mask_pictures
 from reports.collect import RowRuns, SuiteReport, number
 from reports.escape import clean
@@ -82,7 +82,8 @@ def of_evaluations(folders: Sequence[Path], labels: Sequence[str], found: Aligne
     if not all(len(table) for table in tables):
         return None
     directories = [folder.parent.parent for folder in folders]
-    seeds = [int((read_json(directory / "run.json") or {}).get("seed", 0)) for directory in directories]
+    known = [RunDir(directory).sound_record() for directory in directories]
+    seeds = [record.seed or 0 if record is not None else 0 for record in known]
     runs = tuple(
         RunJumps(name, seed, table, {seed: jump_rates(table).once}, {seed: jump_rates(table).late})
         for name, seed, table in zip(labels, seeds, tables, strict=True)

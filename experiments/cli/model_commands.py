@@ -49,13 +49,14 @@ def train(config: str, overrides: Sequence[str], seed: int | None, threads: int,
 def evaluate(config: str, overrides: Sequence[str], weights: Path, out: Path, as_json: bool, data_root: Path) -> None:
     """Score WEIGHTS on the validation images, layer by layer, without training."""
     from experiments.runs import single
+    from experiments.store.run_dir import RESULT
 
     result = single.evaluate(single.read_config(config, overrides), weights, out, data_root)
     if as_json:
         return print_json(result)
     for line in single.score_lines(result["metrics"]):
         click.echo(line)
-    return click.echo(f"{result['images']} images; all numbers: {out / 'result.json'}")
+    return click.echo(f"{result['images']} images; all numbers: {out / RESULT}")
 
 
 @cli.command(epilog=_CONFIG.replace("CONFIG", "--config"))

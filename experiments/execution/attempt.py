@@ -7,7 +7,6 @@ the final weights, ``result.json`` after everything else of an evaluation.
 import contextlib
 import logging
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -21,7 +20,7 @@ from experiments.execution.capture import captured
 from experiments.execution.signals import Noted
 from experiments.store import claims
 from experiments.store.attempt_dir import AttemptRecord, Ending, FailureClass, Outcome, Stop, StopReason
-from experiments.store.files import append_json, write_json
+from experiments.store.files import append_json
 from experiments.store.identity import eval_id as evaluation_id
 from experiments.store.identity import run_id as _run_id
 from experiments.store.launches import stop_reason
@@ -199,16 +198,6 @@ def _rendezvous(directory: Path) -> Iterator[None]:
         del os.environ[RENDEZVOUS]
 
 
-def progress_mark(run: RunDir) -> str:
-    """Return a text that changes whenever something of the run is completed: a checkpoint, the training, a result."""
-    files = [*run.path.glob("checkpoints/[!.]*"), run.path / "trained.json", *run.path.glob("evals/*/result.json")]
-    marks = []
-    for file in files:
-        with contextlib.suppress(OSError):
-            marks.append((file.stat().st_mtime_ns, file.name))
-    return "{} {}".format(*max(marks)) if marks else ""
-
-
 def _checked(run: RunDir, config: Config | None) -> Config:
     own = run.config()
     if config is not None and _run_id(config) != run.run_id:
@@ -274,7 +263,7 @@ class _Attempt:
     def _begin(self) -> None:
         self.attempt.path.mkdir(parents=True, exist_ok=True)
         self._reserve.write_bytes(os.urandom(RESERVE_BYTES))
-        found = progress_mark(self.run)
+        found = self.run.progress_mark()
         execution = provenance.execution()
         self.attempt.begin(
             AttemptRecord(self.stage, time.time(), launch=self.options.launch, execution=execution, found=found)
@@ -315,7 +304,7 @@ class _Attempt:
 
     def _stages(self) -> Ending:
         if self.run.void_file.exists():
-            _set_aside(self.run)
+            self.run.set_aside()
         if self.stage != "evaluate":
             self._train()
         if self.stage == "train":
@@ -352,7 +341,7 @@ class _Attempt:
         setting = evaluation_id(self.config)
         out = self.attempt.path / "evaluation" if self.options.anew else self.run.evaluation(setting)
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "setting.json", self.config.evaluation.model_dump(mode="json"))
+        self.run.write_setting(out, self.config.evaluation.model_dump(mode="json"))
         self.attempt.add_event("EVALUATING", setting)
         content = self.runner.evaluate(self.config, weights, out, self.options.data_root, self._evaluation_progress)
         whose = {"run_id": self.run.run_id, "eval_id": setting, "attempt": self.claim.number}
@@ -461,16 +450,6 @@ _CLASSES: tuple[tuple[type[BaseException], FailureClass], ...] = (
     (OSError, FailureClass.DISK),
     (SystemExit, FailureClass.KILLED),
 )
-
-
-def _set_aside(run: RunDir) -> None:
-    """Move what a void run left into ``voided/<n>``, so that it can be done again; nothing is deleted."""
-    number = 1 + sum(1 for _ in (run.path / "voided").glob("*"))
-    aside = run.path / "voided" / str(number)
-    aside.mkdir(parents=True)
-    for name in ("trained.json", "checkpoints", "metrics.jsonl", "probes.parquet", "evals", "void.json"):
-        if (run.path / name).exists():
-            shutil.move(run.path / name, aside / name)
 
 
 def _supersede(place: Path, new: Path, run: RunDir) -> None:

@@ -20,7 +20,7 @@ from experiments.launch.profiles import LocalProfile, SlurmProfile
 from experiments.status.tables import duration
 from experiments.store.identity import canonical
 from experiments.store.launches import launch_dir
-from experiments.store.run_dir import RunDir, Store, Trained
+from experiments.store.run_dir import RESULT, RunDir, Store, Trained
 from experiments.suites import scales
 from experiments.suites.planning import Plan
 from mpformer.config.schema import Config, plain
@@ -271,7 +271,7 @@ def _kind(config: Mapping[str, Any]) -> str:
 
 
 def _evaluated(run: RunDir) -> bool:
-    return next((run.path / "evals").glob("*/result.json"), None) is not None
+    return next((run.path / "evals").glob(f"*/{RESULT}"), None) is not None
 
 
 def _sample(run: RunDir, trained: Trained, profile: str) -> _Sample:

@@ -13,11 +13,11 @@ from pathlib import Path
 from experiments.status import usage
 from experiments.store import claims
 from experiments.store.identity import SCHEME, run_id
-from experiments.store.run_dir import RESULT, RunDir, Store
+from experiments.store.run_dir import RESULT, RUN, TRAINED, RunDir, Store
 from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
-LAST = ("trained.json", RESULT)
+LAST = (TRAINED, RESULT)
 """Files that say that something is complete; they are copied after everything else."""
 
 
@@ -93,7 +93,7 @@ def check(run: RunDir) -> str:
 def _touched(run: RunDir) -> bool:
     """Whether anything but a plan is here."""
     names = {path.name for path in run.path.iterdir()} if run.path.exists() else set()
-    return bool(names - {"run.json", "claims", "reservations"}) or bool(claims.highest(run.path / "claims"))
+    return bool(names - {RUN, "claims", "reservations"}) or bool(claims.highest(run.path / "claims"))
 
 
 def _fill_in(ours: RunDir, run: RunDir) -> Imported:
@@ -102,7 +102,7 @@ def _fill_in(ours: RunDir, run: RunDir) -> Imported:
     if claim is None or claim.number != 1:
         return Imported(run.run_id, "kept", "something works on it here")
     try:
-        _copy(run, ours.path, skip=("run.json", "claims", "reservations"))
+        _copy(run, ours.path, skip=(RUN, "claims", "reservations"))
         for number in range(claim.number + 1, claims.highest(run.path / "claims") + 1):
             claims.create(ours.path / "claims" / f"{number}.released", "")
             claims.create(ours.path / "claims" / str(number), "")

@@ -15,7 +15,7 @@ from pathlib import Path
 from experiments.status import standing
 from experiments.store import claims, journal
 from experiments.store.launches import queued_runs, recorded
-from experiments.store.run_dir import RunDir, Store
+from experiments.store.run_dir import RESULT, RunDir, Store
 
 OLD = 86400.0
 """Age in seconds from which on a file that was being written counts as left behind."""
@@ -78,7 +78,7 @@ def _busy(store: Store) -> frozenset[str]:
 
 
 def _any_evaluation(run: RunDir) -> str:
-    return next((path.parent.name for path in sorted((run.path / "evals").glob("*/result.json"))), "")
+    return next((path.parent.name for path in sorted((run.path / "evals").glob(f"*/{RESULT}"))), "")
 
 
 def _of_run(run: RunDir) -> Iterator[Leaving]:

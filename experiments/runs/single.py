@@ -11,9 +11,9 @@ from typing import Any
 from experiments.execution.attempt import Options, Runner, run_attempt
 from experiments.launch import machine
 from experiments.store.attempt_dir import Ending
-from experiments.store.files import write_json
 from experiments.store.identity import eval_id, run_id
-from experiments.store.run_dir import RunDir, Store
+from experiments.store.records import decode, save
+from experiments.store.run_dir import RESULT, Result, RunDir, Store
 from experiments.suites import datasets
 from mpformer.config.schema import Config, validate
 from mpformer.modeling import weights_outline
@@ -122,7 +122,8 @@ def evaluate(config: Config, weights: Path, out: Path, data_root: Path) -> dict[
     datasets.check_val_images(config, data_root)
     config = config.replace(detect_toggles(weights))
     result = score(config, weights, out, data_root)
-    write_json(out / "result.json", {**result, "run_id": str(weights), "eval_id": eval_id(config)})
+    whose = {"run_id": str(weights), "eval_id": eval_id(config)}
+    save(out / RESULT, decode(Result, {**result, **whose}, "the evaluation's result"))
     return result
 
 

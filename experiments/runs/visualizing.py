@@ -34,8 +34,8 @@ class Evaluated:
     def config(self) -> Config:
         """The run's configuration with the settings of this evaluation."""
         tree = self.run.config().model_dump()
-        setting = read_json(self.folder / "setting.json")
-        return validate({**tree, "evaluation": setting} if isinstance(setting, dict) else tree)
+        setting = self.run.setting(self.folder)
+        return validate({**tree, "evaluation": setting} if setting is not None else tree)
 
     def weights(self) -> Path:
         """The weights that were evaluated; raises UserError if they are not there any more, or are others."""
@@ -50,11 +50,11 @@ class Evaluated:
 
 def newest_evaluation(run: RunDir) -> Evaluated:
     """The newest complete evaluation of a run; raises UserError if there is none."""
-    found = [path for path in run.path.glob("evals/*") if run.result(path.name) is not None]
-    if not found:
+    found = run.newest_evaluation()
+    if found is None:
         hint = "it is trained but not evaluated" if run.trained() else "it has not finished training"
         raise UserError(f"{run.run_id} has no layer masks yet: {hint}; `mpformer launch` its suite, then look again")
-    return Evaluated(run, max(found, key=lambda path: (path / "result.json").stat().st_mtime))
+    return Evaluated(run, found)
 
 
 def check_comparable(evaluated: Sequence[Evaluated]) -> None:

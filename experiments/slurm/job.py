@@ -35,7 +35,6 @@ from experiments.execution.attempt import (
     Stage,
     complete,
     own_attempt,
-    progress_mark,
     this_start,
 )
 from experiments.execution.worker import Child, Task
@@ -381,7 +380,7 @@ def give_up(run: RunDir, launch: str) -> None:
 
     Something came of an attempt if a checkpoint, the trained weights or a result was completed in it.
     """
-    mark = progress_mark(run)
+    mark = run.progress_mark()
     vain: list[AttemptRecord] = []
     for number in reversed(run.attempts()):
         record = run.attempt(number).sound_record()

@@ -10,19 +10,18 @@ import contextlib
 import functools
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.status import scheduler
 from experiments.status.scheduler import STAGES, Job
 from experiments.store import journal
+from experiments.store import usage as record
 from experiments.store.attempt_dir import AttemptDir, AttemptRecord
-from experiments.store.files import read_json, write_json
 from experiments.store.journal import Submission
 from experiments.store.run_dir import RunDir, Store, Trained
-
-FILE = "usage.json"
+from experiments.store.usage import FILE, Usage
 
 FORGOTTEN = 86400.0
 """Seconds after a submission from which on accounting that does not know a job is not asked about it again."""
@@ -72,8 +71,7 @@ def used_by(run: RunDir) -> Used | None:
 
 def _jobs(run: RunDir) -> Jobs:
     """The accounted jobs of a run, of all its launches."""
-    own = read_json(run.path / FILE)
-    found: dict[str, Mapping[str, Any]] = dict((own.get("jobs") or {}) if isinstance(own, dict) else {})
+    found: dict[str, Mapping[str, Any]] = dict(record.read(run.path).jobs)
     for path in sorted((run.path.parents[1] / "launches").glob(f"*/{FILE}")):
         with contextlib.suppress(OSError):
             found |= _by_run(path, path.stat().st_mtime_ns).get(run.run_id, {})
@@ -84,7 +82,7 @@ def _jobs(run: RunDir) -> Jobs:
 def _by_run(path: Path, _: int) -> dict[str, Jobs]:
     """A launch's accounted jobs by their run; the file's time of change tells its states apart."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for job in _read(path).jobs.values():
+    for job in record.read(path.parent).jobs.values():
         found.setdefault(job["run_id"], {})[job["element"]] = job
     return dict(found)
 
@@ -93,7 +91,7 @@ def keep(run: RunDir, copy: Path) -> None:
     """Write what accounting said of a run's jobs into a copy of it: its launches stay behind."""
     jobs = _jobs(run)
     if jobs:
-        write_json(copy / FILE, {"schema": 1, "jobs": dict(jobs)})
+        record.write(copy, Usage(jobs))
 
 
 def _ids(jobs: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -106,9 +104,9 @@ def _record(attempt: AttemptDir) -> AttemptRecord:
 
 def _seconds(attempt: AttemptDir) -> float:
     """Seconds from its beginning to its end, or to the last sign of one that did not say how it ended."""
-    record = _record(attempt)
-    ended = record.ended or attempt.progress().time
-    return 0.0 if record.started is None or ended is None else max(0.0, ended - record.started)
+    said = _record(attempt)
+    ended = said.ended or attempt.progress().time
+    return 0.0 if said.started is None or ended is None else max(0.0, ended - said.started)
 
 
 @dataclass(frozen=True)
@@ -130,28 +128,12 @@ class _Element:
         return f"{self.submission.batch}/{self.index}"
 
 
-@dataclass(frozen=True)
-class _Settled:
-    """What a launch's file holds: jobs by their key, and the keys of those that accounting does not know."""
-
-    jobs: dict[str, dict[str, Any]]
-    unknown: list[str]
-
-    def has(self, one: _Element) -> bool:
-        return one.key in self.jobs or one.key in self.unknown
-
-    def add(self, one: _Element, job: Job | None) -> None:
-        if job is None:
-            self.unknown.append(one.key)
-            return
-        said = {name: value for name, value in asdict(job).items() if name not in ("id", "source", "reason")}
-        self.jobs[one.key] = {"run_id": one.run_id, "element": one.element, **said}
-
-
-def _read(path: Path) -> _Settled:
-    content = read_json(path)
-    found = content if isinstance(content, dict) else {}
-    return _Settled(dict(found.get("jobs") or {}), list(found.get("unknown") or ()))
+def _with(usage: Usage, one: _Element, job: Job | None) -> Usage:
+    """A launch's file with one more job: what accounting said of it, or that it does not know it."""
+    if job is None:
+        return replace(usage, unknown=(*usage.unknown, one.key))
+    said = {name: value for name, value in asdict(job).items() if name not in ("id", "source", "reason")}
+    return replace(usage, jobs={**usage.jobs, one.key: {"run_id": one.run_id, "element": one.element, **said}})
 
 
 def settle(store: Store, run_ids: Collection[str]) -> None:
@@ -160,16 +142,17 @@ def settle(store: Store, run_ids: Collection[str]) -> None:
     Without accounting, or when it does not answer, nothing is written; a store that cannot be written is left alone.
     """
     elements = list(_elements(store, run_ids))
-    files = {name: _read(store.launches / name / FILE) for name in {one.submission.launch for one in elements}}
-    open_ = [one for one in elements if not files[one.submission.launch].has(one)]
+    files = {name: record.read(store.launches / name) for name in {one.submission.launch for one in elements}}
+    noted = {(name, key) for name, file in files.items() for key in (*file.jobs, *file.unknown)}
+    open_ = [one for one in elements if (one.submission.launch, one.key) not in noted]
     changed = set()
     for one, job in _over(open_):
-        files[one.submission.launch].add(one, job)
-        changed.add(one.submission.launch)
+        launch = one.submission.launch
+        files[launch] = _with(files[launch], one, job)
+        changed.add(launch)
     for name in changed:
         with contextlib.suppress(OSError):
-            about = {"jobs": files[name].jobs, "unknown": files[name].unknown}
-            write_json(store.launches / name / FILE, {"schema": 1, **about})
+            record.write(store.launches / name, files[name])
 
 
 def _over(open_: Sequence[_Element]) -> Iterator[tuple[_Element, Job | None]]:

@@ -129,7 +129,7 @@ class AttemptRecord(Record):
     launch: str = ""
     execution: Execution = Execution()
     found: str = ""
-    """What was complete of the run when it began (:func:`experiments.execution.attempt.progress_mark`)."""
+    """What was complete of the run when it began (:meth:`experiments.store.run_dir.RunDir.progress_mark`)."""
 
     @property
     def silent(self) -> bool:

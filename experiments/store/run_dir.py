@@ -4,6 +4,8 @@
 was started. Nothing here imports torch, and reading never writes.
 """
 
+import contextlib
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,8 +21,11 @@ from mpformer.runtime.errors import UserError
 if TYPE_CHECKING:
     from mpformer.config.schema import Config
 
-RESULT = "result.json"
-"""Name of the file that says that an evaluation is complete, written last."""
+RUN, TRAINED, RESULT = "run.json", "trained.json", "result.json"
+"""Files that say what a run is, that it is trained, that an evaluation is complete; the latter two are written last."""
+
+_RESULTS = (TRAINED, "checkpoints", "metrics.jsonl", "probes.parquet", "evals", "void.json")
+"""What a run leaves by being executed, but for its attempts and claims."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ class RunDir:
 
     @property
     def _file(self) -> Path:
-        return self.path / "run.json"
+        return self.path / RUN
 
     def record(self) -> RunRecord:
         """Return what the run is; raises RecordError if that is missing or damaged."""
@@ -193,7 +198,7 @@ class RunDir:
     @property
     def trained_file(self) -> Path:
         """Present when the train stage is complete."""
-        return self.path / "trained.json"
+        return self.path / TRAINED
 
     def write_trained(self, content: Mapping[str, Any]) -> Trained:
         """Write that the train stage is complete, as the trainer says it; returns the record."""
@@ -208,6 +213,37 @@ class RunDir:
     def evaluations(self) -> list[str]:
         """Return the ids of the evaluation settings that have a directory, in order."""
         return sorted(names_in(self.path / "evals"))
+
+    def write_setting(self, folder: Path, setting: Mapping[str, Any]) -> None:
+        """Write the evaluation setting as configuration into an evaluation's directory."""
+        write_json(folder / "setting.json", dict(setting))
+
+    def setting(self, folder: Path) -> dict[str, Any] | None:
+        """Return the evaluation setting of an evaluation's directory; None if it has none, or a damaged one."""
+        content = read_json(folder / "setting.json")
+        return content if isinstance(content, dict) else None
+
+    def newest_evaluation(self) -> Path | None:
+        """Return the directory of the newest complete evaluation; None if there is none."""
+        done = [self.evaluation(name) for name in self.evaluations() if self.result(name) is not None]
+        return max(done, key=lambda folder: (folder / RESULT).stat().st_mtime, default=None)
+
+    def progress_mark(self) -> str:
+        """Return a text that changes whenever something of it is completed: a checkpoint, the training, a result."""
+        files = [*self.path.glob("checkpoints/[!.]*"), self.trained_file, *self.path.glob(f"evals/*/{RESULT}")]
+        marks = []
+        for file in files:
+            with contextlib.suppress(OSError):
+                marks.append((file.stat().st_mtime_ns, file.name))
+        return "{} {}".format(*max(marks)) if marks else ""
+
+    def set_aside(self) -> None:
+        """Move what a void run left into ``voided/<n>``, so that it can be done again; nothing is deleted."""
+        aside = self.path / "voided" / str(1 + len(names_in(self.path / "voided")))
+        aside.mkdir(parents=True)
+        for name in _RESULTS:
+            if (self.path / name).exists():
+                shutil.move(self.path / name, aside / name)
 
     def result(self, eval_id: str) -> Result | None:
         """Return the result if it is valid, complete and finite: the run is then DONE for this setting."""

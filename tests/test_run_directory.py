@@ -1,0 +1,49 @@
+"""docs/run_directory.md names every record of the store with exactly its fields."""
+
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments.store.records import Record
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "run_directory.md").read_text()
+SECTION = re.compile(r"^## .*\n\n`(\w+)`\. .*\n\n\| field \| meaning \|\n\|---\|---\|\n((?:\|.*\|\n)+)", re.MULTILINE)
+
+
+def written() -> dict[str, list[str]]:
+    """The fields that the page lists, by record."""
+    return {name: re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE) for name, rows in SECTION.findall(TEXT)}
+
+
+def modules() -> list[str]:
+    return [f"experiments.store.{path.stem}" for path in sorted((ROOT / "experiments/store").glob("[a-z]*.py"))]
+
+
+def records() -> dict[str, type]:
+    """Every record of the store, and the dataclasses that lie inside one."""
+    found = {}
+    for name in modules():
+        module = importlib.import_module(name)
+        for kind in vars(module).values():
+            if isinstance(kind, type) and issubclass(kind, Record) and kind is not Record:
+                found[kind.__name__] = kind
+    nested = importlib.import_module("experiments.store.attempt_dir")
+    return found | {"Execution": nested.Execution, "Event": nested.Event}
+
+
+def test_every_record_has_its_section() -> None:
+    assert sorted(written()) == sorted(records())
+
+
+@pytest.mark.parametrize("name", sorted(records()))
+def test_a_section_lists_the_fields_of_its_record(name: str) -> None:
+    fields = [field.name for field in dataclasses.fields(records()[name]) if field.name != "more"]
+    assert written()[name] == fields
+
+
+def test_every_module_that_the_page_names_exists() -> None:
+    assert all((ROOT / path).exists() for path in re.findall(r"`((?:experiments|mpformer|analysis)/[\w/]+\.py)`", TEXT))
