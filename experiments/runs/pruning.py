@@ -134,7 +134,7 @@ def _of_launches(store: Store, busy: Collection[str]) -> Iterator[Leaving]:
 def _live_launches(store: Store, busy: Collection[str]) -> Collection[str]:
     """Launches with runs that are not over, and those too young to tell."""
     found = {one.launch for one in journal.submissions(store) if any(run.run_id in busy for run in one.runs)}
-    young = {path.parent.name for path in store.launches.glob("*/launch.json") if _age(path) < OLD}
+    young = {launch.id for launch, _ in recorded(store) if _age(launch.file) < OLD}
     return found | young
 
 
