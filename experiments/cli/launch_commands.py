@@ -1,5 +1,6 @@
 """``mpformer launch``, ``retry`` and ``cancel``."""
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -153,12 +154,13 @@ def _start_here(
     mirror: bool = False,
 ) -> int:
     """Start the missing runs on this machine and follow them, unless ``detach``; 1 if not all of them are done then."""
-    from experiments.launch import local
+    from experiments.launch import local, watching
 
-    started = local.start(resolved, store, data_root, profile, command=command_line(), retry=retry)
-    if mirror and started.started:
-        _mirror(store.root)
-    return _watch_launch(resolved, store, started, detach, new_console())
+    with contextlib.nullcontext() if detach else watching.ended_with_the_command():
+        started = local.start(resolved, store, data_root, profile, command=command_line(), retry=retry)
+        if mirror and started.started:
+            _mirror(store.root)
+        return _watch_launch(resolved, store, started, detach, new_console())
 
 
 def _mirror(root: Path) -> None:

@@ -1,5 +1,6 @@
 """The ``mpformer`` command. Everything heavy is imported inside the command that needs it."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -32,13 +33,16 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `mpformer … | head`
         sys.exit(0)
     except OSError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # what it had to say found a closed terminal
+            os._exit(130)
         if error.errno not in _DISK:
             raise
         _exit(f"cannot write {error.filename or ''}: {error.strerror}; free some space or choose another --root", 2)
 
 
 def _exit(message: str, code: int) -> None:
-    click.echo(f"mpformer: {message}", err=True)
+    with contextlib.suppress(OSError):  # the terminal may be closed
+        click.echo(f"mpformer: {message}", err=True)
     sys.exit(code)
 
 

@@ -65,7 +65,10 @@ def execution_options(command: Command) -> Command:
         click.option("--max-submit", type=count, default=None, help="Most jobs in the queue."),
         click.option("--max-array", type=count, default=None, help="Most jobs an array."),
         click.option("--parallelism", type=count, default=None, help="Most jobs of the suite at a time."),
-        click.option("--detach", is_flag=True, help="Return at once; the workers go on. (Jobs in a queue always do.)"),
+        click.option(
+            "--detach", is_flag=True,
+            help="Return at once; the workers go on. (Jobs in a queue always do; else they end with the command.)",
+        ),
         click.option("--threads", type=count, default=None, help="Threads a worker."),
         click.option("--workers", type=count, default=None, help="Worker processes; default: by cores and memory."),
         click.option(

@@ -19,7 +19,7 @@ from experiments.execution.worker import Task, WorkerJob, work
 from experiments.launch.begin import begin, record, uncancel
 from experiments.launch.machine import Width, fit, visible_gpus
 from experiments.launch.profiles import LocalProfile
-from experiments.store.attempt_dir import Ending, StopReason
+from experiments.store.attempt_dir import Ending, Stop, StopReason
 from experiments.store.launches import LaunchDir, LaunchRecord
 from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan, PlannedRun
@@ -164,7 +164,11 @@ def launch(
             notify, workers=width.workers,
         )  # fmt: skip
         here.write(about)
-        jobs = executor.submit([job] * width.workers, here.jobs)
+        try:
+            jobs = executor.submit([job] * width.workers, here.jobs)
+        except KeyboardInterrupt:
+            here.ask_to_stop(StopReason(Stop.INTERRUPTED, "the launch"))  # those that have been started
+            raise
         here.write(replace(about, job_ids=tuple(jobs)))
         return replace(found, executor=executor)
 

@@ -1,7 +1,11 @@
 """Live progress of a launch: a table on a terminal, plain lines in a file; and a clean end on Ctrl-C."""
 
+import contextlib
+import errno
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from experiments.launch import choosing
@@ -11,6 +15,7 @@ from experiments.status.states import RunState, State
 from experiments.store.attempt_dir import Stop, StopReason
 from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan
+from mpformer.runtime.signals import handled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,15 +28,37 @@ LINE_PERIOD = 15.0
 def follow(plan: Plan, store: Store, launch: Launch | None, console: "Console") -> list[RunState]:
     """Show the plan's runs until nothing works on them any more; returns their last states.
 
-    On Ctrl-C the launch's workers are asked to checkpoint and end, which is waited for; a second Ctrl-C kills them.
-    Raises KeyboardInterrupt when that is over. Without a launch of one's own, Ctrl-C only ends the watching.
+    On Ctrl-C, or when nobody is left to show it to, the launch's workers are asked to checkpoint and end, which is
+    waited for; a second Ctrl-C kills them. Raises KeyboardInterrupt when that is over. Without a launch of one's own,
+    Ctrl-C only ends the watching.
     """
     try:
         return _follow(plan, store, launch, console)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NOBODY_READS:
+            raise
         if launch is not None and launch.started:
-            _stop(plan, store, launch, console)
-        raise
+            _stop(plan, store, launch, console, str(error) or "Ctrl-C")
+        raise KeyboardInterrupt from None
+
+
+_NOBODY_READS = (errno.EIO, errno.EPIPE)
+"""What writing to a closed terminal or pipe gives, and what is then raised in place of the signal's interrupt."""
+
+
+@contextlib.contextmanager
+def ended_with_the_command() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP (a closed terminal) interrupt as Ctrl-C does; ``nohup`` stays in force."""
+    asked = [number for number in _ENDS if signal.getsignal(number) is not signal.SIG_IGN]
+    with handled(dict.fromkeys(asked, _interrupt)):
+        yield
+
+
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _follow(plan: Plan, store: Store, launch: Launch | None, console: "Console") -> list[RunState]:
@@ -59,21 +86,27 @@ def _until_over(
         time.sleep(period)
 
 
-def _stop(plan: Plan, store: Store, launch: Launch, console: "Console") -> None:
-    """Wait for the workers to checkpoint; a second Ctrl-C kills them."""
-    launch.stop(StopReason(Stop.INTERRUPTED, "Ctrl-C"))
-    console.print("stopping: the runs write a checkpoint (Ctrl-C again to kill them at once)")
-    try:
-        while launch.working():
-            time.sleep(0.2)
-        launch.close()
-    except KeyboardInterrupt:
-        launch.kill()
-        console.print("killed: the next launch continues from the last checkpoints")
-        return
-    states = choosing.snapshot(plan, store)
-    done = sum(state.state is State.DONE for state in states)
-    console.print(f"stopped: {done} of {len(states)} runs done; launch again to continue the others")
+def _stop(plan: Plan, store: Store, launch: Launch, console: "Console", why: str) -> None:
+    """Wait for the workers to checkpoint; a second Ctrl-C kills them, another signal changes nothing."""
+    with handled(dict.fromkeys(_ENDS, signal.SIG_IGN)):
+        launch.stop(StopReason(Stop.INTERRUPTED, why))
+        _say(console, "stopping: the runs write a checkpoint (Ctrl-C again to kill them at once)")
+        try:
+            while launch.working():
+                time.sleep(0.2)
+            launch.close()
+        except KeyboardInterrupt:
+            launch.kill()
+            _say(console, "killed: the next launch continues from the last checkpoints")
+            return
+        states = choosing.snapshot(plan, store)
+        done = sum(state.state is State.DONE for state in states)
+        _say(console, f"stopped: {done} of {len(states)} runs done; launch again to continue the others")
+
+
+def _say(console: "Console", line: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        console.print(line)
 
 
 def table(plan: Plan, states: Sequence[RunState]) -> "Table":

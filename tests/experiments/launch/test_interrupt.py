@@ -1,11 +1,13 @@
 """The command in a process of its own, on a terminal, and what Ctrl-C in that terminal does."""
 
+import fcntl
 import os
 import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 from experiments.status.states import State, derive
 from experiments.store.files import read_json
+from experiments.store.launches import LaunchDir
 from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan
 
@@ -31,6 +34,12 @@ main.main()
 ARGUMENTS = ("launch", "headline", "--seeds", "0,1", "--set", "schedule.max_iter=12", "--workers", "2", "--no-mlflow")
 
 
+def _as_in_a_terminal() -> None:
+    """A test run in the background of a script inherits an ignored SIGINT, and only a controlling terminal hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Terminal:
     """A process that leads a session on a terminal of its own."""
 
@@ -45,8 +54,7 @@ class Terminal:
             stderr=theirs,
             env={**os.environ, **roots, "COLUMNS": "150", "LINES": "40", "TERM": "xterm"},
             start_new_session=True,
-            # A test run in the background of a script inherits an ignored SIGINT; a terminal's programs do not.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=_as_in_a_terminal,
         )
         os.close(theirs)
         self._terminal, self.text = ours, ""
@@ -68,6 +76,11 @@ class Terminal:
     def ctrl_c(self) -> None:
         """What a terminal does: SIGINT to every process of the foreground group."""
         os.killpg(self.process.pid, signal.SIGINT)
+
+    def close(self) -> int:
+        """Close the terminal's window; returns the command's exit code."""
+        os.close(self._terminal)
+        return self.process.wait(60)
 
     def end(self) -> int:
         while self.process.poll() is None:
@@ -105,6 +118,26 @@ def test_ctrl_c_is_clean(plan: Plan, store: Store, data_root: Path) -> None:
     again = Terminal(store, data_root, 0.0, *ARGUMENTS)
     assert again.end() == 0
     assert _states(plan, store) == [State.DONE] * 4
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "closed terminal"])
+def test_ending_the_launcher_ends_its_runs_as_ctrl_c_does(plan: Plan, store: Store, data_root: Path, how: str) -> None:
+    """Issue 12, 5.3: the runs checkpoint and end before the command does; nothing works on unseen."""
+    terminal = Terminal(store, data_root, 0.3, *ARGUMENTS)
+    terminal.until("/12")
+    if how == "closed terminal":
+        assert terminal.close() == 130
+    else:
+        for _ in range(2):  # a second one changes nothing
+            os.kill(terminal.process.pid, signal.Signals[how])
+        assert terminal.end() == 130
+        assert "launch again to continue" in terminal.text
+    (launch,) = map(LaunchDir, store.launches.iterdir())
+    assert launch.live_workers() == []
+    states = _states(plan, store)
+    assert set(states) <= {State.CANCELLED, State.PLANNED, State.DONE}
+    stopped = store.run(plan.unique[states.index(State.CANCELLED)].run_id)
+    assert read_json(stopped.path / "checkpoints" / "state.json")["iteration"] >= 1
 
 
 def test_detached_workers_outlive_the_command_and_its_terminal(plan: Plan, store: Store, data_root: Path) -> None:
