@@ -35,7 +35,7 @@ def progress_bar(console: "Console", title: str) -> Iterator[Callable[[int, int]
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     if not console.is_terminal:
-        yield _printed_progress(title)
+        yield _printed_progress(title, console.stderr)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
@@ -43,14 +43,14 @@ def progress_bar(console: "Console", title: str) -> Iterator[Callable[[int, int]
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _printed_progress(title: str) -> Callable[[int, int], None]:
+def _printed_progress(title: str, err: bool) -> Callable[[int, int], None]:
     shown = [-1]
 
     def show(done: int, total: int) -> None:
         quarter = 4 * done // max(total, 1)
         if quarter != shown[0]:
             shown[0] = quarter
-            click.echo(f"{title}: {done}/{total}")
+            click.echo(f"{title}: {done}/{total}", err=err)
 
     return show
 

@@ -1,11 +1,12 @@
 """``mpformer train``, ``eval`` and ``predict``: a single model, for those who come from Mask2Former's train_net.py."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
-from experiments.cli.console import print_json, print_outcome
+from experiments.cli.console import print_json, print_outcome, progress_bar, warn
 from experiments.cli.group import cli
 from experiments.cli.options import data_root_option, json_option, root_options
 from mpformer.runtime.errors import UserError
@@ -65,16 +66,41 @@ def evaluate(config: str, overrides: Sequence[str], weights: Path, out: Path, as
 @click.option("--config", default=None, help="Default: the configuration of the run that WEIGHTS lies in.")
 @click.option("--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Repeatable.")
 @click.option("--out", default="predictions", show_default=True, type=click.Path(path_type=Path), help="Directory.")
+@click.option("--masks", default=None, type=click.Path(path_type=Path), help="Also a PNG a mask into this directory.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    default=None,
+    help="Least score of what is shown; default: 0.5, for panoptic models evaluation.object_mask_threshold.",
+)
+@json_option
 def predict(
-    images: Sequence[Path], weights: Path, config: str | None, overrides: Sequence[tuple[str, str]], out: Path
+    images: Sequence[Path],
+    weights: Path,
+    config: str | None,
+    overrides: Sequence[tuple[str, str]],
+    out: Path,
+    masks: Path | None,
+    threshold: float | None,
+    as_json: bool,
 ) -> None:
     """Write an overlay of the predicted masks over each of IMAGES."""
+    from rich.console import Console
+
     from experiments.runs import single
-    from mpformer.evaluation.predict import predict as overlay
+    from mpformer.evaluation.predict import predict as seen_in
 
     if config is None and overrides:
         raise UserError("--set changes a configuration that --config names; give that too")
     pairs = [text for pair in overrides for text in pair]
     chosen = single.config_beside(weights) if config is None else single.read_config(config, pairs)
-    for path in overlay(images, weights, chosen, out):
-        click.echo(path)
+    several = progress_bar(Console(stderr=True), "images") if len(images) > 1 else nullcontext(lambda done, total: None)
+    with several as progress:
+        found = list(seen_in(images, weights, chosen, out, threshold=threshold, masks=masks, progress=progress))
+    if as_json:
+        print_json([seen.record() for seen in found])
+    for seen in found:
+        if not as_json:
+            click.echo(seen.overlay)
+        if not seen.regions:
+            warn(f"{seen.image}: nothing was found; a lower --threshold shows what the model is less sure of")

@@ -121,6 +121,12 @@ def test_train_evaluate_predict_and_take_up_again(run: Callable[..., Any], data:
         with Image.open(out.strip()) as overlay, Image.open(image) as original:
             assert overlay.size == original.size
             assert np.asarray(overlay).ndim == 3
+    others = sorted(str(path) for path in (data / "coco/val2017").glob("*.jpg"))[:2]
+    code, out, error = run("predict", *others, "--weights", weights, "--threshold", "1", "--json", "--masks", "masks")
+    assert code == 0
+    assert [(one["image"], one["regions"]) for one in json.loads(out)] == [(name, []) for name in others]
+    assert error.count("nothing was found; a lower --threshold") == 2
+    assert "images: 2/2" in error
 
 
 def test_a_yaml_has_the_identity_of_the_setting_that_it_writes_out(tmp_path: Path) -> None:
