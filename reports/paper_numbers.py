@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import statistics
+from mpformer.config.dotted import leaves
 from mpformer.runtime.errors import UserError
 from reports import caption, text
 from reports.collect import RowRuns, SuiteReport
@@ -206,12 +207,42 @@ def difference_of_settings(ours: Setting, number: Number) -> str:
     return "; ".join(reasons)
 
 
+def difference_of_kinds(report: SuiteReport, row: RowRuns) -> str:
+    """Why a row's difference is not one that piloting makes to Mask2Former of the same setting; empty if it is.
+
+    A published difference is one between MP-Former and Mask2Former: it says nothing of a row whose baseline is
+    something else, or differs in anything but piloting (its data, model, schedule, evaluation or query positions).
+    """
+    baseline = report.baseline_of(row)
+    ours, theirs = _config(row), _config(baseline) if baseline is not None else {}
+    if baseline is None or not ours or not theirs:
+        return ""
+    if theirs["toggles"].get("mp_queries"):
+        return f"ours is the difference to {baseline.name}, which is not Mask2Former"
+    mine, base = (dict(leaves(_without_piloting(config))) for config in (ours, theirs))
+    differing = [key for key in mine.keys() & base.keys() if mine[key] != base[key] and key not in _NOT_SETTING]
+    more = "" if len(differing) < 4 else ", …"
+    named = ", ".join(sorted(differing)[:3]) + more
+    return f"ours is a difference in {named} too" if differing else ""
+
+
+_NOT_SETTING = ("model.init_weights",)
+"""A path; what counts of the initial weights is their checksum."""
+
+
+def _without_piloting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What two rows must share: everything but piloting, the seed, and what cannot change a result."""
+    shared = {key: config[key] for key in ("dataset", "model", "schedule", "evaluation") if key in config}
+    return {**shared, "toggles": {"query_position": config["toggles"].get("query_position", True)}}
+
+
 def _compare(report: SuiteReport, row: RowRuns, number: Number) -> Published:
     if number.value is None:
         return _published(number, row, number.words, "—", "—", "claim", "in words only: nothing to compute")
     cell, column = _cell(report, row, number.metric)
     values = _ours(report, row, cell, column, number.kind)
-    why = difference_of_settings(setting(report, _config(row)), number)
+    kinds = difference_of_kinds(report, row) if number.kind == "delta" else ""
+    why = "; ".join(part for part in (kinds, difference_of_settings(setting(report, _config(row)), number)) if part)
     if not values:
         return _published(number, row, _shown(number, column), "—", "—", "no number of ours", cell.reason)
     verdict = statistics.verdict(values, number.value, number.tolerance, not_comparable=why)
@@ -304,6 +335,8 @@ def _direction(report: SuiteReport, row: RowRuns, number: Number) -> Published:
     certain = low is not None and high is not None and low * high > 0
     why = "" if certain else f"the interval includes 0 or n < {statistics.MIN_SEEDS}: not established"
     ours = f"{text.signed(mean, column.decimals)} (n = {cell.delta.n})"
+    if other := difference_of_kinds(report, row):
+        return _published(number, row, shown, ours, "—", "not comparable", other)
     return _published(number, row, shown, ours, "—", f"{same} (direction only)", why)
 
 

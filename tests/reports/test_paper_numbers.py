@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mpformer.config.dotted import put
 from mpformer.runtime.errors import UserError
 from reports import paper_numbers
 from reports.collect import SuiteReport
@@ -43,7 +44,7 @@ def paper_report(gather: Gather) -> SuiteReport:
     """The headline suite as if it had run at the paper's scale on COCO with R50 for 50 epochs."""
     report = gather("headline")
     for view in report.views:
-        config = view.record["config"]
+        config = view.record.config  # type: ignore[union-attr]
         config["dataset"]["name"] = "coco"
         config["schedule"] |= {"max_iter": 368750, "batch_size": 16}
         config["model"]["backbone"] |= {"depth": 50, "res2_channels": 256}
@@ -143,6 +144,32 @@ def test_deltas_are_compared_with_deltas(gather: Gather) -> None:
     assert item.verdict == "within"
     assert item.published == "+2.3"
     assert item.ours.startswith("+2.3")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("toggles.mp_queries", True, "ours is the difference to mask2former, which is not Mask2Former"),
+        ("toggles.query_position", False, "ours is a difference in toggles.query_position too"),
+        ("schedule.max_iter", 1234, "ours is a difference in schedule.max_iter too"),
+        ("model.queries", 7, "ours is a difference in model.queries too"),
+        ("model.init_weights", "elsewhere.pkl", ""),
+        ("runtime.threads", 2, ""),
+    ],
+)
+@pytest.mark.parametrize("scale", ["paper", "mini"])
+def test_a_published_difference_stands_beside_one_of_the_same_kind_only(
+    gather: Gather, scale: str, key: str, value: object, reason: str
+) -> None:
+    """Issue 12, 5.2: the baseline is Mask2Former of the same setting, and nothing but piloting differs."""
+    report = paper_report(gather) if scale == "paper" else gather("headline")
+    (baseline,) = (row for row in report.rows if row.name == "mask2former")
+    for view in baseline.views:
+        put(view.record.config, key, value)  # type: ignore[union-attr, arg-type]
+    (item,), _ = beside(report, [number(kind="delta", value=2.3, tolerance=5.0)])
+    expected = {"paper": "within", "mini": "same direction (direction only)"}[scale]
+    assert item.verdict == ("not comparable" if reason else expected)
+    assert reason in item.why
 
 
 @pytest.mark.parametrize(
