@@ -78,12 +78,12 @@ def main() -> None:
             file.write(json.dumps({"kind": kind, "found": found}) + "\n")
         print(kind, found, flush=True)
 
+    planned = list(cases(options.part, options.batches, device))
+    write("plan", {"cases": [described(case) for case in planned]})
     if options.part == "eager":
         write("machine", machine(device))
         for method, toggles in (("Mask2Former", MASK2FORMER), ("MP-Former", PILOTED)):
             write("agreement", {"method": method, **agreement(toggles, device, min(options.size, 256))})
-    planned = list(cases(options.part, options.batches, device))
-    write("plan", {"cases": [described(case) for case in planned]})
     for case in planned:
         if time.monotonic() < ends:
             write("case", {**described(case), **_measured(case, options, device)})
