@@ -259,6 +259,9 @@ class PretendDevice(TorchDispatchMode):
         onto = bool(ours) if wanted is None else torch.device(wanted).type == "pretend"
         if (not ours and not onto) or function.namespace == "profiler":
             return function(*args, **kwargs)
+        if function in _INDEXING and isinstance(args[0], PretendTensor):
+            args = (args[0], [self._uploaded(index) for index in args[1]], *args[2:])
+            tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         self._check(function, tensors, ours)
         self._record(function, args, ours, onto)
         if function is _aten._local_scalar_dense.default and self.home.type == "meta":
@@ -290,6 +293,13 @@ class PretendDevice(TorchDispatchMode):
             self.memory.allocate(storage.nbytes())
             finalize(storage, self.memory.free, storage.nbytes())
         return PretendTensor(value)
+
+    def _uploaded(self, index: Any) -> Any:
+        """An index on the host is copied by the indexing itself."""
+        if not isinstance(index, Tensor) or isinstance(index, PretendTensor):
+            return index
+        self._note("upload", "index")
+        return PretendTensor(index.to(self.home))
 
     def _check(self, function: Any, tensors: list[Tensor], ours: list[PretendTensor]) -> None:
         """A number on the host may meet tensors of the device; more than one may only be copied."""

@@ -137,6 +137,8 @@ def test_the_device_sees_what_it_is_for(pretend: PretendDevice) -> None:
         assert there[there > 0].shape == (12,)
         there[:, 0] = 5.0
         assert pretend.count("synchronisation") == 3
+        assert there[torch.tensor([0, 2])].shape == (2, 4)
+        assert pretend.count("upload") == 2
         with pytest.raises(MixedDevices, match="two devices"):
             there + torch.ones(3, 4)
     assert there.cpu()[:, 0].tolist() == [5.0, 5.0, 5.0]
