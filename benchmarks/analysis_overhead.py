@@ -66,6 +66,7 @@ def measure(model: MPFormer, config: Config, data_root: Path, images: int | None
     """Seconds by part of one evaluation of a model."""
     items = validation_items(config, data_root, images)
     collected, parts = Collector(config), Parts()
+    assert collected.scorer is not None
     assert collected.recorder is not None
     assert collected.layer_scores is not None
     kept = spread(len(items), config.evaluation.layer_mask_images)
@@ -89,6 +90,7 @@ def measure(model: MPFormer, config: Config, data_root: Path, images: int | None
 
 def _ends(collected: Collector, parts: Parts, folder: Path) -> None:
     """What is computed and written once all images have been seen."""
+    assert collected.scorer is not None
     with parts.timed(EVALUATION[1]):
         collected.scorer.result()
         per_image.write(folder / "per_image.parquet", collected.scorer.per_image())
@@ -136,7 +138,7 @@ def trained(run: Path) -> tuple[Config, MPFormer]:
         raise SystemExit(f"{run} is not a trained run")
     config = directory.config()
     model = build_model(config)
-    load_weights(model, run / str(record["weights"]))
+    load_weights(model, run / record.weights)
     return config, model
 
 

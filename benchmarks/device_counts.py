@@ -68,7 +68,7 @@ def ours(name: str, toggles: Toggles, objects: int) -> Counts:
 
 def peer(objects: int) -> Counts:
     """``transformers``' model with its own losses, gradients clipped and stepped as ours."""
-    model = build_peer(config(MASK2FORMER).model, CLASSES)
+    model: torch.nn.Module = build_peer(config(MASK2FORMER).model, CLASSES)
     with pretending(values=False) as pretend:
         model.to(device())
         optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -124,8 +124,9 @@ def _counts(pretend: PretendDevice, name: str, objects: int) -> Counts:
         for kind in ("synchronisation", "upload")
     }
     by_phase = Counter(event.phase for event in events if event.kind == "operator")
-    memory = (dict(pretend.memory.saved), dict(pretend.peaks))
-    return Counts(name, objects, by_phase.total(), dict(by_phase), *places.values(), *memory)
+    waits, uploads = places["synchronisation"], places["upload"]
+    saved, peaks = dict(pretend.memory.saved), dict(pretend.peaks)
+    return Counts(name, objects, by_phase.total(), dict(by_phase), waits, uploads, saved, peaks)
 
 
 def _table(found: list[Counts]) -> str:

@@ -1,4 +1,4 @@
-"""How long the layer explorer takes to open: `python benchmarks/explorer_speed.py`, with Chromium and playwright.
+"""How long the layer explorer takes to open: `python -m benchmarks.explorer_speed`, with Chromium and playwright.
 
 Targets, on one idle core: 100 images x 10 layers x 20 queries open in under 2 s and stay under 30 MB, for one run and
 for two side by side. The masks are invented, by the test that holds the page to a looser limit.
@@ -8,10 +8,10 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-
-from test_in_browser import big_run
+from typing import Any
 
 from reports.explorer import build_explorer
+from tests.reports.test_in_browser import big_run
 
 ROUNDS = 5
 
@@ -36,9 +36,9 @@ def main() -> None:
         browser.close()
 
 
-def _open(browser: object, path: Path) -> float:
+def _open(browser: Any, path: Path) -> float:
     """Seconds until the first image's masks are drawn."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})  # type: ignore[attr-defined]
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
     started = time.perf_counter()
     page.goto(path.as_uri())
     page.wait_for_selector("body[data-ready]")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mpformer.modeling import deformable_attention as deformable
 from mpformer.modeling.pixel_decoder import EncoderLayer, PixelDecoderSettings
+from mpformer.modeling.sparse_sampling import sparse_kernel
 
 REPEATS = 9
 
@@ -44,7 +45,7 @@ def samples(side: int) -> list[Tensor]:
 def main() -> None:
     torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
     torch.manual_seed(0)
-    kernels = {"sparse": deformable.sparse_kernel, "grid_sample": deformable.grid_sample_kernel}
+    kernels = {"sparse": sparse_kernel, "grid_sample": deformable.grid_sample_kernel}
     if deformable._package_serves("cpu"):
         kernels["package"] = deformable.package_kernel
     for side in (256, 512):

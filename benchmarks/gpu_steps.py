@@ -195,7 +195,8 @@ def _theirs(case: Case, options: argparse.Namespace, device: torch.device, _: Pa
     """transformers' Mask2Former with the same optimiser; its batch lies on the device beforehand."""
     config = standard(options.size).config
     _prepare(case, device)
-    model = build_peer(config.model, _CLASSES).to(device)
+    model: torch.nn.Module = build_peer(config.model, _CLASSES)
+    model.to(device)
     if case.precision != "float32":
         model.to(memory_format=torch.channels_last)
     optimizer = optimisation.optimizer(model, config.schedule)
@@ -279,7 +280,7 @@ def _kernels(step: Callable[[], Any]) -> dict[str, float]:
         for _ in range(_PROFILED):
             step()
         torch.cuda.synchronize()
-    events = [e for e in found.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    events = [e for e in found.events() if e.device_type.name == "CUDA"]
     on_gpu = [e for e in events if not getattr(e, "is_user_annotation", False)]  # a mark covers many kernels
     return spans([(e.time_range.start, e.time_range.end) for e in on_gpu], _PROFILED)
 

@@ -114,7 +114,7 @@ class _Process:
     def __init__(self, checkout: Path, preset: str) -> None:
         environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         command = [sys.executable, "-P", __file__, "worker", preset]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(command, env=environment, cwd=checkout, text=True, **pipes)
 
     def ask(self, what: str) -> float:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Mask2FormerForUniversalSegmentation
 
 from benchmarks.settings import MASK2FORMER, Setting, settle
 from mpformer.config.schema import Toggles
 from mpformer.modeling import matcher as product_matcher
 from mpformer.modeling.backbones import strides_of
-from mpformer.modeling.mask_piloting import PilotNoise
+from mpformer.modeling.mask_piloting import PilotBatch, PilotNoise
 from mpformer.modeling.meta_arch import MPFormer
 from mpformer.modeling.pixel_decoder import PixelFeatures
 from tests.direct import matcher as direct_matcher
@@ -59,6 +60,7 @@ class Path(ABC):
 
 class DirectPath(Path):
     name = "direct"
+    model: DirectMPFormer
 
     def __init__(self, model: DirectMPFormer, batch: list[dict[str, Any]], drawn: Drawn, noise: PilotNoise) -> None:
         self.model, self.drawn = model, drawn
@@ -95,13 +97,14 @@ class DirectPath(Path):
 
 class ProductPath(Path):
     name = "product"
+    model: MPFormer
 
     def __init__(self, model: MPFormer, batch: list[dict[str, Any]], drawn: Drawn | None, seed: int = 0) -> None:
         """With ``drawn`` unset the model draws its own points, as in training."""
         self.model, self.drawn, self.seed = model, drawn, seed
         prepared = model.preprocess(batch)
         self.images, self.targets = prepared.tensor, model.targets(batch, prepared)
-        self.pilot = None
+        self.pilot: PilotBatch | None = None
 
     def backbone(self) -> Maps:
         features = self.model.backbone(self.images)
@@ -149,6 +152,7 @@ class PeerPath(Path):
     """transformers' Mask2Former; draws its own points."""
 
     name = "transformers"
+    model: Mask2FormerForUniversalSegmentation
 
     def __init__(self, setting: Setting, state: dict[str, Tensor], direct: DirectPath) -> None:
         self.model = build_peer(setting.config.model, setting.classes)
@@ -183,7 +187,7 @@ class PeerPath(Path):
         logits, masks = output
         auxiliary = self.model.get_auxiliary_logits(logits, masks)
         with self._replayed(matching):
-            found = self.model.get_loss_dict(masks[-1], logits[-1], self.masks, self.labels, auxiliary)
+            found = self.model.get_loss_dict(masks[-1], logits[-1], self.masks, self.labels, auxiliary)  # type: ignore[arg-type]
         return self.model.get_loss(found)
 
     @contextmanager
@@ -191,7 +195,7 @@ class PeerPath(Path):
         """Let its criterion find the matching that was timed before."""
         criterion, given = self.model.criterion, iter(matching)
         own = criterion.matcher
-        criterion.matcher = _Replay(given)
+        criterion.matcher = _Replay(given)  # type: ignore[assignment]  # a stand-in for this one call
         try:
             yield
         finally:

@@ -69,7 +69,8 @@ def main() -> None:
         import matplotlib.backends.backend_pdf
         import matplotlib.backends.backend_svg  # noqa: F401
 
-        from reports.build import DRAWN, FILES, build
+        from reports.build import FILES, build
+        from reports.figures import DRAWN
 
         def again(*formats: str, fresh: bool = False) -> None:
             if fresh:

@@ -91,7 +91,7 @@ def training(setting: Setting, piloted: bool, repeats: int) -> dict[str, Any]:
         paths["transformers"] = peer
     clocks = interleaved({name: _step(path) for name, path in paths.items()}, repeats)
     used = {name: _memory(path) for name, path in paths.items()}
-    result = {
+    result: dict[str, Any] = {
         "agreement": {name: vars(check) for name, check in checks.items()},
         "repeats": repeats,
         "seconds": {name: medians(clock) for name, clock in clocks.items()},

@@ -78,7 +78,12 @@ def test_batches_come_pinned_and_are_copied_to_the_device(data_root: Path) -> No
     on_gpu = DEVICE == "cuda"
     batches = train_batches(tiny(), data_root, pinned=on_gpu)
     seen: list[bool] = []
-    watched = (seen.append(batch[0]["instances"].gt_masks.is_pinned()) or batch for batch in batches)
+
+    def noted(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        seen.append(batch[0]["instances"].gt_masks.is_pinned())
+        return batch
+
+    watched = map(noted, batches)
     parts = prefetched(micro_batches(watched, tiny()), torch.device(DEVICE))
     for _ in range(3):
         item = next(parts).batch[0]
@@ -119,8 +124,8 @@ def test_layers_are_analysed_where_the_model_is(data_root: Path, tmp_path: Path)
     rows = []
     for device in ("cpu", DEVICE):
         recorder = LayerRecorder()
-        on = (value.to(device) for value in (embed, features, classes))
-        recorder.add_embeddings(0, *on, masks, torch.tensor([0, 1, 2]), image_size=(77, 95))
+        on = [value.to(device) for value in (embed, features, classes)]
+        recorder.add_embeddings(0, on[0], on[1], on[2], masks, torch.tensor([0, 1, 2]), image_size=(77, 95))
         rows.append(recorder.rows())
     for name, column in rows[0].items():
         np.testing.assert_allclose(column, rows[1][name], rtol=1e-2, err_msg=name)

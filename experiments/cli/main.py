@@ -13,6 +13,8 @@ from experiments.cli.group import cli
 from experiments.cli.options import json_option, root_options
 from mpformer.runtime.errors import RunFailure, UserError
 
+__all__ = ["cli", "main"]
+
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 

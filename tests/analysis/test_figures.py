@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_rgba
+from matplotlib.container import BarContainer
 from PIL import Image
 
 from analysis import failure_cases, figures
@@ -16,6 +17,7 @@ from analysis.masks import layer_mask_record
 from analysis.matching import ImagePrediction
 from analysis.statistics import bounded_interval, mean_interval
 from analysis.style import JUMP, assigned, look, look_of, looks
+from tests.support.present import present
 
 LAYERS, QUERIES = 4, 6
 ROWS = ("Mask2Former", "MP-Former (paper)")
@@ -77,10 +79,10 @@ def test_a_mean_is_over_all_seeds_or_not_at_all() -> None:
     figure = figures.over_layers(frame[~behind], ["mIoU-L"])
     (axis,) = (a for a in figure.axes if a.get_visible())
     means = [line for line in axis.get_lines() if line.get_linewidth() > 1]
-    assert all(max(line.get_xdata()) == 1 for line in means)
+    assert all(np.max(line.get_xdata()) == 1 for line in means)
     thin = [line for line in axis.get_lines() if line.get_linewidth() < 1]
     assert len(thin) == 3 * len(ROWS)
-    assert max(max(line.get_xdata()) for line in thin) == LAYERS - 1
+    assert max(np.max(line.get_xdata()) for line in thin) == LAYERS - 1
 
 
 def test_long_legends_stay_inside_the_figure() -> None:
@@ -130,7 +132,7 @@ def test_the_forest_is_the_paired_interval_and_every_seed() -> None:
     lines = [("A", seed, value) for seed, value in enumerate((1.0, 2.0, 4.5))] + [("B", 0, -1.0), ("B", 1, -2.0)]
     figure = figures.forest(pd.DataFrame(lines, columns=["row", "seed", "value"]), "AP", "Mask2Former")
     (axis,) = figure.axes
-    drawn = [list(line.get_xdata()) for line in axis.get_lines()]
+    drawn = [np.asarray(line.get_xdata()).tolist() for line in axis.get_lines()]
     assert drawn[0] == pytest.approx(mean_interval([1.0, 2.0, 4.5]))
     assert drawn[1:] == [[1.0, 2.0, 4.5], [2.5], [-1.0, -2.0], [-1.5], [0, 0]]  # no interval of two seeds
     assert [text.get_text() for text in axis.texts] == ["+2.5 (−2.0 … +7.0), n = 3", "−1.5, n = 2"]
@@ -141,7 +143,7 @@ def test_a_score_against_a_number() -> None:
     lines = [("toggles.point_noise", "MP", seed, x, 10 * x + seed) for seed in range(3) for x in (0.0, 0.2, 0.4)]
     frame = pd.DataFrame(lines, columns=["key", "row", "seed", "number", "value"])
     (axis,) = figures.against_number(frame, "AP").axes
-    np.testing.assert_allclose(lines_of(axis)["MP (n = 3)"], [[0, 1], [0.2, 3], [0.4, 5]])
+    np.testing.assert_allclose(lines_of(axis)["MP (n = 3)"], [[0.0, 1.0], [0.2, 3.0], [0.4, 5.0]])
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("point noise", "AP (%)")
 
 
@@ -173,7 +175,9 @@ def test_drop_distribution_counts_pairs() -> None:
 
 def test_query_usage_is_sorted() -> None:
     figure = figures.query_usage({"A": np.array([1, 3, 0, 0])})
-    assert [bar.get_height() for bar in figure.axes[0].patches] == [75, 25, 0, 0]
+    (bars,) = figure.axes[0].containers
+    assert isinstance(bars, BarContainer)
+    assert [bar.get_height() for bar in bars] == [75, 25, 0, 0]
     assert "2 of 4 used, effective 1.8" in figure.axes[0].get_title(loc="left")
 
 
@@ -227,8 +231,9 @@ def run(jump: dict[tuple[int, int], int], first_query: int, images: int = 3) -> 
                 logits[layer, 3] = cells[obj] * 16.0 - 8
                 classes[layer, 3, obj] = 5
         prediction = ImagePrediction.from_masks(logits, classes, (32, 32))
-        names = {"class_names": ["disc", "ring"], "things": [True, True]}
-        records[image] = layer_mask_record(image, prediction, masks, labels, **names)
+        records[image] = layer_mask_record(
+            image, prediction, masks, labels, class_names=["disc", "ring"], things=[True, True]
+        )
     return records
 
 
@@ -238,13 +243,13 @@ def test_gallery_takes_the_worst_of_each_run_aligned_by_object() -> None:
     assert [(c.chosen_by, c.image_id, c.object, c.drop) for c in cases] == [(0, 0, 1, 1.0), (1, 2, 0, 1.0)]
     # The jump away at layer 2 is a drop to layer 2 (and back to layer 3); the first of the ties is taken.
     assert cases[0].layer == 2
-    assert [track.query for track in cases[0].tracks] == [1, 5]
-    assert [track.query for track in cases[1].tracks] == [0, 4]
-    assert [step.iou_previous for step in cases[0].tracks[0].steps] == [None, 1, 0, 0]
+    assert [present(track).query for track in cases[0].tracks] == [1, 5]
+    assert [present(track).query for track in cases[1].tracks] == [0, 4]
+    assert [step.iou_previous for step in present(cases[0].tracks[0]).steps] == [None, 1, 0, 0]
     # The truth is the object that the query ends on, also where it is matched to nothing.
     assert first[0]["layers"][2]["queries"][1]["object"] == -1
-    assert [step.iou_gt for step in cases[0].tracks[0].steps] == [1, 1, 0, 1]
-    np.testing.assert_array_equal(cases[0].truth, cases[0].tracks[1].steps[0].mask)
+    assert [step.iou_gt for step in present(cases[0].tracks[0]).steps] == [1, 1, 0, 1]
+    np.testing.assert_array_equal(cases[0].truth, present(cases[0].tracks[1]).steps[0].mask)
     data = failure_cases.cases_frame(cases, ["A", "B"])
     assert data["layer"].tolist() == [1, 2, 3] * 4
     assert data["run"].tolist() == (["A"] * 3 + ["B"] * 3) * 2

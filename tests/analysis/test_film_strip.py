@@ -11,6 +11,7 @@ from analysis.jumps import jump_rates, jumps
 from analysis.style import JUMP
 from tests.analysis.test_figures import LAYERS, run
 from tests.analysis.test_jumps import table_of
+from tests.support.present import present
 
 NAN = float("nan")
 
@@ -26,12 +27,12 @@ def test_the_object_with_the_largest_difference_and_beside_it_the_smallest() -> 
     # object 1 of image 0 jumps away and back in the first run; object 0 of image 2 in the second
     first, second = sure(run({(0, 1): 2}, 0)), sure(run({(2, 0): 1}, 4))
     chosen, opposite = choose(aligned([first, second]))
-    assert (chosen.image_id, chosen.object, [track.jumps for track in chosen.tracks]) == (0, 1, [2, 0])
-    assert (opposite.image_id, opposite.object, [track.jumps for track in opposite.tracks]) == (2, 0, [0, 2])
+    assert (chosen.image_id, chosen.object, [present(track).jumps for track in chosen.tracks]) == (0, 1, [2, 0])
+    assert (opposite.image_id, opposite.object, [present(track).jumps for track in opposite.tracks]) == (2, 0, [0, 2])
     flipped = choose(aligned([second, first]))
     assert [(case.image_id, case.object) for case in flipped] == [(2, 0), (0, 1)]
     (most, fewest) = choose(aligned([first]))
-    assert [most.tracks[0].jumps, fewest.tracks[0].jumps] == [2, 0]
+    assert [present(most.tracks[0]).jumps, present(fewest.tracks[0]).jumps] == [2, 0]
 
 
 def test_ties_go_to_the_worst_step() -> None:

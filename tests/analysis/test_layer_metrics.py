@@ -128,8 +128,8 @@ def test_costs_survive_extreme_logits() -> None:
 def test_assignment_is_the_cheapest_of_all() -> None:
     costs = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1))
     for layer, row in enumerate(assign(costs)):
-        best = min(sum(costs[layer, q, m] for m, q in enumerate(p)) for p in itertools.permutations(range(5), 4))
-        assert costs[layer, row >= 0, row[row >= 0]].sum().item() == pytest.approx(best.item(), abs=1e-5)
+        best = min(sum(costs[layer, q, m].item() for m, q in enumerate(p)) for p in itertools.permutations(range(5), 4))
+        assert costs[layer, row >= 0, row[row >= 0]].sum().item() == pytest.approx(best, abs=1e-5)
 
 
 def test_a_cost_that_is_not_finite_is_refused() -> None:

@@ -38,7 +38,9 @@ def line(image: int, layer: int, obj: int, here: int, final: int, previous: floa
 
 
 def table_of(lines: list[dict]) -> LayerTable:
-    columns = {name: np.array([row[name] for row in lines], dtype=dtype) for name, dtype in layer_table.COLUMNS.items()}
+    columns: dict[str, np.ndarray] = {
+        name: np.array([row[name] for row in lines], dtype=dtype) for name, dtype in layer_table.COLUMNS.items()
+    }
     return LayerTable(columns, LAYERS, QUERIES)
 
 
@@ -148,8 +150,16 @@ def record_of(seed: int, objects: int = 2, max_queries: int = 100) -> tuple[dict
     logits, classes = torch.randn(LAYERS, QUERIES, 8, 8, generator=g), torch.randn(LAYERS, QUERIES, 3, generator=g)
     masks, labels = torch.rand(objects, 32, 32, generator=g) > 0.5, torch.arange(objects) % 2
     prediction = ImagePrediction.from_masks(logits, classes, (32, 32))
-    names = {"class_names": ["disc", "grass"], "things": [True, False]}
-    record = layer_mask_record(seed, prediction, masks, labels, **names, max_queries=max_queries, file_name="x.png")
+    record = layer_mask_record(
+        seed,
+        prediction,
+        masks,
+        labels,
+        class_names=["disc", "grass"],
+        things=[True, False],
+        max_queries=max_queries,
+        file_name="x.png",
+    )
     recorder = LayerRecorder()
     recorder.add(seed, logits, classes, masks, labels, image_size=(32, 32))
     return record, logits, recorder

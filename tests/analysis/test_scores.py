@@ -3,6 +3,7 @@
 import contextlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +26,13 @@ def scene(seed: int, images: int, categories: int = 3, empty_category: bool = Tr
         for _ in range(rng.integers(0, 6)):
             x, y, w, h = (*rng.integers(0, 50, 2), *rng.integers(4, 40, 2))
             crowd = int(rng.random() < 0.15)
-            annotations.append(segment(image, rng.integers(1, categories + 1), (x, y, w, h)) | {"iscrowd": crowd})
+            annotations.append(segment(image, int(rng.integers(1, categories + 1)), (x, y, w, h)) | {"iscrowd": crowd})
             for _ in range(rng.integers(0, 4)):
                 dx, dy, dw, dh = rng.integers(-4, 5, 4)
                 box = (max(0, x + dx), max(0, y + dy), max(1, w + dw), max(1, h + dh))
-                category = annotations[-1]["category_id"] if rng.random() < 0.8 else rng.integers(1, categories + 2)
+                category = (
+                    annotations[-1]["category_id"] if rng.random() < 0.8 else int(rng.integers(1, categories + 2))
+                )
                 detections.append(segment(image, category, box) | {"score": round(float(rng.random()), 1)})
     for number, annotation in enumerate(annotations, 1):
         annotation["id"] = number
@@ -123,7 +126,7 @@ def test_a_weight_is_as_many_copies(seed: int) -> None:
 def copies(truth: dict, detections: list[dict], weights: np.ndarray) -> tuple[dict, list[dict]]:
     """The data set in which image i occurs weights[i] times, under new ids."""
     new: dict[int, list[int]] = {}
-    images = []
+    images: list[dict] = []
     for image, weight in zip(truth["images"], weights, strict=True):
         new[image["id"]] = [len(images) + 1 + n for n in range(weight)]
         images += [{**image, "id": identity} for identity in new[image["id"]]]
@@ -198,7 +201,7 @@ def test_panoptic_quality_is_panopticapis() -> None:
     rng = np.random.default_rng(0)
     stat, rows = panoptic.PQStat(), []
     for image in range(20):
-        row = {"image_id": image, "pq_category": list(range(5))}
+        row: dict[str, Any] = {"image_id": image, "pq_category": list(range(5))}
         for name, key in (("pq_tp", "tp"), ("pq_fp", "fp"), ("pq_fn", "fn")):
             row[name] = rng.integers(0, 3, 5).tolist()
             for category in range(4):

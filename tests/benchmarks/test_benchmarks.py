@@ -1,7 +1,8 @@
 """The benchmark command works end to end on a tiny model; its memory counts are right."""
 
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ pytest.importorskip("transformers")
 
 from benchmarks import __main__ as command
 from benchmarks import growth, run, settings
-from benchmarks.measure import Clock, grouped, interleaved, memory, ratios
+from benchmarks.measure import BACKBONE, DECODING, PIXELS, Clock, grouped, interleaved, memory, ratios
 from benchmarks.plots import draw_all
 from mpformer.config.schema import ResNetConfig
 from tests.support.paired_models import CLASSES, tiny_config
@@ -33,7 +34,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> settings.Setting:
 
 
 def test_everything_is_measured_and_drawn(tiny: settings.Setting, tmp_path: Path) -> None:
-    options = SimpleNamespace(
+    options = Namespace(
         threads=1, repeats=1, overhead_repeats=2, growth_repeats=1, only=None, setting=None, out=tmp_path
     )
     results: dict[str, Any] = {}
@@ -67,7 +68,7 @@ def test_memory_counts_what_a_stage_keeps() -> None:
 def test_runs_alternate_and_ratios_pair_neighbours() -> None:
     order: list[str] = []
 
-    def work(name: str, seconds: float) -> object:
+    def work(name: str, seconds: float) -> Callable[[Clock], None]:
         def run_once(clock: Clock) -> None:
             order.append(name)
             clock.wall["whole step"] = seconds
@@ -86,6 +87,6 @@ def test_groups_add_forward_and_backward() -> None:
 
 
 def test_floor_adds_up() -> None:
-    counts = dict.fromkeys((*run.BACKBONE, *run.PIXELS, *run.DECODING), 1.0)
+    counts = dict.fromkeys((*BACKBONE, *PIXELS, *DECODING), 1.0)
     found = run.floor({"GFLOP of the product": counts}, 1e9)
     assert found["whole step"] == pytest.approx(8.0)

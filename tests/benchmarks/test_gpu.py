@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 
 from benchmarks import gpu, gpu_steps, settings
 from mpformer.config.schema import ResNetConfig
+from mpformer.training.trainer import Trainer
 from tests.support.paired_models import CLASSES, tiny_config
 
 MODEL = {
@@ -72,7 +73,7 @@ def test_a_case_that_fails_is_a_line_and_the_others_go_on(monkeypatch: pytest.Mo
     def no_memory(*_: Any) -> None:
         raise torch.OutOfMemoryError("x")
 
-    monkeypatch.setattr(gpu_steps.Trainer, "run_step", no_memory)
+    monkeypatch.setattr(Trainer, "run_step", no_memory)
     assert gpu_steps._measured(gpu_steps.Case("MP-Former", "float32", 2), OPTIONS, CPU) == {"why": "out of memory"}
 
 

@@ -51,6 +51,14 @@ class Features:
     levels: list[Tensor]
 
 
+class Head(nn.Module):
+    """Pixel decoder and decoder; exists for the parameter names."""
+
+    def __init__(self, pixel_decoder: PixelDecoder, predictor: Decoder) -> None:
+        super().__init__()
+        self.pixel_decoder, self.predictor = pixel_decoder, predictor
+
+
 class DirectMPFormer(nn.Module):
     """Mask2Former with optional mask piloting; names of the released checkpoints."""
 
@@ -61,9 +69,7 @@ class DirectMPFormer(nn.Module):
         coarsest = max(model.attention_strides)
         self.backbone = direct_resnet(model.backbone, coarsest)
         channels = {s.stride: s.channels for s in self.backbone.output_shape().values()}
-        self.sem_seg_head = nn.Module()
-        self.sem_seg_head.pixel_decoder = PixelDecoder(model, channels)
-        self.sem_seg_head.predictor = Decoder(model, toggles, classes)
+        self.sem_seg_head = Head(PixelDecoder(model, channels), Decoder(model, toggles, classes))
         self.criterion = nn.Module()
         self.loss = Criterion(model, toggles, classes)
         self.criterion.register_buffer("empty_weight", self.loss.class_weight())
@@ -76,7 +82,8 @@ class DirectMPFormer(nn.Module):
 
     def padded_size(self, images: list[Tensor]) -> tuple[int, int]:
         side = self.model.size_divisibility
-        return tuple(-(-max(x.shape[d] for x in images) // side) * side for d in (1, 2))
+        height, width = (-(-max(x.shape[d] for x in images) // side) * side for d in (1, 2))
+        return height, width
 
     def targets(self, images: list[Tensor], labels: list[Tensor], masks: list[Tensor]) -> list[Target]:
         """Pad ground-truth masks like the images."""

@@ -66,7 +66,9 @@ class Encoder(nn.Module):
             dim=1,
         )
         reference = torch.cat([_centres(h, w) for h, w in sizes])
-        for layer in self.encoder.layers:
+        layers = self.encoder.layers
+        assert isinstance(layers, nn.ModuleList)
+        for layer in layers:
             x = layer(x, position, reference, sizes)
         pieces = x.split([h * w for h, w in sizes], dim=1)
         return [p.transpose(1, 2).reshape(len(p), channels, *size) for p, size in zip(pieces, sizes, strict=True)]

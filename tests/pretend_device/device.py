@@ -82,8 +82,8 @@ class Memory:
 class PretendTensor(Tensor):
     """A tensor of the device; ``inner`` holds its values or, on the meta device, its shape."""
 
-    inner: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    inner: Tensor  # type: ignore[assignment]  # nobody calls Tensor.inner of it
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # torch's own idiom
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "PretendTensor":
@@ -93,11 +93,13 @@ class PretendTensor(Tensor):
         made.inner = inner
         return made
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"PretendTensor({self.inner})"
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch calls it as a class method
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         assert PretendDevice.active is not None, "a tensor of the pretend device was used outside of its context"
         return PretendDevice.active.dispatch(function, args, kwargs or {})
 
@@ -144,7 +146,7 @@ def _register_autocast() -> None:
 def _halved(function: Any) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         dtype = torch.get_autocast_dtype("pretend")
-        key = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+        key = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)  # type: ignore[attr-defined]  # not in its stub
         with torch._C._ExcludeDispatchKeyGuard(key):
             return function(*pytree.tree_map(lambda x: x.to(dtype) if _is_single(x) else x, args), **kwargs)
 

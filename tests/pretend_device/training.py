@@ -93,7 +93,7 @@ def _counted_kernel(pretend: PretendDevice) -> Any:
             with pretend.one_operator("deformable attention"):
                 if pretend.home.type == "meta":
                     return value.new_empty(*weights.shape[:2], value.shape[2] * value.shape[3])
-                return _like(value, sparse_kernel(*_plain(value), sizes, *_plain(locations, weights)))
+                return _like(value, sparse_kernel(_plain(value)[0], sizes, *_plain(locations, weights)))
 
         @staticmethod
         @once_differentiable
@@ -105,7 +105,7 @@ def _counted_kernel(pretend: PretendDevice) -> Any:
                     inputs = [x.detach().requires_grad_() for x in _plain(*ctx.saved_tensors)]
                     with torch.enable_grad():
                         out = sparse_kernel(inputs[0], ctx.sizes, *inputs[1:])
-                    found = [_like(grad, x) for x in torch.autograd.grad(out, inputs, *_plain(grad))]
+                    found = [_like(grad, x) for x in torch.autograd.grad(out, inputs, _plain(grad))]
             return found[0], None, found[1], found[2]
 
     return Sampled.apply

@@ -11,7 +11,8 @@ import pytest
 
 from mpformer.runtime.errors import UserError
 from reports import explorer
-from reports.explorer import build_explorer, deflate
+from reports.explorer import build_explorer
+from reports.mask_pictures import deflate
 
 
 @pytest.fixture

@@ -145,11 +145,16 @@ def test_terminal(hostile: Path) -> None:
 def test_browser_runs_nothing(written: dict[Path, str]) -> None:
     sync_api = pytest.importorskip("playwright.sync_api")
     troubles: list[str] = []
+
+    def dismissed(dialog: Any) -> None:
+        troubles.append(dialog.message)
+        dialog.dismiss()
+
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 800})
         page.set_default_timeout(60_000)
-        page.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
+        page.on("dialog", dismissed)
         page.on("console", lambda message: troubles.append(message.text))
         page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else troubles.append(r.url))
         chosen = [path for path in written if path.suffix == ".html" and path.parent.name != "runs"]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def paper_report(gather: Gather) -> SuiteReport:
     """The headline suite as if it had run at the paper's scale on COCO with R50 for 50 epochs."""
     report = gather("headline")
     for view in report.views:
-        config = view.record.config  # type: ignore[union-attr]
+        config: Any = view.config
         config["dataset"]["name"] = "coco"
         config["schedule"] |= {"max_iter": 368750, "batch_size": 16}
         config["model"]["backbone"] |= {"depth": 50, "res2_channels": 256}

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from reports import why_figures
 from reports.collect import SuiteReport
 from reports.figures import Plan, pairs, row_labels, row_looks, suite_figures
 from reports.figures import _plans as figure_plans
+from tests.support.present import present
 
 Gather = Callable[..., SuiteReport]
 LAYERS = 7
@@ -112,18 +114,18 @@ def test_one_look_a_method_in_all_figures(gather: Gather, store: Path) -> None:
     labels = row_labels(report.rows)
     assert set(labels.values()) <= set(looks)
     (_, (compared, _)) = next(pairs(report))
+    baseline = present(report.baseline)
     with styled():
-        assert looks[labels[report.baseline.name]]["color"] == look(0)["color"]
+        assert looks[labels[baseline.name]]["color"] == look(0)["color"]
         assert looks[labels[compared.name]]["color"] == look(1)["color"]
     # a row that differs from the baseline in its schedule alone: same colour, other dashes
     longer = report.rows[1]
     for view in longer.views:
-        view.record["config"].update(
-            {key: report.baseline.views[0].config[key] for key in ("dataset", "model", "toggles")}
-        )
-        view.record["config"]["schedule"] = {**view.config["schedule"], "max_iter": 99}
+        config: Any = view.config
+        config.update({key: present(report.baseline).views[0].config[key] for key in ("dataset", "model", "toggles")})
+        config["schedule"] = {**config["schedule"], "max_iter": 99}
     looks = row_looks(report)
-    mine, theirs = looks[labels[longer.name]], looks[labels[report.baseline.name]]
+    mine, theirs = looks[labels[longer.name]], looks[labels[baseline.name]]
     assert mine["color"] == theirs["color"]
     assert mine["linestyle"] != theirs["linestyle"]
 
@@ -131,7 +133,7 @@ def test_one_look_a_method_in_all_figures(gather: Gather, store: Path) -> None:
 def test_effects_and_numbers(gather: Gather, store: Path) -> None:
     report = gather("headline")
     found = {plan.name: plan for plan in figure_plans(report, (), ())}
-    delta = report.table.rows[1].cells[0].delta
+    delta = present(report.table.rows[1].cells[0].delta)
     effects = found["effects"].data
     assert effects["value"].mean() == pytest.approx(delta.mean)
     assert len(effects) == delta.n
@@ -139,9 +141,10 @@ def test_effects_and_numbers(gather: Gather, store: Path) -> None:
     report = gather("components")
     for number, row in enumerate(report.rows):
         for view in row.views:
-            config = json.loads(json.dumps(report.baseline.views[0].config))
+            config = json.loads(json.dumps(present(report.baseline).views[0].config))
             config["toggles"]["point_noise"] = number / 10
-            view.record["config"] = config
+            given: Any = view.config
+            given.update(config)
     along = next(plan for plan in figure_plans(report, (), ()) if plan.name == "along").data
     assert set(along["key"]) == {"toggles.point_noise"}
     assert along["number"].is_monotonic_increasing

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from experiments.store.files import read_json
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import PlannedRun
 from tests.support import tiny_jobs
-from tests.support.tiny_jobs import Paced, client, fail_node, job, kill_attempt, lines, numbers, stages, submit, until
+from tests.support.small_runs import Paced, numbers
+from tests.support.tiny_jobs import client, fail_node, job, kill_attempt, lines, stages, submit, until
 
 pytestmark = pytest.mark.slurm
 
@@ -87,7 +89,7 @@ def cases(world: tuple[Path, Store], shared_devcluster: Callable[..., Any]) -> d
     _disturb(found, cluster)
     for case in found.values():
         where_ = lambda case=case: client("squeue", "-a") + tiny_jobs.logs(case.directory, store.root / "jobs")  # noqa: E731
-        until(lambda case=case: case.directory.result(case.run.eval_id), PATIENCE, where_)
+        until(partial(case.directory.result, case.run.eval_id), PATIENCE, where_)
     return found
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from experiments.store.files import read_json
 from experiments.store.run_dir import RunDir, Store
 from tests.support import tiny_jobs
-from tests.support.tiny_jobs import Paced, job, lines, on_node, parent_of, stages, submit, until
+from tests.support.small_runs import Paced
+from tests.support.tiny_jobs import job, lines, on_node, parent_of, stages, submit, until
 
 pytestmark = pytest.mark.slurm
 
@@ -39,7 +41,7 @@ def test_four_tasks_on_two_nodes_train_as_one_process(devcluster: Callable[..., 
     cluster = devcluster()
     data, store = tmp_path / "data", Store(tmp_path / "store")
     # no running statistics: each process would keep those of its own images
-    changes = {"schedule__max_iter": 16, "runtime__checkpoint_period": 4, "model__backbone__norm": "GN"}
+    changes: dict[str, Any] = {"schedule__max_iter": 16, "runtime__checkpoint_period": 4, "model__backbone__norm": "GN"}
     (run,) = tiny_jobs.tiny_plan(data, **changes).runs
     directory = tiny_jobs.planned(run, store)
     made = job(run, store, data, runner=Paced(0.5))
@@ -74,7 +76,7 @@ def test_four_tasks_on_two_nodes_train_as_one_process(devcluster: Callable[..., 
     for name, value in weights[0].items():
         # a bias before a group normalisation has no gradient but rounding, of which AdamW makes whole steps
         free = 5e-3 if re.fullmatch(r".*input_proj\.\d\.0\.bias", name) else 2e-4
-        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=free, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=free, msg=partial("{}: {}".format, name))
     curves = [curve(s.run(run.run_id)) for s in (store, other)]
     assert [iteration for iteration, _ in curves[0]] == list(range(1, 17)), "each once, by the main task"
     for (_, ours), (_, alone_) in zip(*curves, strict=True):

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,18 @@ def test_a_short_job_is_warned_more_often_than_submitit_allows(
     """submitit takes each warning of a job of ten minutes or less for a time-out, and ends a job after three."""
     devcluster("--nodes", "1")
     run, store, directory = one
+
+    def trained(count: int) -> bool:
+        return lines(directory) >= count
+
+    def requeued(count: int) -> bool:
+        return len([s for s in stages(directory) if s.get("outcome") == "requeued"]) == count
+
     number = submit(job(run, store, tmp_path, runner=Stepping(0.3)), store.root / "jobs", time=5)
     for warning in range(1, 6):
-        until(lambda n=warning: lines(directory) >= 5 * n, 120, lambda: tiny_jobs.logs(directory, store.root / "jobs"))
+        until(partial(trained, 5 * warning), 120, lambda: tiny_jobs.logs(directory, store.root / "jobs"))
         client("scancel", "--signal=USR2", number)
-        until(lambda n=warning: len([s for s in stages(directory) if s.get("outcome") == "requeued"]) == n, 60)
+        until(partial(requeued, warning), 60)
     until(lambda: directory.result(run.eval_id), 120, lambda: tiny_jobs.logs(directory, store.root / "jobs"))
     assert [stage["outcome"] for stage in stages(directory)] == ["requeued"] * 5 + ["done"]
     assert iterations(directory) == list(range(1, 61)), "at the very iteration, each time"

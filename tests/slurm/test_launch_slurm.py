@@ -248,7 +248,7 @@ def _killed(made: Plan, root: Path, data: Path, where: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return ""
 
-    arrays.submit = submit
+    arrays.submit = submit  # type: ignore[assignment]  # in a process of its own
     go(made, Store(root), data, Counting(seconds=3))
 
 

@@ -163,7 +163,12 @@ def _used(suite: Suite, accounting: bool) -> None:
         usage.settle(suite.store, [run.run_id])
         assert usage.used_by(run) is None, "no attempt, no accounting: nothing is invented"
         return
-    until(lambda: usage.settle(suite.store, [run.run_id]) or usage.used_by(run) is not None)
+
+    def settled() -> bool:
+        usage.settle(suite.store, [run.run_id])
+        return usage.used_by(run) is not None
+
+    until(settled)
     used = usage.used_by(run)
     assert used is not None
     assert used.source == "sacct"

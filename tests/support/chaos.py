@@ -36,7 +36,8 @@ from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import Plan
 from mpformer.runtime.errors import UserError
 from tests.support import tiny_jobs
-from tests.support.tiny_jobs import ROOT, Paced, client, fail_node, kill_attempt, numbers, parent_of, tiny_plan
+from tests.support.small_runs import Paced, numbers
+from tests.support.tiny_jobs import ROOT, client, fail_node, kill_attempt, parent_of, tiny_plan
 
 ROWS = ("mask2former", "mp-former")
 CALM_SECONDS = 900.0

@@ -95,8 +95,9 @@ def _post_processing(case: golden_io.Case, out: DirectOutput, batch: Tensor) -> 
     result: dict[str, Any] = {}
     masks = torch.nn.functional.interpolate(out.masks[-1], size=batch.shape[-2:], mode="bilinear", align_corners=False)
     for b, image in enumerate(golden_io.images(case)):
-        wanted = tuple(int(v) for v in case.inputs["out_size"][b])
-        logits, full = out.logits[-1][b], resize(masks[b], image.shape[-2:], wanted)
+        height, width = (int(v) for v in case.inputs["out_size"][b])
+        size, wanted = (image.shape[-2], image.shape[-1]), (height, width)
+        logits, full = out.logits[-1][b], resize(masks[b], size, wanted)
         segments, info = panoptic(rules, logits, full)
         result[f"out/all/sem_seg/{b}"] = semantic(logits, full)
         result[f"out/all/panoptic_seg/{b}"] = segments
@@ -105,5 +106,5 @@ def _post_processing(case: golden_io.Case, out: DirectOutput, batch: Tensor) -> 
             rows = instance(rules, logits, full, only_things=variant == "all")
             for name, value in zip(("scores", "classes", "masks"), rows, strict=True):
                 result[f"out/{variant}/inst_{name}/{b}"] = value
-        result[f"out/sem/sem_seg/{b}"] = resize(semantic(logits, masks[b]), image.shape[-2:], wanted)
+        result[f"out/sem/sem_seg/{b}"] = resize(semantic(logits, masks[b]), size, wanted)
     return result

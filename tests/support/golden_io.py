@@ -21,10 +21,17 @@ PILOTED = "MultiScaleMaskedTransformerDecoderMaskDN"
 class Case(Protocol):
     """What both the comparison script's case and ``golden_rules.GoldenCase`` offer."""
 
-    meta: dict[str, Any]
-    inputs: dict[str, np.ndarray]
-    golden: dict[str, np.ndarray]
-    state: dict[str, np.ndarray]
+    @property
+    def meta(self) -> dict[str, Any]: ...
+
+    @property
+    def inputs(self) -> dict[str, np.ndarray]: ...
+
+    @property
+    def golden(self) -> dict[str, np.ndarray]: ...
+
+    @property
+    def state(self) -> dict[str, np.ndarray]: ...
 
 
 def model_config(case: Case) -> ModelConfig:

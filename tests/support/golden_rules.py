@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.support.golden_io import Case
+
 FOLDER = Path(__file__).parents[1] / "golden"
 Arrays = dict[str, np.ndarray]
 
@@ -65,7 +67,7 @@ class GoldenCase:
             return {k: archive[k] for k in archive.files}
 
 
-def problems(got: Arrays, case: GoldenCase, only: str = "") -> tuple[list[str], list[str]]:
+def problems(got: Arrays, case: Case, only: str = "") -> tuple[list[str], list[str]]:
     """What differs, one line a key, and the golden keys that ``got`` lacks."""
     wrong, missing = [], []
     for key, want in case.golden.items():
@@ -106,7 +108,7 @@ def _numbers_differ(kind: str, options: dict[str, float], got: np.ndarray, want:
         return "not finite"
     error = np.abs(got - want)
     if kind == "relative":
-        relative = float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-12))
+        relative = float(np.linalg.norm(got - want)) / max(float(np.linalg.norm(want)), 1e-12)
         return f"relative error {relative:.2e}" if relative > options["tol"] else None
     atol = options["atol"] if kind == "close" else 1e-4 * max(1e-12, float(np.abs(want).max()))
     over = error > atol + options["rtol"] * np.abs(want)

@@ -345,7 +345,9 @@ def layers_parquet(folder: Path, run: Run, objects: int = 40) -> None:
             }
             for name, value in line.items():
                 names[name].append(value)
-    columns = {name: np.asarray(names[name], dtype=dtype) for name, dtype in layer_table.COLUMNS.items()}
+    columns: dict[str, np.ndarray] = {
+        name: np.asarray(names[name], dtype=dtype) for name, dtype in layer_table.COLUMNS.items()
+    }
     layer_table.write(layer_table.LayerTable(columns, LAYERS + 1, 20), folder / "layers.parquet")
 
 

@@ -83,7 +83,7 @@ def _off_the_kinks(product: MPFormer) -> None:
     for name, p in product.named_parameters():
         if name.endswith("sampling_offsets.bias"):
             with torch.no_grad():
-                p += 0.3 + 0.2 * torch.rand(p.shape, generator=generator)
+                p.add_(0.3 + 0.2 * torch.rand(p.shape, generator=generator))
 
 
 def make_batch(sizes: list[tuple[int, int]], objects: list[int], classes: int, seed: int) -> list[dict[str, Any]]:

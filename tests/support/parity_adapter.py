@@ -29,11 +29,12 @@ from mpformer.modeling.meta_arch import MPFormer, build_model
 from mpformer.modeling.outputs import DecoderOutput, Targets
 from mpformer.modeling.pixel_decoder import PixelFeatures
 from mpformer.modeling.points import FixedPoints, most_uncertain, sample
+from tests.support.present import present
 
 
 def piloted_masks(output: DecoderOutput, layer: int) -> Tensor:
     """Mask logits (B, P, h, w) of one head of the piloted part."""
-    return torch.einsum("bqd,bdhw->bqhw", output.pilot_mask_embed[layer], output.mask_features)
+    return torch.einsum("bqd,bdhw->bqhw", present(output.pilot_mask_embed)[layer], output.mask_features)
 
 
 @dataclass
@@ -132,7 +133,7 @@ def traced(model: MPFormer) -> Iterator[Trace]:
     def hooks(layers: nn.ModuleList, record: Any) -> list[Any]:
         return [layer.register_forward_hook(lambda _, args, out: record(args, out)) for layer in layers]
 
-    decoder._blocked = blocked  # the one value that no hook sees
+    decoder._blocked = blocked  # type: ignore[method-assign]  # the one value that no hook sees
     handles = hooks(decoder.transformer_cross_attention_layers, lambda args, _: trace.opened.append(args[-1]))
     handles += hooks(decoder.transformer_self_attention_layers, lambda args, _: trace.self_masks.append(args[-1]))
     handles += hooks(decoder.transformer_ffn_layers, lambda _, out: trace.queries.append(out))
@@ -246,9 +247,9 @@ def _post_processing(case: golden_io.Case, model: MPFormer, output: DecoderOutpu
     result: dict[str, Any] = {}
     masks, padded = output.masks(-1), tuple(images.tensor.shape[-2:])
     for b, size in enumerate(images.image_sizes):
-        wanted = tuple(int(v) for v in case.inputs["out_size"][b])
+        height, width = (int(v) for v in case.inputs["out_size"][b])
         for name, settings in variants.items():
-            found = infer(settings, output.logits[-1, b], masks[b], padded, tuple(size), wanted)
+            found = infer(settings, output.logits[-1, b], masks[b], padded, tuple(size), (height, width))
             result |= _variant(f"out/{name}", b, found, settings)
     return result
 

@@ -72,14 +72,14 @@ def build_peer(model: ModelConfig, classes: int) -> Mask2FormerForUniversalSegme
     assert isinstance(backbone, OurResNet)
     assert backbone.res2_channels == 4 * backbone.width_per_group
     assert tuple(model.attention_strides) == (32, 16, 8)
-    resnet = ResNetConfig(
+    resnet = ResNetConfig(  # type: ignore[call-arg]  # its base class takes more than its signature says
         embedding_size=backbone.stem_channels,
         hidden_sizes=[backbone.res2_channels * 2**i for i in range(4)],
         depths=BLOCKS[backbone.depth],
         layer_type="bottleneck",
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
-    config = Mask2FormerConfig(
+    config = Mask2FormerConfig(  # type: ignore[call-arg]  # likewise
         backbone_config=resnet,
         feature_size=model.conv_dim,
         mask_feature_size=model.mask_dim,

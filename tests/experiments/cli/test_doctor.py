@@ -1,6 +1,7 @@
 """The doctor: honest lines, a way out for each thing that is missing, and the right exit code."""
 
 import http.server
+import importlib.util
 import json
 import os
 import subprocess
@@ -68,7 +69,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_detectron2_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     finding = doctor.detectron2()
     assert finding.level == MISSING
     assert "DETECTRON2=git" in finding.advice

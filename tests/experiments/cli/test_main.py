@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from experiments.cli import main, suite_commands
+from experiments.cli import main
 from experiments.execution import attempt
 from experiments.launch import begin
 from experiments.store import claims
@@ -278,7 +278,7 @@ def test_watching_looks_again_until_interrupted(
         if len(looks) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(suite_commands.time, "sleep", wait)
+    monkeypatch.setattr(time, "sleep", wait)
     watched = run("status", "--watch")
     assert watched.code == 0
     assert "RUNNING" in watched.out

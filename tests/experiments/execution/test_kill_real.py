@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,10 @@ def _lines(run: RunDir) -> int:
     return run.metrics.read_text().count("\n") if run.metrics.exists() else 0
 
 
+def _has_lines(count: int, run: RunDir) -> bool:
+    return _lines(run) >= count
+
+
 def _evaluating(run: RunDir) -> bool:
     """The evaluation follows the training in the same attempt (its progress is written once a second: too rarely)."""
     return run.trained() is not None
@@ -129,7 +134,7 @@ def test_killed_at_random_moments(
     random_ = random.Random(seed)
     for _ in range(6):
         wanted = random_.randrange(0, 26)
-        if not _kill_when(tiny, store, data, lambda run, n=wanted: _lines(run) >= n, random_.uniform(0, 1.5)):
+        if not _kill_when(tiny, store, data, partial(_has_lines, wanted), random_.uniform(0, 1.5)):
             break
     _finish(tiny, store, data)
     assert _numbers(tiny, store) == undisturbed

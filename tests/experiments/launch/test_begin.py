@@ -78,7 +78,7 @@ def test_a_launcher_on_another_host_is_waited_for_until_its_heartbeat_is_too_old
     def too_old(_: float) -> None:
         os.utime(claim, (time.time() - claims.HEARTBEAT_TIMEOUT - 1,) * 2)
 
-    monkeypatch.setattr(beginning.time, "sleep", too_old)
+    monkeypatch.setattr(time, "sleep", too_old)
     with begin(plan, store) as ours:
         assert ours.claim.number == 2
     assert capsys.readouterr().err == "mpformer: waiting for another launch into this store (process 7 on n7)\n"

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -292,11 +293,16 @@ def test_the_file_systems_clock_is_read_once_for_many_runs(
         write_json(submitted.run(index).path / "claims" / "1", content)
     monkeypatch.setattr(claims, "_PROBED", {})
     probed = []
-    monkeypatch.setattr(claims, "_probed", lambda directory: probed.append(directory) or time.time())
+
+    def noted(directory: Path) -> float:
+        probed.append(directory)
+        return time.time()
+
+    monkeypatch.setattr(claims, "_probed", noted)
     assert {submitted.state(index).state for index in range(4)} == {State.RUNNING}
     assert len(probed) == 1
     late = time.monotonic() + 2 * claims.HEARTBEAT_TIMEOUT
-    monkeypatch.setattr(claims.time, "monotonic", lambda: late)
+    monkeypatch.setattr(time, "monotonic", lambda: late)
     monkeypatch.setattr(claims, "_probed", lambda directory: time.time() + 2 * claims.HEARTBEAT_TIMEOUT)
     assert claims.holder(submitted.run().path / "claims") is None, "by the file system's clock, not by ours"
 

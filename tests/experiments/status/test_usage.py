@@ -87,7 +87,7 @@ def test_what_accounting_forgot_is_not_asked_for_for_ever(
 ) -> None:
     run_ids = _submitted(plan, store)
     later = time.time() + 2 * usage.FORGOTTEN
-    monkeypatch.setattr(usage.time, "time", lambda: later)
+    monkeypatch.setattr(time, "time", lambda: later)
     usage.settle(store, run_ids)
     usage.settle(store, run_ids)
     assert accounts["asked"] == 1

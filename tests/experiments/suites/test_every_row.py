@@ -15,7 +15,7 @@ from experiments.execution.attempt import Options, run_attempt
 from experiments.store.files import read_json
 from experiments.store.identity import eval_id, run_id
 from experiments.store.run_dir import Store
-from experiments.suites import catalogue, planning, scales
+from experiments.suites import catalogue, datasets, planning, scales
 from experiments.suites.planning import Plan, PlannedRun, Request
 from mpformer.config.classes import num_classes
 from mpformer.config.schema import Config
@@ -85,7 +85,7 @@ def narrow(config: Config, data_root: Path) -> Config:
     if config.dataset.name == "shapes":
         small = {"side": 64, "train_images": 4, "val_images": 2}
         changes |= {f"dataset.shapes.{key}": value for key, value in small.items()} | {"dataset.fingerprint": ""}
-    narrowed = planning.datasets.resolve(config.replace(changes), data_root)[0]
+    narrowed = datasets.resolve(config.replace(changes), data_root)[0]
     return _with_file(narrowed, data_root) if config.schedule.evaluation_only else narrowed
 
 
@@ -99,7 +99,7 @@ def _with_file(config: Config, data_root: Path) -> Config:
     file = data_root / "weights" / f"{config.dataset.name}-{kind}.pth"
     file.parent.mkdir(exist_ok=True)
     torch.save({"model": build_model(config).state_dict()}, file)
-    return planning.datasets.resolve_weights(config.replace({"model.init_weights": str(file)}), data_root)[0]
+    return datasets.resolve_weights(config.replace({"model.init_weights": str(file)}), data_root)[0]
 
 
 def write_bowl(root: Path, images: int) -> None:

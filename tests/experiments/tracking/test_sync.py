@@ -19,6 +19,7 @@ from experiments.store.run_dir import RunDir, Store
 from experiments.tracking import sync
 from experiments.tracking.server import BATCH, Mirror, Tail, checksum, places, values
 from mpformer.runtime.errors import UserError
+from tests.support.present import present
 
 
 def lines(first: int, last: int, *, scale: float = 1.0) -> list[dict[str, Any]]:
@@ -125,7 +126,7 @@ def test_a_run_is_copied_with_its_suite_toggles_and_state(store: Store, mirrored
     assert history() == expected(lines(1, 10))
     client = MlflowClient(sync.default_uri(store.root))
     experiment = client.get_experiment_by_name("shapes/mini")
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    runs = {run.info.run_name: run for run in client.search_runs([present(experiment).experiment_id])}
     run = runs[mirrored.run_id]
     assert run.data.params["mp_queries"] == str(mirrored.config().toggles.mp_queries)
     assert run.data.params["schedule.max_iter"] == "12"
@@ -249,7 +250,7 @@ def test_final_scores_end_the_run(store: Store, mirrored: RunDir, history: Any) 
     sync.sync(store)
     assert history()[("AP", 12, 50.0)] == 1
     client = MlflowClient(sync.default_uri(store.root))
-    (run,) = client.search_runs([client.get_experiment_by_name("shapes/mini").experiment_id])
+    (run,) = client.search_runs([present(client.get_experiment_by_name("shapes/mini")).experiment_id])
     assert run.info.status == "FINISHED"
 
 

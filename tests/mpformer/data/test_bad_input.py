@@ -17,7 +17,7 @@ from mpformer.data.prepared import dataset_dir
 from mpformer.data.validation import validation_items
 from mpformer.runtime.errors import RunFailure, UserError
 
-Edit = Callable[[Any], None]
+Edit = Callable[[Any], object]
 
 
 @pytest.fixture

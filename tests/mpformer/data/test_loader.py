@@ -29,8 +29,8 @@ def flat(found: list[Batch]) -> Batch:
     return [item for batch in found for item in batch]
 
 
-def batches(config: Config, root: Path, count: int, start: int = 0, **place: int) -> list[Batch]:
-    found = train_batches(config, root, start, **place)
+def batches(config: Config, root: Path, count: int, start: int = 0, rank: int = 0, size: int = 1) -> list[Batch]:
+    found = train_batches(config, root, start, rank, size)
     return [next(found) for _ in range(count)]
 
 
@@ -77,10 +77,10 @@ def test_an_epoch_shows_every_image_once(shapes_config: Config, shapes_root: Pat
 
 
 def test_the_seed_changes_the_order_and_the_global_state_does_not(shapes_config: Config, shapes_root: Path) -> None:
-    before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()
+    before = torch.random.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tolist()
     first = batches(shapes_config, shapes_root, 2)
     assert torch.equal(torch.random.get_rng_state(), before[0])
-    assert np.random.get_state()[1].tolist() == before[1]
+    assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[1]
     torch.manual_seed(99)
     np.random.seed(99)
     again = batches(shapes_config, shapes_root, 2)

@@ -14,8 +14,10 @@ from mpformer.data import chunks, prepare, prepared, shapes
 from mpformer.data.check import check
 from mpformer.data.coco_layout import rgb_to_id
 from mpformer.data.contact_sheet import contact_sheet
+from mpformer.data.scene import Scene
 from mpformer.data.shapes_set import prepare_shapes
 from mpformer.runtime.errors import UserError
+from tests.support.present import present
 
 TINY = ShapesConfig(side=32, train_images=5, val_images=3)
 
@@ -57,12 +59,12 @@ def test_instances_are_coco(shapes_root: Path, shapes_config: Config, capsys: py
 def test_manifest_tells_the_dataset(shapes_root: Path, shapes_config: Config) -> None:
     root = directory(shapes_root, shapes_config)
     manifest = prepared.read_manifest(root / "manifest.json")
-    assert manifest["fingerprint"] == shapes.fingerprint(shapes_config.dataset.shapes)
+    assert manifest["fingerprint"] == shapes.fingerprint(present(shapes_config.dataset.shapes))
     assert manifest["fingerprint"].startswith(root.name)
     assert {s: a["images"] for s, a in manifest["splits"].items()} == {"train": 12, "val": 6}
     assert set(manifest["attention"]["empty_percent"]["area"]) == {"4", "8", "16", "32"}
-    present = {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()} - {"manifest.json"}
-    assert present == set(manifest["files"])
+    files = {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert files == set(manifest["files"])
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     drawn: list[tuple[str, int]] = []
     original = shapes.generate
 
-    def stop_late(config: ShapesConfig, split: str, index: int) -> shapes.Scene:
+    def stop_late(config: ShapesConfig, split: str, index: int) -> Scene:
         drawn.append((split, index))
         if len(drawn) == 7:
             raise KeyboardInterrupt
@@ -91,7 +93,12 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not target.exists()
     seen: list[tuple[int, int]] = []
     drawn.clear()
-    monkeypatch.setattr(shapes, "generate", lambda *args: drawn.append(args[1:]) or original(*args))
+
+    def noted(config: ShapesConfig, split: str, index: int) -> Scene:
+        drawn.append((split, index))
+        return original(config, split, index)
+
+    monkeypatch.setattr(shapes, "generate", noted)
     prepare_shapes(config, tmp_path, lambda done, total: seen.append((done, total)), workers=1)
     assert drawn[0] == ("train", 5)  # the first chunk of five was kept
     assert seen[-1] == (11, 11)

@@ -84,7 +84,7 @@ def test_every_class_occurs() -> None:
 
 def test_colour_carries_no_class() -> None:
     """Over many images the mean colour of each shape is about the same."""
-    means = {k: [] for k in range(len(SHAPES_THINGS))}
+    means: dict[int, list[np.ndarray]] = {k: [] for k in range(len(SHAPES_THINGS))}
     for scene in scenes(150, camouflage=0.0):
         for segment in scene.segments:
             if segment.thing:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from analysis.matching import MatchWeights, match_layers
 from mpformer.config.schema import Config
@@ -39,7 +40,9 @@ def config(shapes_config: Config) -> Config:
 def model(config: Config) -> MPFormer:
     model = build_model(config)
     with torch.no_grad():  # masks that are neither everywhere nor nowhere
-        model.sem_seg_head.predictor.mask_embed.layers[-1].weight.mul_(5)
+        last = model.sem_seg_head.predictor.mask_embed.layers[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.mul_(5)
     return model
 
 

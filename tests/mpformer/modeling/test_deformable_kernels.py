@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mpformer.modeling import deformable_attention as deformable
+from mpformer.modeling.sparse_sampling import Sizes, sparse_kernel
 from mpformer.runtime.errors import UserError
 
 SIZES = ((3, 4), (6, 8), (5, 7))
@@ -60,7 +61,7 @@ def test_deformops_comes_first_on_gpus_then_the_compiled_package(installed: Call
     installed(deformops="cuda", package="cuda")
     assert deformable.kernel_of("cuda") is deformable.deformops_kernel
     assert deformable.kernel_name("cuda").startswith("deformops")
-    assert deformable.kernel_of("cpu") is deformable.sparse_kernel
+    assert deformable.kernel_of("cpu") is sparse_kernel
     assert deformable.kernel_name("cpu") == "sparse matrix"
     installed(package="cuda")
     assert deformable.kernel_of("cuda") is deformable.package_kernel
@@ -96,12 +97,12 @@ def test_the_compiled_packages_kernel_is_grid_sample() -> None:
 def test_deformops_reference_is_grid_sample() -> None:
     from deformops.backends.reference import msda
 
-    def reference(value: Tensor, sizes: deformable.Sizes, places: Tensor, weights: Tensor) -> Tensor:
+    def reference(value: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:
         return msda.reference(value, deformable._level_table(sizes, value.device)[0], places, weights)
 
     plain = outputs_and_gradients(deformable.grid_sample_kernel)
     assert_same(outputs_and_gradients(reference), plain)
-    assert_same(outputs_and_gradients(deformable.sparse_kernel), plain)
+    assert_same(outputs_and_gradients(sparse_kernel), plain)
 
 
 INTERPRETED = """

@@ -47,7 +47,7 @@ def sampling_inputs(images: int = 2, queries: int = 9) -> list[Tensor]:
 def test_sparse_sampling_is_grid_sample() -> None:
     made = sampling_inputs()
     plain = outputs_and_gradients(lambda v, x, w: deformable.grid_sample_kernel(v, SIZES, x, w), made)
-    ours = outputs_and_gradients(lambda v, x, w: deformable.sparse_kernel(v, SIZES, x, w), made)
+    ours = outputs_and_gradients(lambda v, x, w: sparse_sampling.sparse_kernel(v, SIZES, x, w), made)
     assert_same(ours, plain, 1e-5)
     assert plain[0][:, 1].abs().max() == 0  # far outside: nothing is read
 
@@ -55,14 +55,14 @@ def test_sparse_sampling_is_grid_sample() -> None:
 def test_sparse_sampling_has_the_right_slopes() -> None:
     made = [x.double().requires_grad_() for x in sampling_inputs(1, 3)]
     made[1].data[:, 0] += 0.013  # off the cells' centres, where a bilinear surface has no slope
-    assert torch.autograd.gradcheck(lambda v, x, w: deformable.sparse_kernel(v, SIZES, x, w), made)
+    assert torch.autograd.gradcheck(lambda v, x, w: sparse_sampling.sparse_kernel(v, SIZES, x, w), made)
 
 
 def test_sparse_sampling_of_what_is_no_number_reaches_the_loss() -> None:
     value, places, weights = sampling_inputs()
     places[0, 3], weights[0, 3], places[0, 4] = torch.nan, torch.nan, torch.inf
     out, *gradients = outputs_and_gradients(
-        lambda v, x, w: deformable.sparse_kernel(v, SIZES, x, w), [value, places, weights]
+        lambda v, x, w: sparse_sampling.sparse_kernel(v, SIZES, x, w), [value, places, weights]
     )
     assert out[0, 3].isnan().all()
     assert out[1].isfinite().all()
@@ -71,9 +71,9 @@ def test_sparse_sampling_of_what_is_no_number_reaches_the_loss() -> None:
 
 def test_sparse_sampling_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     made = sampling_inputs(images=5)
-    whole = outputs_and_gradients(lambda v, x, w: deformable.sparse_kernel(v, SIZES, x, w), made)
+    whole = outputs_and_gradients(lambda v, x, w: sparse_sampling.sparse_kernel(v, SIZES, x, w), made)
     monkeypatch.setattr(sparse_sampling, "_CORNERS", 2 * 4 * made[2][0].numel())
-    parts = outputs_and_gradients(lambda v, x, w: deformable.sparse_kernel(v, SIZES, x, w), made)
+    parts = outputs_and_gradients(lambda v, x, w: sparse_sampling.sparse_kernel(v, SIZES, x, w), made)
     for one, other in zip(parts, whole, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 

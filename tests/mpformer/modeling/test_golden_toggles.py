@@ -1,6 +1,7 @@
 """Product path against the direct implementation for every toggle, set of attention strides and width: outputs,
 losses, gradients. Weights, points and noise are the same on both sides."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from mpformer.config.schema import Toggles
 from tests.support.paired_models import CLASSES, Forward, draw, forward_both, make_batch, margin, pair, tiny_config
 from tests.support.parity_adapter import piloted_masks
+from tests.support.present import present
 
 SIZES = [(64, 96), (60, 70), (64, 64)]
 PILOTED = Toggles(mp_queries=True)
@@ -61,23 +63,22 @@ def run_pair(toggles: Toggles, objects: list[int], **model: Any) -> tuple[Any, A
 
 def assert_same(direct: Any, product: Any, both: Forward) -> None:
     layers = range(len(both.product.logits))
-    close = {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(both.product.logits, both.direct.matching("logits"), **close)
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
+    close(both.product.logits, both.direct.matching("logits"))
     masks = torch.stack([both.product.masks(i) for i in layers])
-    torch.testing.assert_close(masks, both.direct.matching("masks"), **close)
+    close(masks, both.direct.matching("masks"))
     assert (both.pilot is None) == (both.direct.pilot is None)
     if both.pilot is not None:
         real = both.pilot.real
-        torch.testing.assert_close(real, both.direct.pilot.slot_is_object)
+        torch.testing.assert_close(real, present(both.direct.pilot).slot_is_object)
         found = torch.stack([piloted_masks(both.product, i) for i in layers])
-        torch.testing.assert_close(found[:, real], both.direct.piloted("masks")[:, real], **close)
+        close(found[:, real], both.direct.piloted("masks")[:, real])
         wanted = both.direct.piloted("logits")[:, real]
-        torch.testing.assert_close(both.product.pilot_logits[:, real], wanted, **close)
+        close(present(both.product.pilot_logits)[:, real], wanted)
     assert both.product_losses.keys() == both.direct_losses.keys()
     for name, value in both.direct_losses.items():
-        torch.testing.assert_close(
-            both.product_losses[name], value, rtol=2e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        naming = partial("{}: {}".format, name)
+        torch.testing.assert_close(both.product_losses[name], value, rtol=2e-4, atol=1e-5, msg=naming)
     assert_same_gradients(direct, product, both)
 
 

@@ -17,6 +17,7 @@ from mpformer.modeling.mask_piloting import (
     move_masks,
     pilot_batch,
 )
+from tests.support.present import present
 from tests.support.small_models import boxes_masks, rng, some_targets
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -24,9 +25,9 @@ KINDS = ("point", "shift", "scale", "shift-scale")
 SIZES = [(4, 4), (8, 8), (16, 16)] * 2
 
 
-def piloted(toggles: Toggles, seed: int = 0, **targets: object) -> PilotBatch:
+def piloted(toggles: Toggles, seed: int = 0) -> PilotBatch:
     table = torch.randn(12, 32, generator=rng(9))
-    made = pilot_batch(toggles, some_targets(**targets), table, 8, SIZES, rng(seed))
+    made = pilot_batch(toggles, some_targets(), table, 8, SIZES, rng(seed))
     assert made is not None
     return made
 
@@ -52,7 +53,7 @@ def test_noise_never_inverts_a_mask_in_any_layer(kind: str) -> None:
     clean = piloted(Toggles())
     noisy = piloted(Toggles(mask_noise=kind, point_noise=0.4))
     for layer, size in enumerate(SIZES):
-        a, b = clean.attention(layer, size)[clean.real], noisy.attention(layer, size)[noisy.real]
+        a, b = (present(made.attention(layer, size))[made.real] for made in (clean, noisy))
         assert (a == b).float().mean() > 0.75
         overlap = (~a & ~b).sum() / (~a).sum()
         assert overlap > 0.5
@@ -87,13 +88,13 @@ def test_layers_draw_afresh_or_share_per_size() -> None:
     afresh = piloted(Toggles(point_noise=0.4))
     shared = piloted(Toggles(point_noise=0.4, redraw="once"))
     for layer in range(3):
-        assert not torch.equal(afresh.layer_masks[layer], afresh.layer_masks[layer + 3])
-        assert torch.equal(shared.layer_masks[layer], shared.layer_masks[layer + 3])
+        assert not torch.equal(*(present(afresh.layer_masks[i]) for i in (layer, layer + 3)))
+        assert torch.equal(*(present(shared.layer_masks[i]) for i in (layer, layer + 3)))
 
 
 def test_groups_draw_their_own_noise() -> None:
     made = piloted(Toggles(point_noise=0.4, mp_groups=2, pilot_padding="masked"))
-    first, second = made.attention(2, (16, 16)).chunk(2, dim=1)
+    first, second = present(made.attention(2, (16, 16))).chunk(2, dim=1)
     assert not torch.equal(first, second)
 
 
@@ -101,8 +102,8 @@ def test_same_stream_gives_the_same_noise() -> None:
     toggles = Toggles(point_noise=0.2, flip_noise=0.5, mp_groups=2)
     a, b, c = piloted(toggles, 1), piloted(toggles, 1), piloted(toggles, 2)
     assert torch.equal(a.labels, b.labels)
-    assert all(torch.equal(x, y) for x, y in zip(a.layer_masks, b.layer_masks, strict=True))
-    assert not all(torch.equal(x, y) for x, y in zip(a.layer_masks, c.layer_masks, strict=True))
+    assert all(torch.equal(present(x), present(y)) for x, y in zip(a.layer_masks, b.layer_masks, strict=True))
+    assert not all(torch.equal(present(x), present(y)) for x, y in zip(a.layer_masks, c.layer_masks, strict=True))
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.2, 0.5, 1.0])

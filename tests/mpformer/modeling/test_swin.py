@@ -1,6 +1,7 @@
 """Our Swin: transformers' numbers under the released names, any image size, stochastic depth."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests.support.small_models import small_model
 
 SMALL = SwinConfig(embed_dim=16, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4, drop_path=0.0)
 
-NAMES = [
+NAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^swin\.", ""),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^embeddings\.norm\.", "patch_embed.norm."),
@@ -53,7 +54,7 @@ def test_equals_transformers(size: tuple[int, int]) -> None:
 
     stages = ["stage1", "stage2", "stage3", "stage4"]
     theirs = SwinBackbone(
-        TheirConfig(
+        TheirConfig(  # type: ignore[call-arg]  # its base class takes more than its signature says
             image_size=64,
             embed_dim=16,
             depths=[2, 2, 2, 2],

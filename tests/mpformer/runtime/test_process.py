@@ -1,6 +1,7 @@
 """What a process sets for its kernels: on CPUs always the same, on GPUs as the run's options say."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpformer.runtime import process
 from mpformer.runtime.errors import UserError
 from mpformer.runtime.process import kernel_settings, prepare_process, triton_cache
 
@@ -64,7 +64,7 @@ def test_a_gpu_that_shall_repeat_itself_searches_nothing_and_says_what_remains(c
 
 def test_tritons_cache_is_the_nodes_and_nobody_elses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(process.socket, "gethostname", lambda: "node7")
+    monkeypatch.setattr(socket, "gethostname", lambda: "node7")
     ours = triton_cache()
     assert ours.name.endswith("-node7")
     assert ours.stat().st_mode & 0o777 == 0o700

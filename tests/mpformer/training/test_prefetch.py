@@ -22,6 +22,12 @@ def batch(number: int, images: int = 2) -> list[dict[str, Any]]:
     return [{"image": torch.full((3, 4, 4), number), "instances": found, "file_name": "a.png"} for _ in range(images)]
 
 
+def counted(count: int, asked: list[int]) -> Iterator[list[dict[str, Any]]]:
+    for number in range(count):
+        asked.append(number)
+        yield batch(number)
+
+
 def numbers(part: MicroBatch) -> list[int]:
     return [int(item["image"][0, 0, 0]) for item in part.batch]
 
@@ -62,7 +68,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_on_cpu_nothing_is_copied_nor_loaded_ahead(shapes_config: Config) -> None:
     asked: list[int] = []
-    source = (asked.append(n) or batch(n) for n in range(9))
+    source = counted(9, asked)
     parts = micro_batches(source, shapes_config)
     first = next(prefetched(parts, torch.device("cpu")))
     assert asked == [0]
@@ -72,7 +78,7 @@ def test_on_cpu_nothing_is_copied_nor_loaded_ahead(shapes_config: Config) -> Non
 
 def test_every_tensor_is_copied_without_waiting_one_micro_batch_ahead(shapes_config: Config, said: list[str]) -> None:
     asked: list[int] = []
-    source = (asked.append(n) or batch(n) for n in range(3))
+    source = counted(3, asked)
     parts = prefetched(micro_batches(source, shapes_config), CUDA)
     assert numbers(next(parts)) == [0, 0]
     # two images of three tensors each: copied; then the computation waits and claims them; then the next ones

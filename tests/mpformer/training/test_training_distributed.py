@@ -57,8 +57,8 @@ def test_gpus_talk_by_nccl_and_the_counts_on_the_cpu_by_gloo(
     asked: list[str] = []
     for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed.dist, "init_process_group", lambda name, **_: asked.append(name))
-    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name, **_: asked.append(name))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     with distributed.process_group(torch.device(device)):
         pass
     assert asked == [backend]

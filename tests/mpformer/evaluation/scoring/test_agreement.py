@@ -17,6 +17,7 @@ from mpformer.evaluation.scoring.panoptic import Parts, compare_by_files, predic
 from mpformer.evaluation.scoring.scorer import SegmentationScorer, scorer_versions
 from mpformer.evaluation.scoring.semantic import SemanticScorer
 from tests.support.plain_counts import compared, counted
+from tests.support.present import present
 
 SIDE, THINGS, CLASSES = 40, 8, 12
 
@@ -57,7 +58,7 @@ def random_truth(rng: np.random.Generator, image_id: int) -> GroundTruth:
 def random_prediction(rng: np.random.Generator, truth: GroundTruth) -> dict:
     """The truth, shifted and relabelled here and there, and some nonsense."""
     shift = tuple(rng.integers(-2, 3, 2))
-    ids = np.roll(truth.ids, shift, (0, 1)).astype(np.int64)
+    ids = np.roll(present(truth.ids), shift, (0, 1)).astype(np.int64)
     ids[rng.random((SIDE, SIDE)) < 0.05] = 77
     info = [
         {"id": s.id, "category_id": s.category if rng.random() < 0.8 else int(rng.integers(CLASSES))}
@@ -78,7 +79,7 @@ def random_prediction(rng: np.random.Generator, truth: GroundTruth) -> dict:
         "panoptic_seg": (torch.from_numpy(ids), info),
         "sem_seg": torch.from_numpy(rng.random((CLASSES, SIDE, SIDE)).astype(np.float32))
         + 2
-        * torch.nn.functional.one_hot(torch.from_numpy(truth.semantic.astype(np.int64)) % CLASSES, CLASSES)
+        * torch.nn.functional.one_hot(torch.from_numpy(present(truth.semantic).astype(np.int64)) % CLASSES, CLASSES)
         .permute(2, 0, 1)
         .roll(shift, (1, 2)),
     }
@@ -157,8 +158,7 @@ def test_panoptic_quality_of_hotcoco_agrees() -> None:
         truth = random_truth(rng, 10 + i)
         ids, segments = predicted_segments(random_prediction(rng, truth)["panoptic_seg"])
         images.append({"id": 10 + i, "height": SIDE, "width": SIDE})
-        rows = [(s.id, s.category, int(s.crowd), truth.ids == s.id) for s in truth.segments]
-        truth_rows += [_row(10 + i, *r) for r in rows]
+        truth_rows += [_row(10 + i, s.id, s.category, int(s.crowd), present(truth.ids) == s.id) for s in truth.segments]
         found_rows += [_row(10 + i, k, c, 0, ids == k) for k, c in segments.items()]
     categories = [{"id": c + 1, "name": str(c), "isthing": int(c < THINGS)} for c in range(CLASSES)]
     dataset = {"images": images, "categories": categories}
@@ -195,7 +195,7 @@ def test_miou_is_detectron2s(monkeypatch: pytest.MonkeyPatch) -> None:
     DatasetCatalog.register(name, lambda: [{"file_name": f, "sem_seg_file_name": f} for f in truths])
     MetadataCatalog.get(name).set(stuff_classes=[str(c) for c in range(CLASSES)], ignore_label=255)
     # numpy 2 refuses the default loading function's copy=False; ours also spares the files
-    theirs = SemSegEvaluator(name, False, sem_seg_loading_fn=lambda f, dtype: truths[f].semantic.astype(dtype))
+    theirs = SemSegEvaluator(name, False, sem_seg_loading_fn=lambda f, dtype: present(truths[f].semantic).astype(dtype))
     theirs.reset()
     ours = SemanticScorer(CLASSES)
     for file, truth in truths.items():
@@ -249,7 +249,7 @@ def test_no_ground_truth_leaves_the_score_out() -> None:
 def test_perfect_prediction_scores_hundred() -> None:
     truth = random_truth(np.random.default_rng(2), 4)
     truth = GroundTruth(
-        4, SIDE, SIDE, tuple({**a, "iscrowd": 0} for a in truth.annotations), truth.ids,
+        4, SIDE, SIDE, tuple({**a, "iscrowd": 0} for a in present(truth.annotations)), truth.ids,
         tuple(Segment(s.id, s.category, False) for s in truth.segments), truth.semantic,
     )  # fmt: skip
     things = [s for s in truth.segments if s.category < THINGS]
@@ -263,7 +263,7 @@ def test_perfect_prediction_scores_hundred() -> None:
             torch.from_numpy(truth.ids),
             [{"id": s.id, "category_id": s.category} for s in truth.segments],
         ),
-        "sem_seg": torch.from_numpy(truth.semantic.astype(np.int64)),
+        "sem_seg": torch.from_numpy(present(truth.semantic).astype(np.int64)),
     }
     scorer = SegmentationScorer(config())
     scorer.add(prediction, truth)

@@ -147,7 +147,8 @@ def test_iou_is_the_benchmarks(root: Path, tmp_path: Path, task: str) -> None:
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as script
 
     pairs, recorded, counts = scored(root, task)
-    ids, lists = np.array(label_ids("semantic"), dtype=np.uint8), ([], [])
+    ids = np.array(label_ids("semantic"), dtype=np.uint8)
+    lists: tuple[list[str], list[str]] = ([], [])
     for item, prediction in pairs:
         Image.fromarray(ids[prediction["sem_seg"].numpy()]).save(tmp_path / f"{item.truth.image_id}.png")
         lists[0].append(str(tmp_path / f"{item.truth.image_id}.png"))
