@@ -186,7 +186,7 @@ class PretendDevice(TorchDispatchMode):
 
     def __enter__(self) -> "PretendDevice":
         PretendDevice.active = self
-        makers = {name: _through_the_host(getattr(torch, name)) for name in ("tensor", "as_tensor")}
+        makers: dict[str, Any] = {name: _through_the_host(getattr(torch, name)) for name in ("tensor", "as_tensor")}
         self._patch = mock.patch.multiple(torch, **makers)
         self._patch.start()
         super().__enter__()

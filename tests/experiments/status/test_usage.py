@@ -15,6 +15,7 @@ from experiments.status.scheduler import Job
 from experiments.store.files import read_json, write_json
 from experiments.store.journal import BatchRun, Submission, of_launch
 from experiments.store.run_dir import Store
+from experiments.store.usage import FILE
 from experiments.suites.planning import Plan
 
 Make = Callable[..., Any]
@@ -53,9 +54,9 @@ def test_a_launch_has_one_file_and_nothing_is_asked_for_twice(
     run_ids = _submitted(plan, store)
     accounts["jobs"] = [_job(0), _job(1), _job(2, "RUNNING")]
     usage.settle(store, run_ids)
-    path = store.launches / LAUNCH / usage.FILE
+    path = store.launches / LAUNCH / FILE
     assert list(read_json(path)["jobs"]) == ["0/0", "0/1"], "what still runs, and what is not known yet, is left open"
-    assert not any((store.run(run_id).path / usage.FILE).exists() for run_id in run_ids)
+    assert not any((store.run(run_id).path / FILE).exists() for run_id in run_ids)
     used = usage.used_by(store.run(run_ids[1]))
     assert used is not None
     assert used.text() == "0 h 1 min in 0 attempts, 0.03 GPU-hours, peak memory 2.00 GiB (sacct)"
@@ -102,7 +103,7 @@ def test_a_copy_of_a_run_has_its_part_of_the_launch(
     there = Store(tmp_path / "elsewhere").run(run_ids[0])
     importing._copy(store.run(run_ids[0]), there.path)
     assert usage.used_by(there) == usage.used_by(store.run(run_ids[0]))
-    assert list(read_json(there.path / usage.FILE)["jobs"]) == ["1234_0"]
+    assert list(read_json(there.path / FILE)["jobs"]) == ["1234_0"]
 
 
 def test_own_counters_tell_what_a_run_used(plan: Plan, store: Store, options: Options, counter: Make) -> None:
@@ -130,7 +131,7 @@ def test_accounted_jobs_count_instead_of_their_attempts(plan: Plan, store: Store
     write_json(run.attempt(1).path / "stage.json", {**about, "execution": {"job_id": "7", "array_id": "5_0"}})
     write_json(run.attempt(2).path / "stage.json", about)
     job = {"elapsed": 300.0, "gpus": 2, "max_rss": 2**31, "raw_id": "7"}
-    write_json(run.path / usage.FILE, {"schema": 1, "jobs": {"5_0": job}})
+    write_json(run.path / FILE, {"schema": 1, "jobs": {"5_0": job}})
     used = usage.used_by(run)
     assert used is not None
     assert (used.seconds, used.gpu_seconds, used.peak_bytes) == (400.0, 600.0, 2**31)
