@@ -251,7 +251,7 @@ def _tile(axis: "Axes", case: Case, step: Step, picture: Any, colour: str, small
             linewidth=(1.6 if small else 2.4) if step.jumps else 0.5,
         )
     text = on_target(step) if not small else on_target(step).removeprefix("on target ")
-    axis.set_xlabel(text, fontsize=5 if small else 6, labelpad=2, color=JUMP if step.jumps else "#333333")
+    axis.set_xlabel(text, fontsize=5 if small else 5.4, labelpad=2, color=JUMP if step.jumps else "#333333")
 
 
 def _barcodes(figure: "Figure", runs: Sequence[RunJumps], above: float) -> None:
