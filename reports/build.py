@@ -1,14 +1,14 @@
 """``mpformer report``: everything rebuilt from the run store alone, at any time, halfway through a suite too."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from experiments.status import scheduler
 from experiments.store.files import write_text
 from experiments.store.launches import queued_runs
 from experiments.store.run_dir import Store
+from experiments.store.suite_record import SuiteRecord
 from experiments.suites.scales import suite_name
 from mpformer.runtime.errors import UserError, choices
 from reports import incremental, jump_picture, paper_numbers, run_page, why_figures
@@ -49,7 +49,7 @@ def build(
     options = (tuple(formats), tuple(columns), decimals, not suites)
     found = records(store, suites, scale, dataset)
     digests = [incremental.fingerprint(record, store, options) for record in found]
-    folders = [base / suite_name(record["suite"], record["scale"], record.get("dataset")) for record in found]
+    folders = [base / suite_name(record.suite, record.scale, record.dataset) for record in found]
     old = [incremental.kept(folder, digest) for folder, digest in zip(folders, digests, strict=True)]
     overview = [base / "index.html"] if not suites and "html" in formats else []
     if None not in old and all(path.exists() for path in overview):
@@ -83,7 +83,7 @@ def gather(
 
 
 def _collected(
-    found: Sequence[Mapping[str, Any]], store: Store, columns: Sequence[str], decimals: int | None
+    found: Sequence[SuiteRecord], store: Store, columns: Sequence[str], decimals: int | None
 ) -> list[SuiteReport]:
     reader = Reader(store, queued_runs(store), scheduler.remembered(store))
     return [_with_published(collect(record, reader, columns, decimals)) for record in found]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.store.attempt_dir import Provenance
+from experiments.store.suite_record import SuiteRecord
 from mpformer.config.datasets import DATASETS
 from mpformer.config.presets import PRESETS
 from mpformer.config.schema import BACKBONE_CONFIGS, Toggles
@@ -29,7 +30,7 @@ def _effective(toggles: Mapping[str, Any]) -> dict[str, Any]:
     return {**_DEFAULTS, **toggles}  # a stored run has no toggle that is younger than it
 
 
-def caption(table: Table, views: Sequence[RunView], record: Mapping[str, Any]) -> str:
+def caption(table: Table, views: Sequence[RunView], record: SuiteRecord) -> str:
     """Title, scale, data, model, schedule, hardware and seeds in a few sentences."""
     config = next((view.config for view in views if view.config), {})
     parts = [
@@ -68,9 +69,9 @@ def backbone(config: Mapping[str, Any]) -> str:
     return known[kind].model_construct(**config).title if kind in known else kind
 
 
-def _overrides(record: Mapping[str, Any]) -> str:
+def _overrides(record: SuiteRecord) -> str:
     """What the launch changed in every row."""
-    changed = [f"{key} = {json.dumps(value)}" for key, value in (record.get("overrides") or {}).items()]
+    changed = [f"{key} = {json.dumps(value)}" for key, value in record.overrides.items()]
     return f"Changed in every row: {', '.join(changed)}." if changed else ""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.status.states import State
 from experiments.store.run_dir import Store
+from experiments.store.suite_record import SuiteRecord, SuiteRow
 from experiments.suites import catalogue
 from experiments.suites.scales import suite_name
 from mpformer.runtime.errors import UserError, choices
@@ -53,7 +54,7 @@ class RowRuns:
 class SuiteReport:
     """A table with everything behind it."""
 
-    record: Mapping[str, Any]
+    record: SuiteRecord
     rows: tuple[RowRuns, ...]
     table: Table
 
@@ -65,7 +66,7 @@ class SuiteReport:
     @property
     def baseline(self) -> RowRuns | None:
         """The row that the others are compared with."""
-        return next((row for row in self.rows if row.name == self.record.get("baseline")), None)
+        return next((row for row in self.rows if row.name == self.record.baseline), None)
 
     def baseline_of(self, row: RowRuns) -> RowRuns | None:
         """The row that ``row`` is compared with; None for a baseline itself."""
@@ -77,15 +78,15 @@ def baseline_of(row: RowRuns, rows: Sequence[RowRuns]) -> RowRuns | None:
     return next((other for other in rows if other.name == row.baseline and other is not row), None)
 
 
-def records(store: Store, suites: Sequence[str], scale: str, dataset: str | None) -> list[dict[str, Any]]:
+def records(store: Store, suites: Sequence[str], scale: str, dataset: str | None) -> list[SuiteRecord]:
     """The launched suites' records asked for; no name means all, at every scale and on every dataset.
 
     Raises UserError for a suite that was never launched, listing those that were.
     """
-    known = [record for record in store.suite_records() if "suite" in record and "rows" in record]
+    known = store.suite_records()
     if not suites:
         return known
-    names = {suite_name(r["suite"], r["scale"], r.get("dataset")): r for r in known}
+    names = {suite_name(r.suite, r.scale, r.dataset): r for r in known}
     wanted = [suite_name(suite, scale, dataset or _own_dataset(suite, scale)) for suite in suites]
     if missing := [name for name in wanted if name not in names]:
         if not names:
@@ -101,24 +102,22 @@ def _own_dataset(suite: str, scale: str) -> str | None:
 
 
 def collect(
-    record: Mapping[str, Any], reader: Reader, columns: Sequence[str] = (), decimals: int | None = None
+    record: SuiteRecord, reader: Reader, columns: Sequence[str] = (), decimals: int | None = None
 ) -> SuiteReport:
     """Build the table of one suite's record; ``columns`` and ``decimals`` override the suite's."""
-    rows = tuple(_row_runs(row, reader, str(record["baseline"])) for row in record["rows"])
-    chosen = definitions.columns(list(columns or record["columns"]), decimals, record["dataset"])
+    rows = tuple(_row_runs(row, reader, record.baseline) for row in record.rows)
+    chosen = definitions.columns(list(columns or record.columns), decimals, record.dataset)
     grid = [[cell(row, column, record) for column in chosen] for row in rows]
-    grid = _with_deltas(rows, grid, chosen, str(record.get("primary", "")))
+    grid = _with_deltas(rows, grid, chosen, record.primary)
     grid = _with_best(grid, chosen)
-    ticks = tick_columns(rows) if record.get("ticks") else ()
+    ticks = tick_columns(rows) if record.ticks else ()
     table_rows = [_table_row(row, cells, ticks) for row, cells in zip(rows, grid, strict=True)]
     return SuiteReport(record, rows, _table(record, rows, table_rows, chosen, ticks))
 
 
-def _row_runs(row: Mapping[str, Any], reader: Reader, baseline: str) -> RowRuns:
-    views = tuple(reader.view(run["seed"], run["run_id"], run["eval_id"]) for run in row.get("runs", ()))
-    reason = str(row.get("not_applicable") or "")
-    compared = str(row.get("baseline") or baseline)
-    return RowRuns(row["name"], row["label"], row.get("toggles", {}), row.get("changes", {}), views, reason, compared)
+def _row_runs(row: SuiteRow, reader: Reader, baseline: str) -> RowRuns:
+    views = tuple(reader.view(run.seed, run.run_id, run.eval_id) for run in row.runs)
+    return RowRuns(row.name, row.label, row.toggles, row.changes, views, row.not_applicable, row.baseline or baseline)
 
 
 def trusted(view: RunView) -> bool:
@@ -144,12 +143,12 @@ def number(view: RunView, key: str, result: Mapping[str, Any] | None) -> float |
     return None if value is None else float(value)
 
 
-def cell(row: RowRuns, column: Column, record: Mapping[str, Any]) -> Cell:
+def cell(row: RowRuns, column: Column, record: SuiteRecord) -> Cell:
     """One cell without its delta: the mean over the runs that count, or what there is instead and why."""
     planned = len(row.views)
     if row.not_applicable or not planned:
         return _missing(row.not_applicable or "no run planned", "n/a", planned)
-    reasons = record.get("not_applicable_columns") or {}
+    reasons = record.not_applicable_columns
     if column.key in reasons:
         return _missing(f"does not apply: {reasons[column.key]}", "n/a", planned)
     values = tuple(_seed_values(row.done, column.key, lambda view: view.result))
@@ -331,7 +330,7 @@ def _table_row(row: RowRuns, cells: list[Cell], ticks: Sequence[TickColumn]) -> 
 
 
 def _table(
-    record: Mapping[str, Any],
+    record: SuiteRecord,
     rows: Sequence[RowRuns],
     table_rows: Sequence[TableRow],
     columns: tuple[Column, ...],
@@ -340,12 +339,12 @@ def _table(
     views = [view for row in rows for view in row.views]
     commits = sorted({commit.label for row in rows for view in row.done for commit in view.commits})
     table = Table(
-        suite=record["suite"],
-        scale=record["scale"],
-        dataset=str(record.get("dataset") or ""),
-        title=record["title"],
-        paper_table=str(record.get("paper_table") or "unknown"),
-        primary=str(record.get("primary") or ""),
+        suite=record.suite,
+        scale=record.scale,
+        dataset=record.dataset,
+        title=record.title,
+        paper_table=record.paper_table or "unknown",
+        primary=record.primary,
         caption="",
         columns=columns,
         rows=tuple(table_rows),

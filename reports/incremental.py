@@ -6,24 +6,24 @@ heartbeat grows old without any file changing).
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 import analysis
 from experiments.store.files import read_json, write_json
 from experiments.store.run_dir import Store
+from experiments.store.suite_record import SuiteRecord
 
 _LEFT_OUT = {"checkpoints", "claims", "__pycache__"}
 _RECORD = ".report.json"
 
 
-def fingerprint(record: Mapping[str, Any], store: Store, options: Sequence[object]) -> str:
+def fingerprint(record: SuiteRecord, store: Store, options: Sequence[object]) -> str:
     """A digest of a suite's record, the files of its runs, the code of the reports, and how they are asked for."""
-    folders = sorted({run["run_id"] for row in record["rows"] for run in row.get("runs", ())})
+    folders = sorted({run.run_id for _, run in record.runs()})
     parts: list[object] = [record, list(options)]
     parts += [_files(store.run(name).path) for name in folders]
     parts += [_files(Path(str(module)).parent) for module in (__file__, analysis.__file__)]

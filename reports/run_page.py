@@ -14,6 +14,7 @@ from analysis.architecture import architecture
 from experiments.status import usage
 from experiments.store import mlflow_record
 from experiments.store.mlflow_record import Copied
+from experiments.store.suite_record import SuiteRecord
 from mpformer.config.dotted import leaves
 from reports import caption, chart
 from reports.collect import RowRuns, SuiteReport
@@ -56,25 +57,25 @@ def _plain_json(_: str, value: Any) -> str:
     return json.dumps(value)  # by type too: 1, 1.0 and True are equal, and written differently
 
 
-def repeat_command(record: Mapping[str, Any], row: RowRuns, view: RunView) -> str:
+def repeat_command(record: SuiteRecord, row: RowRuns, view: RunView) -> str:
     """Shell lines that check out the code and repeat one run in the foreground; every word quoted."""
     command = shlex.join([*_launch(record, row), "--seed", str(view.seed), "--inline"])
     return "\n".join([*_checkout(view.commits[-1:]), command])
 
 
-def repeat_row(record: Mapping[str, Any], row: RowRuns) -> str:
+def repeat_row(record: SuiteRecord, row: RowRuns) -> str:
     """Shell lines that repeat every number of a row: all its seeds, trained by the commits that trained them."""
     seeds = ",".join(str(view.seed) for view in row.views)
     commits = list(dict.fromkeys(view.commits[-1] for view in row.views if view.commits))
     return "\n".join([*_checkout(commits), shlex.join([*_launch(record, row), "--seeds", seeds])])
 
 
-def _launch(record: Mapping[str, Any], row: RowRuns) -> list[str]:
-    words = ["mpformer", "launch", str(record["suite"]), "--scale", str(record["scale"])]
-    if record.get("dataset"):
-        words += ["--dataset", str(record["dataset"])]
+def _launch(record: SuiteRecord, row: RowRuns) -> list[str]:
+    words = ["mpformer", "launch", record.suite, "--scale", record.scale]
+    if record.dataset:
+        words += ["--dataset", record.dataset]
     words += ["--row", row.name]
-    for key, value in (record.get("overrides") or {}).items():
+    for key, value in record.overrides.items():
         words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return words
 

@@ -31,8 +31,9 @@ def records() -> dict[str, type]:
         for kind in vars(module).values():
             if isinstance(kind, type) and issubclass(kind, Record) and kind is not Record:
                 found[kind.__name__] = kind
-    nested = importlib.import_module("experiments.store.attempt_dir")
-    return found | {"Execution": nested.Execution, "Event": nested.Event}
+    attempt, suite = (importlib.import_module(f"experiments.store.{name}") for name in ("attempt_dir", "suite_record"))
+    nested = (attempt.Execution, attempt.Event, suite.SuiteRow, suite.SuiteRun)
+    return found | {kind.__name__: kind for kind in nested}
 
 
 def test_every_record_has_its_section() -> None:

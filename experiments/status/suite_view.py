@@ -19,6 +19,7 @@ from experiments.status.states import RunState, State
 from experiments.store.metrics import evaluations, last_evaluation
 from experiments.store.records import RecordError
 from experiments.store.run_dir import RunDir, Store
+from experiments.store.suite_record import SuiteRecord
 from mpformer.runtime.errors import choices
 
 _HEAD = ("suite", "scale", "dataset", "title", "primary", "baseline")
@@ -168,7 +169,7 @@ def _plain_answer(answer: Answer | None) -> dict[str, Any] | None:
     }
 
 
-def chosen(root: Path, suite: str | None, scale: str, dataset: str | None) -> list[dict[str, Any]]:
+def chosen(root: Path, suite: str | None, scale: str, dataset: str | None) -> list[SuiteRecord]:
     """Return the records of a suite, or of all; raises UserError with the launched suites if there is none."""
     records = Store(root).suite_records()
     if suite is None:
@@ -177,9 +178,9 @@ def chosen(root: Path, suite: str | None, scale: str, dataset: str | None) -> li
 
     scale, dataset = catalogue.place(suite, scale, dataset)
     wanted = (suite, scale, dataset)
-    found = [record for record in records if (record["suite"], record["scale"], record["dataset"]) == wanted]
+    found = [record for record in records if (record.suite, record.scale, record.dataset) == wanted]
     if not found:
-        launched = [f"{record['suite']}@{record['scale']} on {record['dataset']}" for record in records]
+        launched = [f"{record.suite}@{record.scale} on {record.dataset}" for record in records]
         raise choices(
             "launched suite", f"{suite}@{scale} on {dataset}", launched or ["none yet: mpformer launch SUITE"]
         )
@@ -188,7 +189,7 @@ def chosen(root: Path, suite: str | None, scale: str, dataset: str | None) -> li
 
 def views(
     root: Path,
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[SuiteRecord],
     max_age: float = 0.0,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[SuiteView]:
@@ -209,8 +210,8 @@ def refresh(root: Path, warn: Callable[[str], None]) -> None:
     _after_looking(store, standing.look(store, _keys(store.suite_records())), warn)
 
 
-def _keys(records: Sequence[Mapping[str, Any]]) -> list[standing.Key]:
-    return [(run["run_id"], run["eval_id"]) for record in records for row in record["rows"] for run in row["runs"]]
+def _keys(records: Sequence[SuiteRecord]) -> list[standing.Key]:
+    return [(run.run_id, run.eval_id) for record in records for _, run in record.runs()]
 
 
 def _after_looking(store: Store, found: Standing, warn: Callable[[str], None]) -> None:
@@ -220,22 +221,21 @@ def _after_looking(store: Store, found: Standing, warn: Callable[[str], None]) -
         warn(line)
 
 
-def _view(store: Store, record: Mapping[str, Any], found: Standing) -> SuiteView:
+def _view(store: Store, record: SuiteRecord, found: Standing) -> SuiteView:
     runs = list(_runs(store, record, found))
     speeds, deltas = _speeds(store, runs), _deltas(store, runs, record)
     lines = (
         replace(run, left=_time_left(store, run, speeds), delta=delta) for run, delta in zip(runs, deltas, strict=True)
     )
-    return SuiteView(**{name: record[name] for name in _HEAD}, answer=found.answer, runs=tuple(lines))
+    return SuiteView(**{name: getattr(record, name) for name in _HEAD}, answer=found.answer, runs=tuple(lines))
 
 
-def _runs(store: Store, record: Mapping[str, Any], found: Standing) -> Iterator[RunLine]:
+def _runs(store: Store, record: SuiteRecord, found: Standing) -> Iterator[RunLine]:
     """What the runs' own files say; what is left and the differences need the suite's other runs too."""
-    for row in record["rows"]:
-        for run in row["runs"]:
-            directory, state = store.run(run["run_id"]), found.states[run["run_id"], run["eval_id"]]
-            score, log_lines = _score(directory, state), _log_lines(directory, state)
-            yield RunLine(row["name"], run["seed"], run["eval_id"], state, score, log_lines)
+    for row, run in record.runs():
+        directory, state = store.run(run.run_id), found.states[run.run_id, run.eval_id]
+        score, log_lines = _score(directory, state), _log_lines(directory, state)
+        yield RunLine(row.name, run.seed, run.eval_id, state, score, log_lines)
 
 
 def _score(run: RunDir, state: RunState) -> Score:
@@ -287,17 +287,15 @@ def _max_iter(run: RunDir) -> int:
     return 0
 
 
-def _deltas(store: Store, runs: Sequence[RunLine], record: Mapping[str, Any]) -> Iterator[Delta]:
+def _deltas(store: Store, runs: Sequence[RunLine], record: SuiteRecord) -> Iterator[Delta]:
     """Each run's difference to the baseline row's run of the same seed."""
-    baselines = {row["name"]: row.get("baseline") or record["baseline"] for row in record["rows"]}
+    baselines = {row.name: row.baseline or record.baseline for row in record.rows}
     known = {(run.row, run.seed): run for run in runs}
-    probes = cache(
-        lambda run_id: _probes(store.run(run_id).metrics, record["primary"])
-    )  # a baseline's serves many rows
+    probes = cache(lambda run_id: _probes(store.run(run_id).metrics, record.primary))  # a baseline's serves many rows
     for run in runs:
         baseline = baselines[run.row]
         other = known.get((baseline, run.seed)) if baseline != run.row else None
-        yield _delta(run, other, record["primary"], probes) if other else Delta()
+        yield _delta(run, other, record.primary, probes) if other else Delta()
 
 
 def _delta(run: RunLine, other: RunLine, primary: str, probes: Callable[[str], Mapping[int, float]]) -> Delta:

@@ -16,6 +16,7 @@ from experiments.store import records
 from experiments.store.attempt_dir import AttemptDir
 from experiments.store.files import is_finite, names_in, read_json, write_json
 from experiments.store.records import Record, RecordError
+from experiments.store.suite_record import SuiteRecord
 from mpformer.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -300,12 +301,30 @@ class Store:
         """Return the path of a suite's record; ``dataset`` is None for the scale's default."""
         return self.root / "suites" / f"{suite}@{scale}{f'+{dataset}' if dataset else ''}.json"
 
-    def suites(self) -> dict[str, dict[str, Any]]:
-        """Return the records of all launched suites by name, such as ``headline@mini``."""
-        names = sorted(name for name in names_in(self.root / "suites") if name.endswith(".json"))
-        records = {name.removesuffix(".json"): read_json(self.root / "suites" / name) for name in names}
-        return {name: record for name, record in records.items() if isinstance(record, dict)}
+    def suites(self) -> dict[str, SuiteRecord]:
+        """Return the records of all launched suites by name, such as ``headline@mini``; damaged ones are left out.
 
-    def suite_records(self) -> list[dict[str, Any]]:
+        Raises RecordError for one that a newer version wrote.
+        """
+        names = sorted(name for name in names_in(self.root / "suites") if name.endswith(".json"))
+        found = {name: records.load_sound(SuiteRecord, self.root / "suites" / name) for name in names}
+        return {name.removesuffix(".json"): record for name, record in found.items() if record is not None}
+
+    def write_suite(self, path: Path, record: SuiteRecord) -> SuiteRecord:
+        """Write a suite's record and return it as it now stands.
+
+        Seeds and rows of the same setting that only the record before has are kept; a record of another setting is
+        kept under ``suites/earlier``.
+        """
+        before = records.load_sound(SuiteRecord, path)
+        if before is not None and before.setting == record.setting:
+            record = record.with_rows_of(before)
+        elif before is not None:
+            stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(before.created))
+            records.save(path.parent / "earlier" / f"{path.stem}-{stamp}.json", before)
+        records.save(path, record)
+        return record
+
+    def suite_records(self) -> list[SuiteRecord]:
         """Return the records of all launched suites."""
         return list(self.suites().values())

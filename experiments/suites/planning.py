@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.store.files import read_json, write_json
 from experiments.store.identity import canonical, eval_id, run_id
+from experiments.store.records import load_sound
 from experiments.store.run_dir import Store
+from experiments.store.suite_record import SuiteRecord, SuiteRow, SuiteRun
 from experiments.suites import catalogue, datasets, scales
 from experiments.suites.rows import Row, Suite
 from mpformer.config.schema import MAX_SEED, Config
@@ -96,13 +97,12 @@ def make(request: Request, data_root: Path) -> Plan:
 def as_launched(request: Request, store: Store) -> Request:
     """Return the request with overrides, rows and seeds that it leaves open taken from the suite's record, if any."""
     scale, dataset = catalogue.place(request.suite, request.scale, request.dataset)
-    record = read_json(_record_path(store, request.suite, scale, dataset))
-    if not isinstance(record, dict) or request.overrides:
+    record = load_sound(SuiteRecord, _record_path(store, request.suite, scale, dataset))
+    if record is None or request.overrides:
         return request
-    launched = [row for row in record["rows"] if row["runs"]]
-    rows = request.rows or tuple(row["name"] for row in launched)
-    seeds = request.seeds or tuple(sorted({run["seed"] for row in launched for run in row["runs"]}))
-    return replace(request, rows=rows, seeds=seeds, overrides=tuple(record["overrides"].items()))
+    rows = request.rows or tuple(row.name for row in record.rows if row.runs)
+    seeds = request.seeds or tuple(sorted({run.seed for _, run in record.runs()}))
+    return replace(request, rows=rows, seeds=seeds, overrides=tuple(record.overrides.items()))
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -153,15 +153,7 @@ def write_record(plan: Plan, store: Store, command: str) -> Path:
     changed suite) replaces it, and the earlier record is kept under ``suites/earlier``.
     """
     path = _record_path(store, plan.suite.name, plan.scale, plan.dataset)
-    record = _record(plan, command)
-    before = read_json(path)
-    if isinstance(before, dict):
-        if before.get("setting") == record["setting"]:
-            record = {**record, "rows": _merged(before.get("rows") or [], record["rows"])}
-        else:
-            stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(before.get("created") or 0))
-            write_json(path.parent / "earlier" / f"{path.stem}-{stamp}.json", before)
-    write_json(path, record)
+    store.write_suite(path, _record(plan, command))
     return path
 
 
@@ -219,25 +211,24 @@ def _refuse_merged_rows(runs: Sequence[PlannedRun], request: Request) -> None:
             raise UserError(f"with --set {keys} the rows {other!r} and {run.row.name!r} are one and the same run")
 
 
-def _record(plan: Plan, command: str) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "suite": plan.suite.name,
-        "scale": plan.scale,
-        "dataset": plan.dataset,
-        "title": plan.suite.title,
-        "paper_table": plan.suite.paper_table,
-        "baseline": plan.suite.baseline,
-        "columns": list(plan.suite.columns),
-        "not_applicable_columns": _column_reasons(plan),
-        "primary": plan.suite.primary,
-        "ticks": plan.suite.ticks,
-        "overrides": dict(plan.request.overrides),
-        "setting": canonical([dict(plan.request.overrides), plan.data.fingerprint]),
-        "rows": [_row_record(row, plan) for row in plan.rows],
-        "created": time.time(),
-        "command": command,
-    }
+def _record(plan: Plan, command: str) -> SuiteRecord:
+    return SuiteRecord(
+        suite=plan.suite.name,
+        scale=plan.scale,
+        dataset=plan.dataset,
+        title=plan.suite.title,
+        paper_table=plan.suite.paper_table,
+        baseline=plan.suite.baseline,
+        columns=plan.suite.columns,
+        not_applicable_columns=_column_reasons(plan),
+        primary=plan.suite.primary,
+        ticks=plan.suite.ticks,
+        overrides=dict(plan.request.overrides),
+        setting=canonical([dict(plan.request.overrides), plan.data.fingerprint]),
+        rows=tuple(_row_record(row, plan) for row in plan.rows),
+        created=time.time(),
+        command=command,
+    )
 
 
 def _column_reasons(plan: Plan) -> dict[str, str]:
@@ -246,25 +237,7 @@ def _column_reasons(plan: Plan) -> dict[str, str]:
     return {column: why for column, why in found[0].items() if all(column in reasons for reasons in found)}
 
 
-def _row_record(row: Row, plan: Plan) -> dict[str, Any]:
-    runs = [run for run in plan.runs if run.row.name == row.name]
-    return {
-        "name": row.name,
-        "label": row.label,
-        "toggles": plan.row_configs[row.name].toggles.model_dump(mode="json"),
-        "changes": dict(row.changes),
-        "not_applicable": row.not_applicable,
-        "baseline": row.baseline,
-        "runs": [{"seed": run.seed, "run_id": run.run_id, "eval_id": run.eval_id} for run in runs],
-    }
-
-
-def _merged(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of now, then what only the record before has; for a row and seed in both, the newer run."""
-    old = {row["name"]: row for row in before}
-    rows = []
-    for row in now:
-        runs = {run["seed"]: run for run in old.pop(row["name"], {}).get("runs", [])}
-        runs.update({run["seed"]: run for run in row["runs"]})
-        rows.append({**row, "runs": [runs[seed] for seed in sorted(runs)]})
-    return rows + list(old.values())
+def _row_record(row: Row, plan: Plan) -> SuiteRow:
+    toggles = plan.row_configs[row.name].toggles.model_dump(mode="json")
+    runs = tuple(SuiteRun(run.seed, run.run_id, run.eval_id) for run in plan.runs if run.row.name == row.name)
+    return SuiteRow(row.name, row.label, toggles, dict(row.changes), row.not_applicable, row.baseline, runs)

@@ -68,10 +68,9 @@ def places(store: Store) -> dict[str, Place]:
     rows: dict[str, dict[str, str]] = {}
     experiments: dict[str, str] = {}
     for name, record in store.suites().items():
-        for row in record["rows"]:
-            for run in row["runs"]:
-                rows.setdefault(run["run_id"], {})[name] = row["name"]
-                experiments[run["run_id"]] = f"{record['dataset']}/{record['scale']}"
+        for row, run in record.runs():
+            rows.setdefault(run.run_id, {})[name] = row.name
+            experiments[run.run_id] = f"{record.dataset}/{record.scale}"
     return {run_id: Place(experiments[run_id], suites) for run_id, suites in rows.items()}
 
 

@@ -163,7 +163,7 @@ def _reports(store: Store) -> Iterator[tuple[Path, str]]:
     for name, record in store.suites().items():
         folder = store.root / "reports" / name
         if folder.is_dir():
-            yield folder, f"{record['dataset']}/{record['scale']}"
+            yield folder, f"{record.dataset}/{record.scale}"
 
 
 def start_background_sync(root: Path, niceness: int = LOWEST) -> subprocess.Popen[bytes] | None:

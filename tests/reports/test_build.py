@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from experiments.store.suite_record import SuiteRecord
 from mpformer.runtime.errors import UserError
 from reports import figures, incremental
 from reports.build import FILES, build, check
@@ -78,8 +79,8 @@ def test_the_overview_is_current_though_unchanged_suites_are_not_read(
     first = (store / "reports" / "index.html").read_text()
     read: list[str] = []
 
-    def noted(record: dict[str, Any], *rest: Any) -> Any:
-        read.append(f"{record['suite']} on {record['dataset']}")
+    def noted(record: SuiteRecord, *rest: Any) -> Any:
+        read.append(f"{record.suite} on {record.dataset}")
         return collect(record, *rest)
 
     monkeypatch.setattr("reports.build.collect", noted)

@@ -31,7 +31,8 @@ def launched(tmp_path: Path, **asked: object) -> tuple[planning.Plan, SuiteRepor
     """The report of a suite that was planned into an empty store."""
     plan = planning.make(Request("components", **asked), tmp_path / "datasets")  # type: ignore[arg-type]
     store = Store(tmp_path / "store")
-    record = json.loads(planning.write_record(plan, store, "").read_text())
+    planning.write_record(plan, store, "")
+    (record,) = store.suite_records()
     return plan, collect(record, Reader(store))
 
 

@@ -10,6 +10,7 @@ from experiments.status.states import RunState
 from experiments.store.files import write_json
 from experiments.store.journal import BatchRun, Submission, of_launch
 from experiments.store.run_dir import RunDir, Store
+from experiments.store.suite_record import SuiteRecord, SuiteRow, SuiteRun
 from experiments.suites.planning import Plan
 
 LAUNCH, NAME, ARRAY = "20260101-120000-abcdef", "headline.20260101-120000-abcdef.0", "1234"
@@ -104,8 +105,8 @@ def submit(plan: Plan, store: Store, job_id: str | None = ARRAY, launch: str = L
         of_launch(store, launch).submitted(values["batch"], job_id)
 
 
-def suite_record(plan: Plan) -> dict[str, Any]:
+def suite_record(plan: Plan) -> SuiteRecord:
     """Return a record of a suite of one row with all runs of the plan."""
-    runs = [{"seed": run.seed, "run_id": run.run_id, "eval_id": run.eval_id} for run in plan.unique]
-    head = {"suite": "headline", "scale": "mini", "dataset": "shapes", "title": "", "primary": "AP"}
-    return {**head, "baseline": "mask2former", "rows": [{"name": "mask2former", "runs": runs}]}
+    runs = tuple(SuiteRun(run.seed, run.run_id, run.eval_id) for run in plan.unique)
+    rows = (SuiteRow("mask2former", runs=runs),)
+    return SuiteRecord("headline", "mini", "shapes", rows, primary="AP", baseline="mask2former")

@@ -255,7 +255,7 @@ def test_a_record_gains_rows_and_seeds_and_keeps_another_setting_aside(data_root
     assert [len(row["runs"]) for row in record["rows"]] == [1, 1]
     assert record["overrides"] == {}
     assert len(list((path.parent / "earlier").glob("headline@mini-*.json"))) == 1
-    assert [r["suite"] for r in store.suite_records()] == ["headline"]
+    assert [record.suite for record in store.suite_records()] == ["headline"]
 
 
 def test_what_acts_on_a_launch_finds_its_rows_seeds_and_overrides(data_root: Path, store: Store) -> None:
