@@ -96,10 +96,11 @@ def test_schedules_are_compared_where_only_their_length_differs(gather: Gather) 
     assert "schedules" not in plans(report)
     halves = []
     for row in report.rows:
-        record = json.loads(json.dumps(row.views[0].record))
-        record["config"]["schedule"]["max_iter"] //= 2
+        config = json.loads(json.dumps(row.views[0].config))
+        config["schedule"]["max_iter"] //= 2
         view = replace(row.views[0])
-        view.__dict__["record"] = record  # as if it had been read from run.json
+        # as if it had been read from run.json
+        view.__dict__["record"] = replace(present(row.views[0].record), config=config)
         halves.append(replace(row, name=f"{row.name},half", label=f"{row.label}, half", views=(view,)))
     whole = [replace(row, label=f"{row.label}, full") for row in report.rows]
     found = plans(replace(report, rows=(*whole, *halves)))["schedules"]
