@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from mpformer.config.classes import class_table, tasks_of
 from mpformer.config.schema import Config
 from mpformer.data.prepared import dataset_dir
-from mpformer.data.sources import source_of
+from mpformer.data.sources import Prepared, source_of
 from mpformer.runtime.errors import UserError
 
 Record = dict[str, Any]
@@ -48,8 +48,10 @@ def register(config: Config, data_root: Path, split: str, tasks: frozenset[str])
 
 
 def _read(dataset: str, root: Path, split: str, tasks: frozenset[str]) -> list[Record]:
-    found = source_of(dataset).read(root, split, tasks)
-    check_files(found, dataset, f"see: mpformer data check {dataset}")
+    source = source_of(dataset)
+    found = source.read(root, split, tasks)
+    again = f"remove {root} and run: {source.command}" if isinstance(source, Prepared) else source.advice
+    check_files(found, dataset, again)
     return found
 
 

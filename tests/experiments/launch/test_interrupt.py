@@ -35,8 +35,12 @@ ARGUMENTS = ("launch", "headline", "--seeds", "0,1", "--set", "schedule.max_iter
 
 
 def _as_in_a_terminal() -> None:
-    """A test run in the background of a script inherits an ignored SIGINT, and only a controlling terminal hangs up."""
+    """A test run in the background of a script, or by nohup, inherits ignored signals; a terminal's programs do not.
+
+    Only a controlling terminal hangs up.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

@@ -242,7 +242,7 @@ def test_the_profile_of_the_documentation_is_valid(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_launched_as_it_was_asked_for(data: Path, tmp_path: Path) -> None:
     """The last job's arguments resolve to the same runs, whatever is in the overrides."""
-    overrides = (("schedule.max_iter", 12), ("model.init_weights", ""), ("runtime.device", NASTY + "\n"))
+    overrides = (("schedule.max_iter", 12), ("model.init_weights", ""), ("model.init_checksum", NASTY + "\n"))
     request = Request("headline", rows=("mp-former",), seeds=(3, 1), overrides=overrides)
     made = planning.make(request, data)
     words = list(submission._arguments(made, data, Target("mine.yaml", profile(max_submit=5), smoke=True)))
