@@ -132,10 +132,13 @@ def narrowed(plan: Plan, data_root: Path) -> Plan:
 @pytest.mark.parametrize(("name", "scale", "dataset"), cases())
 def test_every_row_trains_scores_and_reports(name: str, scale: str, dataset: str, data: Path, store: Store) -> None:
     from experiments.launch import begin
+    from mpformer.data.shapes_set import prepare_shapes
     from reports.build import build
 
     overrides = (("dataset.crop", 64),) if dataset == "nuclei" else ()
     plan = narrowed(planning.make(Request(name, scale, dataset, seeds=(0,), overrides=overrides), data), data)
+    if plan.base.dataset.shapes is not None:
+        prepare_shapes(plan.base.dataset.shapes, data, workers=1)  # a suite may draw its own images
     begin.record(plan, store, "the sweep")
     for run in plan.unique:
         ending = run_attempt(store.root, run.run_id, "all", Options(data, capture=False), None, run.config)
