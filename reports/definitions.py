@@ -1,5 +1,6 @@
 """The metrics a report may print: label, header group, unit, direction and the definition that is always stated."""
 
+from mpformer.config.datasets import DATASETS
 from mpformer.runtime.errors import choices
 from reports.model import Column
 
@@ -131,7 +132,7 @@ def columns(keys: list[str] | tuple[str, ...], decimals: int | None = None, data
     if unknown:
         raise choices("column", unknown[0], COLUMNS)
     chosen = [COLUMNS[key] for key in keys]
-    if dataset == "cityscapes":
+    if dataset in DATASETS and DATASETS[dataset].evaluator == "cityscapes":
         chosen = [replace(column, definition=_OF_CITYSCAPES.get(column.key, column.definition)) for column in chosen]
     return tuple(chosen if decimals is None else [replace(column, decimals=decimals) for column in chosen])
 

@@ -64,7 +64,7 @@ def test_the_tutorial_lists_the_arguments_of_a_suite() -> None:
     table = re.findall(r"^\| (`.*?`) \|", text, flags=re.M)
     assert given == {name for line in table for name in re.findall(r"`(\w+)`", line)}
     listed = set(re.findall(r"`([a-z]+-?[a-z]*)`", text.split("with `--dataset nuclei`")[1].split("The others")[0]))
-    runs = {n for n, s in catalogue.all_suites().items() if "nuclei" not in s.not_applicable}
+    runs = {n for n, s in catalogue.all_suites().items() if not s.why_not("nuclei")}
     assert listed == runs
 
 

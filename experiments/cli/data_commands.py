@@ -19,7 +19,13 @@ def data() -> None:
 @data.command("prepare")
 @click.argument("name")
 @click.argument("source", required=False, type=click.Path(path_type=Path))
-@click.option("--crop", type=click.IntRange(32), default=128, show_default=True, help="Side of the crops of nuclei.")
+@click.option(
+    "--crop",
+    type=click.IntRange(32),
+    default=128,
+    show_default=True,
+    help="Side of the crops, of a set that is cut into crops.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="dataset.shapes.… for shapes.")
 @data_root_option
 def data_prepare(name: str, source: Path | None, crop: int, overrides: Sequence[str], data_root: Path) -> None:
@@ -27,16 +33,14 @@ def data_prepare(name: str, source: Path | None, crop: int, overrides: Sequence[
     (coco, ade20k, cityscapes); what is done is left alone, what was interrupted goes on."""
     from experiments.suites import planning, scales
     from mpformer.config.classes import tasks_of
-    from mpformer.config.schema import DatasetConfig
+    from mpformer.config.schema import Config, DatasetConfig
     from mpformer.data.prepare import prepare
 
     task = tasks_of(name)[-1]  # raises for an unknown name
-    if name in scales.datasets("mini"):
-        changes = dict(planning.parse_override(text) for text in overrides)
-        config = scales.base("mini", name).replace({"dataset.crop": crop if name == "nuclei" else None, **changes})
-        dataset = config.dataset
-    else:
-        dataset = DatasetConfig(name=name, task=task)
+    mini = name in scales.datasets("mini")
+    config = scales.base("mini", name) if mini else Config(dataset=DatasetConfig(name=name, task=task))
+    cropped = {} if config.dataset.crop is None else {"dataset.crop": crop}
+    dataset = config.replace(cropped | dict(planning.parse_override(text) for text in overrides)).dataset
     with progress_bar(new_console(), f"preparing {name}") as progress:
         path = prepare(dataset, data_root, source, progress)
     click.echo(path)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mpformer.config.datasets import DATASETS
 from mpformer.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def root_options(command: Command) -> Command:
 def scale_options(command: Command) -> Command:
     """``--scale`` and ``--dataset``."""
     scale = click.option("--scale", default="mini", show_default=True, help="mini or paper.")
-    dataset = click.option("--dataset", default=None, help="Dataset, where a scale has several (mini: shapes, nuclei).")
+    minis = ", ".join(name for name, entry in DATASETS.items() if entry.mini)
+    dataset = click.option("--dataset", default=None, help=f"Dataset, where a scale has several (mini: {minis}).")
     return scale(dataset(command))
 
 

@@ -64,7 +64,7 @@ def _suite_record(suite: Any, scale: str, dataset: str) -> dict[str, Any]:
         "primary": suite.primary,
         "seeds": list(suite.seeds.get(scale, ())),
         "seconds": planning.declared_seconds(suite, scale, dataset),
-        "not_applicable": suite.not_applicable.get(dataset, ""),
+        "not_applicable": suite.why_not(dataset),
         "rows": [{**asdict(row), "changes": dict(row.changes), "seeds": list(row.seeds)} for row in rows],
     }
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from experiments.suites.grid import grid
 from experiments.suites.rows import Row, suite
-from experiments.suites.scales import ONE_CLASS, STRESS, base
+from experiments.suites.scales import STRESS, base
+from mpformer.config.datasets import dataset as dataset_entry
 from mpformer.config.presets import PRESETS
 
 
@@ -32,9 +33,10 @@ _BASELINE = Row("mask2former", "Mask2Former", MASK2FORMER)
 _SAME_LABEL = "a flipped label is the same label"
 
 
-def _without_classes(why: str) -> dict[str, str]:
-    """Return on which datasets a suite or row about classes does not apply, each with the reason."""
-    return {dataset: f"{fact}: {why}" for dataset, fact in ONE_CLASS.items()}
+def _one_class(dataset: str, why: str) -> str:
+    """Return why a suite or row about classes does not apply on the dataset; empty: it does."""
+    fact = dataset_entry(dataset).one_class
+    return fact and f"{fact}: {why}"
 
 
 @suite(title="Mask2Former against MP-Former", baseline="mask2former", seeds={"mini": (0,), "paper": (0, 1, 2)})
@@ -51,7 +53,7 @@ def components(scale: str, dataset: str) -> Iterator[Row]:
     yield Row("mp-first", "+ MP queries, guided in the first layer", GUIDED_FIRST)
     yield Row("mp-every", "+ guidance in every layer", _GUIDED)
     yield Row("mp-point", "+ point noise", _POINT)
-    flip = _without_classes(_SAME_LABEL).get(dataset, "")
+    flip = _one_class(dataset, _SAME_LABEL)
     yield Row("mp-flip", "+ flip noise", MP_FORMER, not_applicable=flip)
 
 
@@ -77,7 +79,11 @@ def point_noise(scale: str, dataset: str) -> Iterator[Row]:
     yield from grid({"point_noise": [0.0, 0.1, 0.2, 0.4, 0.6]}, common=MP_FORMER)
 
 
-@suite(title="Amount of flip noise", baseline="mask2former", not_applicable=_without_classes(_SAME_LABEL))
+@suite(
+    title="Amount of flip noise",
+    baseline="mask2former",
+    not_applicable=lambda dataset: _one_class(dataset, _SAME_LABEL),
+)
 def flip_noise(scale: str, dataset: str) -> Iterator[Row]:
     """The probability that a piloted query's label is replaced."""
     yield _BASELINE
@@ -94,7 +100,7 @@ def mp_groups(scale: str, dataset: str) -> Iterator[Row]:
 @suite(
     title="Content of the piloted queries",
     baseline="mask2former",
-    not_applicable=_without_classes("a label embedding is one learnt vector"),
+    not_applicable=lambda dataset: _one_class(dataset, "a label embedding is one learnt vector"),
 )
 def class_embedding(scale: str, dataset: str) -> Iterator[Row]:
     """A label embedding or one learnt vector, fed to the first layer (the paper) or to every layer."""
@@ -133,13 +139,10 @@ def consistency(scale: str, dataset: str) -> Iterator[Row]:
     yield from headline(scale, dataset)
 
 
-_NOT_DRAWN = "only the drawn shapes have stress parameters"
-
-
 @suite(
     title="Drawn shapes with every kind of stress",
     baseline="mask2former",
-    not_applicable={"nuclei": _NOT_DRAWN, "coco": _NOT_DRAWN},
+    not_applicable=lambda dataset: "" if dataset == "shapes" else "only the drawn shapes have stress parameters",
     settings=STRESS,
 )
 def stress(scale: str, dataset: str) -> Iterator[Row]:

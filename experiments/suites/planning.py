@@ -73,8 +73,8 @@ def make(request: Request, data_root: Path) -> Plan:
     """Resolve a request; raises UserError that lists valid suites, scales, datasets, rows, keys or values."""
     suite = catalogue.find(request.suite)
     scale, dataset = suite.place(request.scale, request.dataset)
-    if dataset in suite.not_applicable:
-        raise UserError(f"suite {suite.name!r} does not apply on {dataset}: {suite.not_applicable[dataset]}")
+    if why := suite.why_not(dataset):
+        raise UserError(f"suite {suite.name!r} does not apply on {dataset}: {why}")
     every = suite.rows(scale, dataset)
     rows = _chosen_rows(suite, every, request.rows)
     base, data = _base(suite.base(scale, dataset), request.overrides, data_root)

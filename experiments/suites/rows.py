@@ -52,8 +52,8 @@ class Suite:
     primary: str = "AP"
     ticks: bool = False
     description: str = ""
-    not_applicable: Mapping[str, str] = field(default_factory=dict)
-    """Why the whole suite means nothing on a dataset, by dataset name."""
+    not_applicable: Mapping[str, str] | Callable[[str], str] = field(default_factory=dict)
+    """Why the whole suite means nothing on a dataset: by its name, or a function of the name (empty: it applies)."""
     paper: tuple[str, ...] = (scales.ABLATIONS,)
     """Settings (:mod:`mpformer.config.paper_settings`) that the rows change at scale paper, one a dataset, the default
     one first."""
@@ -61,6 +61,11 @@ class Suite:
     """Task at scale mini; empty: panoptic where the dataset has stuff, so that one model gives every score."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Configuration keys that all rows share, at every scale, on every dataset that the suite applies to."""
+
+    def why_not(self, dataset: str) -> str:
+        """Return why the whole suite means nothing on the dataset; empty: it applies."""
+        why = self.not_applicable
+        return why(dataset) if callable(why) else why.get(dataset, "")
 
     def datasets(self, scale: str) -> tuple[str, ...]:
         """Return the datasets of the suite at a scale, the default one first; raises UserError for unknown scales."""
@@ -81,7 +86,7 @@ class Suite:
             config = scales.paper(self.paper[self.datasets(scale).index(dataset)])
         else:
             config = scales.base(scale, dataset)
-        if dataset in self.not_applicable:
+        if self.why_not(dataset):
             return config
         task = self.mini_task if scale != "paper" else ""
         return config.replace({**(scales.task_changes(task) if task else {}), **self.settings})
@@ -89,8 +94,8 @@ class Suite:
     def rows(self, scale: str, dataset: str) -> tuple[Row, ...]:
         """Return the rows at a scale on a dataset; raises UserError if two of them share a name."""
         rows = tuple(self.make(scale, dataset))
-        if dataset in self.not_applicable:
-            rows = tuple(replace(row, not_applicable=self.not_applicable[dataset]) for row in rows)
+        if why := self.why_not(dataset):
+            rows = tuple(replace(row, not_applicable=why) for row in rows)
         names = [row.name for row in rows]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

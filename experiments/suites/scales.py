@@ -1,12 +1,12 @@
 """The base configuration of each scale and dataset; a suite's rows are changes to it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from mpformer.config.datasets import DATASETS, Dataset
 from mpformer.config.datasets import dataset as dataset_entry
 from mpformer.config.schema import (
-    AugmentationConfig,
     Config,
     DatasetConfig,
     EvaluationConfig,
@@ -18,22 +18,14 @@ from mpformer.config.schema import (
 )
 from mpformer.runtime.errors import UserError, choices
 
-ONE_CLASS: Mapping[str, str] = MappingProxyType({"nuclei": "nuclei has one class"})
-"""Datasets on which rows about classes mean nothing, with the reason."""
-
-NO_STUFF: Mapping[str, str] = MappingProxyType({"nuclei": "nuclei has instances of one class and no stuff"})
-"""Datasets that have no panoptic and semantic ground truth, with the reason."""
+SCALES = ("mini", "paper")
 
 ABLATIONS = "coco/instance/r50-12ep-step"
 """The setting of the paper's ablations (its Table 7, as far as is known)."""
 
-DECLARED_SECONDS: Mapping[tuple[str, str], float] = MappingProxyType(
-    {("mini", "shapes"): 0.16, ("mini", "nuclei"): 0.25, ("paper", "coco"): 1.0}
-)
-"""Seconds an iteration: of mini on one core of a 2020s laptop, of paper a round guess for eight GPUs.
-
-An estimate until a run has measured it, and labelled so.
-"""
+DECLARED_PAPER_SECONDS = 1.0
+"""Seconds an iteration at scale paper: a round guess for eight GPUs, labelled as an estimate until a run has measured
+it. At scale mini a dataset's entry has them."""
 
 DECLARED_IMAGE_SECONDS: Mapping[str, float] = MappingProxyType({"mini": 0.05, "paper": 0.3})
 """Seconds to evaluate an image, layer analysis included, likewise."""
@@ -48,23 +40,20 @@ DECLARED_GIB = 2.5
 """Peak memory of a mini run in GiB, likewise."""
 
 
-def scales() -> tuple[str, ...]:
-    """Return the scales that there are."""
-    return tuple(dict.fromkeys(scale for scale, _ in _BASES))
-
-
 def datasets(scale: str) -> tuple[str, ...]:
     """Return the datasets of a scale, the default one first; raises UserError for an unknown scale."""
-    if scale not in scales():
-        raise choices("scale", scale, scales())
-    return tuple(dataset for known, dataset in _BASES if known == scale)
+    if scale not in SCALES:
+        raise choices("scale", scale, SCALES)
+    if scale == "paper":
+        return (ABLATIONS.partition("/")[0],)
+    return tuple(name for name, entry in DATASETS.items() if entry.mini)
 
 
 def suite_name(suite: str, scale: str, dataset: str | None) -> str:
     """Name of a launched suite's record and report: ``headline@mini``, or ``headline@mini+nuclei`` off the scale's
     first dataset.
     """
-    own = not dataset or (scale in scales() and dataset == datasets(scale)[0])
+    own = not dataset or (scale in SCALES and dataset == datasets(scale)[0])
     return f"{suite}@{scale}" if own else f"{suite}@{scale}+{dataset}"
 
 
@@ -73,17 +62,14 @@ def base(scale: str, dataset: str | None = None) -> Config:
 
     Raises UserError that lists the valid choices.
     """
-    known = datasets(scale)
-    if dataset is None:
-        dataset = known[0]
-    if dataset not in known:
-        raise choices(f"dataset at scale {scale!r}", dataset, known)
-    return _BASES[scale, dataset]()
+    _, chosen = check(scale, dataset)
+    return paper(ABLATIONS) if scale == "paper" else _mini(dataset_entry(chosen))
 
 
 def declared_seconds(scale: str, dataset: str) -> tuple[float, float]:
     """Return the declared seconds of an iteration and of an evaluated image."""
-    return DECLARED_SECONDS.get((scale, dataset), 1.0), DECLARED_IMAGE_SECONDS[scale]
+    mini = dataset_entry(dataset).mini if scale == "mini" else None
+    return mini.seconds if mini else DECLARED_PAPER_SECONDS, DECLARED_IMAGE_SECONDS[scale]
 
 
 def val_images(dataset: DatasetConfig) -> int:
@@ -95,7 +81,7 @@ def column_reasons(dataset: str, scored: EvaluationConfig) -> dict[str, str]:
     """Return the columns that do not apply on the dataset with this evaluation, each with its reason."""
     if scored.layer_scores == "none":
         return dict.fromkeys(_SCORED_BY, "evaluated without scores (evaluation.layer_scores=none)")
-    why = NO_STUFF.get(dataset) or f"trained for {_trained_for(scored)} alone"
+    why = dataset_entry(dataset).no_stuff or f"trained for {_trained_for(scored)} alone"
     return {column: why for column, part in _SCORED_BY.items() if not getattr(scored, part)}
 
 
@@ -152,37 +138,8 @@ def _mini_schedule() -> ScheduleConfig:
     )
 
 
-def _mini(dataset: DatasetConfig, queries: int, evaluation: EvaluationConfig) -> Config:
-    return Config(
-        dataset=dataset,
-        model=_mini_model(queries),
-        schedule=_mini_schedule(),
-        evaluation=evaluation,
-        runtime=RuntimeConfig(checkpoint_period=200, eval_period=350, probe_images=64),
-    )
-
-
-_LIGHT_STRESS = ShapesConfig(
-    side=96,
-    crowding=0.1,
-    solids=("disc", "star", "ring"),
-    tiny=0.0,
-    thin=0.0,
-    split=0.0,
-    camouflage=0.0,
-    clutter=0.0,
-    noise=0.0,
-    blur=0.0,
-)
-"""What a narrow model learns within minutes: neighbours and large objects, three shapes, four textures, but little else
-of what ShapesConfig can do. At its defaults minutes reach an AP below 1: telling shapes apart takes longest (without
-tiny objects, a classifier that is given the true masks is right about 4 of 10 of six shapes after 400 steps, and about
-8 of 10 of these three after 300). `--set dataset.shapes.crowding=0.55` and the like bring the stress back, one
-parameter at a time or together; each is an ablation of its own."""
-
 _MINI_AREAS = (16**2, 32**2)
 """COCO's limits (32² and 96² of 640 pixels) mean nothing at 128 pixels: mini has its own, and says so."""
-
 
 STRESS: Mapping[str, Any] = MappingProxyType(
     {
@@ -190,19 +147,20 @@ STRESS: Mapping[str, Any] = MappingProxyType(
         for name in ("crowding", "tiny", "thin", "split", "camouflage", "clutter", "noise", "blur")
     }
 )
-"""What turns the stress of the drawn images up from :data:`_LIGHT_STRESS` to its usual amounts."""
+"""What turns the drawn images' stress up from :data:`~mpformer.config.datasets.LIGHT_STRESS` to its usual amounts."""
 
 
-def _mini_shapes() -> Config:
-    """Panoptic training, so that AP, PQ and mIoU come from one model."""
-    dataset = DatasetConfig(name="shapes", task="panoptic", shapes=_LIGHT_STRESS, augmentation=AugmentationConfig())
-    return _mini(dataset, 25, EvaluationConfig(instance=True, panoptic=True, semantic=True, size_areas=_MINI_AREAS))
-
-
-def _mini_nuclei() -> Config:
-    """Real microscopy, one class, instances only; crops hold up to some 40 nuclei."""
-    dataset = DatasetConfig(name="nuclei", task="instance", crop=128)
-    return _mini(dataset, 40, EvaluationConfig(instance=True, size_areas=_MINI_AREAS))
+def _mini(entry: Dataset) -> Config:
+    """Panoptic training where there is stuff, so that AP, PQ and mIoU come from one model."""
+    assert entry.mini is not None
+    panoptic = entry.stuff > 0
+    return Config(
+        dataset=DatasetConfig(name=entry.name, task="panoptic" if panoptic else "instance", **entry.mini.keys),
+        model=_mini_model(entry.mini.queries),
+        schedule=_mini_schedule(),
+        evaluation=EvaluationConfig(instance=True, panoptic=panoptic, semantic=panoptic, size_areas=_MINI_AREAS),
+        runtime=RuntimeConfig(checkpoint_period=200, eval_period=350, probe_images=64),
+    )
 
 
 def paper(name: str) -> Config:
@@ -210,17 +168,6 @@ def paper(name: str) -> Config:
     from mpformer.config.paper_settings import setting
 
     return setting(name)
-
-
-def _paper_coco() -> Config:
-    return paper(ABLATIONS)
-
-
-_BASES: dict[tuple[str, str], Callable[[], Config]] = {
-    ("mini", "shapes"): _mini_shapes,
-    ("mini", "nuclei"): _mini_nuclei,
-    ("paper", "coco"): _paper_coco,
-}
 
 
 def check(scale: str, dataset: str | None) -> tuple[str, str]:

@@ -202,7 +202,7 @@ class Collector:
         if self.scorer is None:
             return {}
         found = analysis_scores.from_table(per_image.table(self.scorer.per_image())).class_scores()
-        if self.config.dataset.name == "cityscapes" and "AP" in found:
+        if self.scorer.cityscapes and "AP" in found:
             found = {"COCO AP": found.pop("AP"), **found}
         return {score: {self.table.names[c]: value for c, value in by.items()} for score, by in found.items()}
 

@@ -33,7 +33,7 @@ def test_declared_until_a_run_like_it_has_measured(plan: Plan, store: Store) -> 
     before = costs.estimates(plan, store, CPU)[first.run_id]
     assert (before.source, before.seconds) == (
         "declared",
-        pytest.approx(12 * scales.DECLARED_SECONDS["mini", "shapes"] + scoring),
+        pytest.approx(12 * scales.declared_seconds("mini", "shapes")[0] + scoring),
     )
     trained(store, first, 24.0)
     found = costs.estimates(plan, store, CPU)

@@ -41,7 +41,7 @@ def cases() -> Iterator[Any]:
     for suite in catalogue.all_suites().values():
         for scale in ("mini", "paper"):
             for dataset in suite.datasets(scale):
-                if dataset not in suite.not_applicable:
+                if not suite.why_not(dataset):
                     yield pytest.param(suite.name, scale, dataset, id=f"{suite.name}@{scale}+{dataset}")
 
 
