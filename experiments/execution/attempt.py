@@ -20,7 +20,7 @@ from experiments.execution.capture import captured
 from experiments.execution.signals import Noted
 from experiments.store import claims
 from experiments.store.attempt_dir import AttemptRecord, Ending, FailureClass, Outcome, Stop, StopReason
-from experiments.store.files import append_json
+from experiments.store.files import append_json, sync
 from experiments.store.identity import eval_id as evaluation_id
 from experiments.store.identity import run_id as _run_id
 from experiments.store.launches import stop_reason
@@ -375,7 +375,9 @@ class _Attempt:
         append_json(self.run.metrics, line)
 
     def _confirm(self) -> None:
+        """Before a checkpoint counts: the run is still this process's, and the lines up to here are on the disk."""
         self.claim.confirm()
+        sync(self.run.metrics)
 
     def _stop(self) -> str | None:
         """Why to stop, if there is a reason; the files are looked at twice a second at most."""

@@ -3,7 +3,8 @@
 ``runs/<run_id>/claims/<n>`` is attempt n's claim; the owner of a run is the highest number that was not released.
 Taking over a stale claim n means to create n + 1, which O_EXCL grants to one process alone; an owner that was taken
 over notices, before each checkpoint's rename, that its number is no longer the highest. No claim is
-renamed or deleted, nothing is locked: this works on NFS.
+renamed or deleted, nothing is locked: this works on NFS. Should somebody delete one all the same, its number is used no
+second time: its ``.released`` and the attempt of that number count too.
 
 A claim is stale when its process is dead (same host) or its heartbeat, the file's modification time, is older than
 ``HEARTBEAT_TIMEOUT`` by the file system's own clock (another host). A job that Slurm has started again knows that its
@@ -21,6 +22,7 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from experiments.store.files import write_whole
 from experiments.store.records import Record, encode, load_sound
 from mpformer.runtime.errors import RunFailure
 
@@ -121,10 +123,11 @@ NO_JOB = JobStart()
 def acquire(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart = NO_JOB) -> Claim | None:
     """Claim the run whose claims are in ``directory``; None if another process holds it or was faster."""
     directory.mkdir(parents=True, exist_ok=True)
+    attempted = highest(directory.parent / "attempts")  # before the claims: none of these can be of a later one
     names = _listed(directory)  # once: whoever claims after this is in the way of the number below
     if _live(directory, names, timeout, job) is not None:
         return None
-    claim = Claim(directory, _highest(names) + 1, uuid.uuid4().hex)
+    claim = Claim(directory, max(_highest(names), attempted) + 1, uuid.uuid4().hex)
     record = ClaimRecord(**asdict(Owner()), token=claim.token, **asdict(job), time=time.time())
     return claim if create(claim.path, json.dumps(encode(record))) else None
 
@@ -259,7 +262,7 @@ def _exists(pid: int) -> str:
 
 
 def highest(directory: Path) -> int:
-    """Return the highest number among a directory's files, 0 if there is none."""
+    """Return the highest number that a directory's files begin with, 0 if there is none."""
     return _highest(_listed(directory))
 
 
@@ -271,17 +274,18 @@ def _listed(directory: Path) -> frozenset[str]:
 
 
 def _highest(names: frozenset[str]) -> int:
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    numbers = (name.partition(".")[0] for name in names)
+    return max((int(number) for number in numbers if number.isdigit()), default=0)
 
 
 def create(path: Path, text: str) -> bool:
     """Create a file that must not exist, in one open and one write; False if it exists."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return False
     try:
-        os.write(descriptor, text.encode())
+        write_whole(descriptor, text.encode(), path)
     except OSError:  # a full disk: an empty claim would keep everyone out until it is stale
         path.unlink()
         raise

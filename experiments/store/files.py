@@ -59,19 +59,41 @@ def _content(path: Path) -> bytes:
 def append_json(path: Path, line: Mapping[str, Any], *, durable: bool = False) -> None:
     """Append one line of JSON in a single write; ``durable``: and wait for the disk.
 
-    A line that a crash or a full disk cut short is ended first, so that it spoils no other. Raises OSError, also for a
-    line that was written in part.
+    A line that a crash cut short is ended first, so that it spoils no other. Raises OSError, also for a line of which
+    a full disk took a part only: the part is taken back.
     """
     data = (json.dumps(dict(line)) + "\n").encode()
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             data = b"\n" + data
-        if os.write(descriptor, data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        try:
+            write_whole(descriptor, data, path)
+        except OSError:
+            if size <= os.fstat(descriptor).st_size < size + len(data):  # otherwise somebody has appended meanwhile
+                os.ftruncate(descriptor, size)
+            raise
         if durable:
             os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(descriptor: int, data: bytes, path: Path) -> None:
+    """Write in a single write; raises OSError too where a full disk takes a part only."""
+    if os.write(descriptor, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has what was written to a file; nothing to do where there is none. Raises OSError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import multiprocessing
@@ -6,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from experiments.store.files import read_json, write_json
 from experiments.store.identity import eval_id
 from experiments.store.run_dir import RunDir, Store
 from mpformer.runtime.errors import UserError
+from mpformer.training.checkpoints import cut_back
 
 Make = Callable[..., Any]
 Setting = Callable[[RunDir], str]
@@ -320,6 +322,45 @@ def test_a_full_disk_is_said_on_the_full_disk(
     assert derive(run, setting(run)).label == "FAILED(disk)"
     (run.path / "big").unlink()
     assert _run(store, run, options, counter()).outcome == "done"
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """Trains by a counter with long lines of metrics; the disk is full from the seventh on."""
+
+    counter: Any
+    full: bool
+
+    def train(self, config: Any, directory: Path, data_root: Path, callbacks: Any) -> dict[str, Any]:
+        def log(line: dict[str, Any]) -> None:
+            if self.full and line["iteration"] == 7:
+                with contextlib.suppress(OSError):
+                    _fill(directory / "big")
+            callbacks.log(line | {"more": "x" * 700})
+
+        return dict(self.counter.train(config, directory, data_root, replace(callbacks, log=log)))
+
+    def evaluate(self, *arguments: Any) -> dict[str, Any]:
+        return dict(self.counter.evaluate(*arguments))
+
+
+def test_the_curve_is_complete_after_a_full_disk(
+    small_disk: Path, plan: Any, options: Options, counter: Make, setting: Setting
+) -> None:
+    """The line that the disk took in part is taken back, and written anew by the attempt that goes on."""
+    store = Store(small_disk)
+    run = store.run(plan.runs[0].run_id)
+    run.create(plan.runs[0].config, "")
+    ending = _run(store, run, options, _Filling(counter(), full=True))
+    assert (ending.outcome, ending.failure_class) == ("failed", "disk")
+    before = [json.loads(line)["iteration"] for line in run.metrics.read_bytes().splitlines()]
+    assert before == list(range(1, len(before) + 1)), "every line is whole"
+    assert 5 <= len(before) < 12
+    (run.path / "big").unlink()
+    cut_back(run.metrics, 5)  # as the trainer does for the checkpoint that it resumes from
+    assert _run(store, run, options, _Filling(counter(), full=False)).outcome == "done"
+    lines = [json.loads(line) for line in run.metrics.read_bytes().splitlines()]
+    assert [line["iteration"] for line in lines] == [*range(1, 13), 12]
 
 
 def test_a_disk_that_is_full_before_the_attempt_begins(

@@ -49,6 +49,35 @@ def test_a_claim_is_exclusive_until_it_is_released(tmp_path: Path) -> None:
     assert second.number == 2
 
 
+@pytest.mark.parametrize(
+    "deleted", [("1",), ("2",), ("1", "2"), ("2", "2.released"), ("1", "1.released", "2", "2.released")]
+)
+def test_the_number_of_a_deleted_claim_is_used_no_second_time(tmp_path: Path, deleted: tuple[str, ...]) -> None:
+    """Otherwise the `.released` that stayed, or the attempt, would be taken for the new claim's."""
+    directory = tmp_path / "claims"
+    for number in ("1", "2"):
+        claim = acquire(directory)
+        assert claim is not None
+        (tmp_path / "attempts" / number).mkdir(parents=True)
+        claim.release()
+    for name in deleted:
+        (directory / name).unlink()
+    third = acquire(directory)
+    assert third is not None
+    assert third.number == 3
+    assert holder(directory) == 3
+    assert acquire(directory) is None
+    third.confirm()
+
+
+def test_the_owner_of_a_deleted_claim_has_lost_it(tmp_path: Path) -> None:
+    claim = acquire(tmp_path)
+    assert claim is not None
+    claim.path.unlink()
+    with pytest.raises(ClaimLost):
+        claim.confirm()
+
+
 def _dead_claim(directory: Path) -> int:
     """A claim by a process that was killed."""
     code = "import sys, time; from pathlib import Path; from experiments.store.claims import acquire\n"
