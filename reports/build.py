@@ -16,13 +16,10 @@ from reports import pages as site
 from reports.collect import SuiteReport, collect, records
 from reports.escape import clean
 from reports.explorer import build_explorer
-from reports.figures import DRAWN, suite_figures
-from reports.render import TABLE_FORMATS, render
+from reports.figures import suite_figures
+from reports.formats import FIGURES, FORMATS, TABLES, render
 from reports.runs import Reader
 
-FILES = {name: form.file for name, form in TABLE_FORMATS.items()}
-FORMATS = (*FILES, "html", *DRAWN)
-"""``html`` brings the figures as SVG and CSV; ``pdf`` and ``png`` add those files of each figure."""
 EXPLORED = 100  # objects; the command `mpformer visualize` takes any number
 
 
@@ -33,7 +30,7 @@ def build(
     scale: str = "mini",
     dataset: str | None = None,
     out: Path | None = None,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = tuple(FORMATS),
     columns: Sequence[str] = (),
     decimals: int | None = None,
 ) -> list[Path]:
@@ -123,17 +120,20 @@ def _write(report: SuiteReport, folder: Path, formats: Sequence[str], digest: st
 
 
 def _write_files(report: SuiteReport, folder: Path, formats: Sequence[str], overview: bool) -> list[Path]:
-    written = [_save(folder / FILES[form], render(report.table, form)) for form in formats if form in FILES]
-    if "html" not in formats:
+    """Tables, figures (SVG and data always) if the page or a format of theirs is asked for, and pages."""
+    written = [_save(folder / TABLES[form], render(report.table, form)) for form in formats if form in TABLES]
+    if "html" not in formats and not FIGURES.keys() & set(formats):
         return written
-    downloads = [(TABLE_FORMATS[form].label, FILES[form]) for form in formats if form in FILES]
-    index = "../index.html" if overview else ""
     gallery = site.find_gallery(report)
     cases, names = (gallery.cases, gallery.names) if gallery else ((), ())
     picture = jump_picture.of_suite(report, gallery.found if gallery else None, gallery.views if gallery else ())
     further = [*jump_picture.plans(report, picture), *why_figures.plans(report)]
     drawn = suite_figures(report, cases, names, folder / "figures", formats, further)
     written += [folder / "figures" / name for figure in drawn for name in figure.files]
+    if "html" not in formats:
+        return written
+    index = "../index.html" if overview else ""
+    downloads = [(FORMATS[form].label, TABLES[form]) for form in formats if form in TABLES]
     explorer = _explorer(gallery, folder)
     link = explorer[0].name if explorer else ""
     runs = run_page.sections(report)

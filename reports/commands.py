@@ -15,7 +15,9 @@ from mpformer.runtime.errors import UserError
 @scale_options
 @root_option
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory; default: <root>/reports.")
-@click.option("--format", "formats", multiple=True, help="Only this format (md, tex, csv, json, html ...); repeatable.")
+@click.option(
+    "--format", "formats", multiple=True, help="Only this format (md, tex, csv, json, html, pdf ...); repeatable."
+)
 @click.option("--column", "columns", multiple=True, help="A column of the table, instead of the suite's; repeatable.")
 @click.option("--decimals", type=click.IntRange(0, 6), default=None, help="Decimals of the table; default: per metric.")
 @click.option("--check", is_flag=True, help="Compare with the published numbers; exit code 1 if one is outside.")
@@ -53,7 +55,7 @@ def report(
         scale=scale,
         dataset=dataset,
         out=out,
-        formats=formats or build.FORMATS,
+        formats=formats or tuple(build.FORMATS),
         columns=columns,
         decimals=decimals,
     )

@@ -20,6 +20,7 @@ from experiments.store.files import read_json, write_json, write_text
 from mpformer.config.dotted import leaves
 from reports.collect import RowRuns, SuiteReport, number
 from reports.escape import clean, csv
+from reports.formats import FIGURES
 from reports.mask_pictures import Case
 from reports.runs import RunView
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 7
 MOST_EFFECTS = 40
-DRAWN = ("svg", "pdf", "png")
 _LAYER_MEASURES = (
     "mIoU-L",
     "IoU-gt",
@@ -73,14 +73,14 @@ def suite_figures(
     cases: Sequence[Case],
     names: Sequence[str],
     folder: Path,
-    kinds: Sequence[str] = DRAWN,
+    kinds: Sequence[str] = tuple(FIGURES),
     further: Iterable[Plan] = (),
 ) -> list[Figure]:
-    """Draw a suite's figures into ``folder``, as ``kinds`` out of DRAWN (SVG always) and with their data as CSV.
+    """Draw a suite's figures into ``folder``, as ``kinds`` out of FIGURES (SVG always) and with their data as CSV.
 
     ``further`` plans follow after the suite's own. Figures whose data is not there yet are left out.
     """
-    wanted = tuple(kind for kind in DRAWN if kind == "svg" or kind in kinds)
+    wanted = tuple(kind for kind in FIGURES if kind == "svg" or kind in kinds)
     plans = [*_plans(report, cases, names), *further]
     looks = row_looks(report)
     return [_drawn(plan, folder, wanted, looks) for plan in plans if not plan.data.empty]
@@ -518,9 +518,8 @@ def _draw(plan: Plan, stem: Path, kinds: Sequence[str]) -> list[str]:
             whole = drawing.bbox_inches
             panels = _panels(drawing)
         for kind in kinds:
-            # the time of day would change the bytes of an unchanged figure
-            dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
-            drawing.savefig(stem.with_name(f"{stem.name}.{kind}"), format=kind, metadata=dated, bbox_inches=whole)
+            file = stem.with_name(f"{stem.name}.{kind}")
+            drawing.savefig(file, format=kind, metadata=dict(FIGURES[kind]), bbox_inches=whole)
     return panels
 
 

@@ -9,8 +9,8 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -63,20 +63,6 @@ def _latex() -> jinja2.Environment:
     )
     env.globals.update(spans=_latex_spans, comment=_latex_comment, key=_latex_key)
     return env
-
-
-@dataclass(frozen=True)
-class TableFormat:
-    """A format that a table is written in: its name on a page, its file, and what makes the text."""
-
-    label: str
-    file: str
-    text: Callable[[Table], str]
-
-
-def render(table: Table, form: str) -> str:
-    """The table in one format out of TABLE_FORMATS."""
-    return TABLE_FORMATS[form].text(table)
 
 
 def to_markdown(table: Table) -> str:
@@ -255,13 +241,3 @@ def _published_values(table: Table) -> list[tuple[str, str]]:
         known[key] += 1
         found.append((key if known[key] == 1 else f"{key}.{known[key]}", item.published))
     return found
-
-
-TABLE_FORMATS: Mapping[str, TableFormat] = {
-    "md": TableFormat("Markdown", "table.md", to_markdown),
-    "tex": TableFormat("LaTeX", "table.tex", to_latex),
-    "macros": TableFormat("LaTeX macros", "macros.tex", to_macros),
-    "csv": TableFormat("CSV", "table.csv", to_csv),
-    "json": TableFormat("JSON", "table.json", to_json),
-}
-"""The formats of a table by the name that ``--format`` takes; a new one is a function and a line here."""

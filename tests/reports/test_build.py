@@ -11,11 +11,12 @@ import pytest
 from experiments.store.suite_record import SuiteRecord
 from mpformer.runtime.errors import UserError
 from reports import figures, incremental
-from reports.build import FILES, build, check
+from reports.build import build, check
 from reports.collect import collect
+from reports.formats import TABLES
 
-TABLES = {*FILES.values()}
-LIGHT = (*FILES, "html")  # figures as SVG and CSV alone: drawing is what takes time
+ALL_TABLES = {*TABLES.values()}
+LIGHT = (*TABLES, "html")  # figures as SVG and CSV alone: drawing is what takes time
 
 
 def names(folder: Path) -> set[str]:
@@ -26,8 +27,8 @@ def test_everything_with_an_overview(store: Path, blank_figures: None) -> None:
     written = build([], store, formats=LIGHT)
     base = store / "reports"
     assert names(base) == {"index.html", "headline@mini", "components@mini", "headline@mini+nuclei"}
-    assert names(base / "headline@mini") == TABLES | {"index.html", "figures", "explorer.html", "runs"}
-    assert names(base / "headline@mini+nuclei") == TABLES | {"index.html", "figures", "runs"}
+    assert names(base / "headline@mini") == ALL_TABLES | {"index.html", "figures", "explorer.html", "runs"}
+    assert names(base / "headline@mini+nuclei") == ALL_TABLES | {"index.html", "figures", "runs"}
     assert all(path.exists() for path in written)
     page = (base / "headline@mini" / "index.html").read_text()
     assert "explorer.html" in page
@@ -177,3 +178,9 @@ def test_reports_and_explorer_import_no_torch_nor_plotting() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_format_of_figures_alone_draws_them_and_writes_no_page(store: Path) -> None:
+    written = {path.name for path in build(["headline"], store, dataset="nuclei", formats=["png"])}
+    assert {"layers.png", "layers.svg", "layers.csv"} <= written
+    assert not any(name.endswith((".html", ".pdf")) for name in written)

@@ -13,8 +13,8 @@ from experiments.suites.scales import suite_name
 from mpformer.runtime.errors import UserError
 from reports import escape, pages, text
 from reports.collect import SuiteReport, collect, records, tick
+from reports.formats import render
 from reports.model import Cell, Kind, grouped
-from reports.render import render
 from reports.runs import FAILURES, Reader
 from tests.support.present import present
 

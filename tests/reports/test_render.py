@@ -20,8 +20,9 @@ from reports import escape, pages, text
 from reports import run_page as provenance
 from reports.build import _with_published
 from reports.collect import SuiteReport
+from reports.formats import TABLES, render
 from reports.model import Cell, Column, Delta, Kind, Table
-from reports.render import TABLE_FORMATS, macro_values, marks, render
+from reports.render import macro_values, marks
 
 GOLDEN = Path(__file__).parent / "golden"
 Gather = Callable[..., SuiteReport]
@@ -39,11 +40,11 @@ def golden(name: str, content: str) -> None:
     assert content == path.read_text()
 
 
-@pytest.mark.parametrize("form", TABLE_FORMATS)
+@pytest.mark.parametrize("form", TABLES)
 @pytest.mark.parametrize(("suite", "dataset"), [("headline", None), ("components", None), ("headline", "nuclei")])
 def test_template(gather: Gather, suite: str, dataset: str | None, form: str) -> None:
     report = _with_published(gather(suite, dataset))
-    golden(f"{report.table.name}.{TABLE_FORMATS[form].file.removeprefix('table.')}", render(report.table, form))
+    golden(f"{report.table.name}.{TABLES[form].removeprefix('table.')}", render(report.table, form))
 
 
 def test_page_template(gather: Gather, monkeypatch: pytest.MonkeyPatch) -> None:
