@@ -90,7 +90,8 @@ def records(store: Store, suites: Sequence[str], scale: str, dataset: str | None
     wanted = [suite_name(suite, scale, dataset or _own_dataset(suite, scale)) for suite in suites]
     if missing := [name for name in wanted if name not in names]:
         if not names:
-            raise UserError(f"no suite has been launched into {store.root}; start with: mpformer launch {suites[0]}")
+            start = f"mpformer launch {suites[0]} --root {store.root}"
+            raise UserError(f"no suite has been launched into {store.root}; start with: {start}")
         raise choices("launched suite", missing[0], names)
     return [names[name] for name in wanted]
 

@@ -37,12 +37,14 @@ def report(
 ) -> int:
     """Write tables (Markdown, LaTeX, ...) and self-contained pages for SUITES (none: all that were launched)."""
     from experiments.status import suite_view
+    from experiments.store.run_dir import Store
     from experiments.suites import catalogue
     from reports import build
 
     if everything and suites:
         raise UserError(f"--all is every suite that was launched; leave it out, or {', '.join(suites)}")
     for name in suites:
+        catalogue.recall(Store(root), name, scale, dataset)
         catalogue.find(name).place(scale, dataset)
     if not suites:
         catalogue.of_dataset(scale, dataset)

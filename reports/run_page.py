@@ -59,7 +59,7 @@ def _plain_json(_: str, value: Any) -> str:
 
 def repeat_command(record: SuiteRecord, row: RowRuns, view: RunView) -> str:
     """Shell lines that check out the code and repeat one run in the foreground; every word quoted."""
-    command = shlex.join([*_launch(record, row), "--seed", str(view.seed), "--inline"])
+    command = shlex.join([*_launch(record, row, view), "--seed", str(view.seed), "--inline"])
     return "\n".join([*_checkout(view.commits[-1:]), command])
 
 
@@ -67,16 +67,23 @@ def repeat_row(record: SuiteRecord, row: RowRuns) -> str:
     """Shell lines that repeat every number of a row: all its seeds, trained by the commits that trained them."""
     seeds = ",".join(str(view.seed) for view in row.views)
     commits = list(dict.fromkeys(view.commits[-1] for view in row.views if view.commits))
-    return "\n".join([*_checkout(commits), shlex.join([*_launch(record, row), "--seeds", seeds])])
+    return "\n".join([*_checkout(commits), shlex.join([*_launch(record, row, row.views[0]), "--seeds", seeds])])
 
 
-def _launch(record: SuiteRecord, row: RowRuns) -> list[str]:
-    words = ["mpformer", "launch", record.suite, "--scale", record.scale]
+def _launch(record: SuiteRecord, row: RowRuns, view: RunView) -> list[str]:
+    """The launch of a row into a store of its own, since the run's store has the runs already."""
+    root = view.directory.path.parents[1].resolve()
+    words = ["mpformer", "launch", record.suite]
+    if record.file and not record.package:
+        words += ["--suites", str(root / record.file)]
+    words += ["--scale", record.scale]
     if record.dataset:
         words += ["--dataset", record.dataset]
     words += ["--row", row.name]
     for key, value in record.overrides.items():
         words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    if record.data_root:
+        words += ["--root", f"{root}-repeated", "--data-root", record.data_root]
     return words
 
 

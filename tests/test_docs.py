@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -22,24 +21,25 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 @pytest.fixture
-def taught() -> Iterator[dict[str, Any]]:
-    """The page's Python, run from top to bottom; its suites are forgotten afterwards."""
-    namespace: dict[str, Any] = {"__name__": "docs.suites"}
+def taught(tmp_path: Path) -> Iterator[Path]:
+    """The page's Python as a suites file; its suites are forgotten afterwards."""
+    path = tmp_path / "my_suites.py"
+    path.write_text("\n".join(blocks("suites.md", "python")))
     try:
-        for code in blocks("suites.md", "python"):
-            exec(compile(code, "docs/suites.md", "exec"), namespace)
-        yield namespace
+        catalogue.add_file(path)
+        yield path
     finally:
         for name in TAUGHT:
             rows.SUITES.pop(name, None)
+        catalogue._SOURCES.clear()
 
 
-def test_the_suites_of_the_tutorial_are_suites(taught: dict[str, Any], tmp_path: Path) -> None:
-    catalogue.all_suites()
+@pytest.mark.usefixtures("taught")
+def test_the_suites_of_the_tutorial_are_suites(tmp_path: Path) -> None:
     plan = planning.make(Request("mask-weight"), tmp_path)
     assert len(plan.unique) == 18
     assert [row.name for row in plan.rows][:2] == ["mask2former,weight=2", "mp-former,weight=2"]
-    assert plan.suite.description == taught["mask_weight"].__doc__
+    assert plan.suite.description == "Does the gain of mask piloting depend on how much the mask loss weighs?"
     same = {run.run_id for run in planning.make(Request("headline"), tmp_path).runs}
     assert same <= {run.run_id for run in plan.runs}, "weight 5 is the headline's"
     assert len(planning.make(Request("two-noises"), tmp_path).unique) == 4 * 5
@@ -69,7 +69,8 @@ def test_the_tutorial_lists_the_arguments_of_a_suite() -> None:
 
 
 @pytest.mark.parametrize("page", ["suites.md", "datasets.md"])
-def test_commands_of_the_pages_are_ones(page: str) -> None:
+def test_commands_of_the_pages_are_ones(page: str, taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(taught.parent)
     lines = [line.split("  #")[0] for block in blocks(page, "sh") for line in block.splitlines()]
     commands = [line.split()[1:] for line in lines if line.startswith("mpformer ")]
     assert len(commands) > 3

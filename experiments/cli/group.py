@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from experiments.cli.console import warn
+from experiments.cli.options import suites_option
 from mpformer.runtime.errors import UserError
 
 ENTRY_POINTS = "mpformer.commands"
@@ -80,6 +81,7 @@ def _broken(point: metadata.EntryPoint, reason: str) -> click.Command:
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="mpformer")
+@suites_option
 def cli() -> None:
     """Reproduce, ablate and explain MP-Former: launch a named suite, read its tables.
 

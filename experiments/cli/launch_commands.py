@@ -60,12 +60,14 @@ def launch(
     from experiments.launch import choosing, inputs
     from experiments.launch.profiles import SlurmProfile
     from experiments.store.run_dir import Store
-    from experiments.suites import planning
+    from experiments.suites import catalogue, planning
 
     console = new_console()
     store = Store(root)
     where, rest = _place(on, asked)
-    resolved = planning.make(plan_request(suite, **rest), data_root)
+    request = plan_request(suite, **rest)
+    catalogue.recall(store, suite, request.scale, request.dataset)
+    resolved = planning.make(request, data_root)
     resolved = choosing.only_new(resolved, store) if new else resolved
     if dry_run:
         return _print_scripts(resolved, store, data_root, on, where, smoke)
@@ -123,17 +125,20 @@ def _submit(
 ) -> int:
     """Hand the missing runs to Slurm and say what was handed over; 1 if not everything was that could be."""
     from experiments.slurm import batches, submission
+    from experiments.suites import planning
 
     target = batches.Target(on, profile, smoke)
     done = submission.launch(resolved, store, data_root, target, command=command_line(), retry=retry)
     for run_id, reason in done.left_alone.items():
-        click.echo(f"{run_id} failed ({reason}) and would again: `mpformer retry` starts it anyway")
+        click.echo(f"{run_id} failed ({reason}) and would again")
+    if done.left_alone:
+        click.echo(f"to start it anyway: {planning.command('retry', resolved, store)}")
     queued = [one for one in done.submissions if one.job_id]
     for one in queued:
         click.echo(f"  {one.job_id}  {one.stage:<8}  {len(one.runs) or 1} jobs  {one.name}")
     if queued:
         click.echo(f"queued {len(done.started)} runs: {done.directory}")
-        click.echo(f"nothing has to stay open; look with: mpformer status {resolved.suite.name} --watch")
+        click.echo(f"nothing has to stay open; look with: {planning.command('status', resolved, store, '--watch')}")
     elif not done.problem:
         click.echo("nothing to start: every run is done, running, queued, or failed")
     if done.left_over:
@@ -194,9 +199,12 @@ def _watch_launch(resolved: "Plan", store: "Store", started: "Launch", detach: b
     from experiments.launch import watching
     from experiments.status import suite_view
     from experiments.status.states import State
+    from experiments.suites import planning
 
     for run_id, reason in started.left_alone.items():
-        console.print(f"{run_id} failed ({reason}) and would again: `mpformer retry` starts it anyway", soft_wrap=True)
+        console.print(f"{run_id} failed ({reason}) and would again", soft_wrap=True)
+    if started.left_alone:
+        console.print(f"to start it anyway: {planning.command('retry', resolved, store)}", soft_wrap=True)
     count = len(started.started)
     if count:
         workers = f"{started.width.workers} workers of {started.width.threads} threads"
@@ -207,7 +215,8 @@ def _watch_launch(resolved: "Plan", store: "Store", started: "Launch", detach: b
     else:
         console.print("nothing to start: every run is done, running, or failed")
     if detach:
-        console.print(f"they go on by themselves; look with: mpformer status {resolved.suite.name} --watch")
+        look = planning.command("status", resolved, store, "--watch")
+        console.print(f"they go on by themselves; look with: {look}", soft_wrap=True)
         return 0
     states = watching.follow(resolved, store, started, console)
     for line in started.problems():

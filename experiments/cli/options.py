@@ -26,17 +26,32 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Machine-read
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
+def _add_suites(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) -> None:
+    if files:
+        from experiments.suites import catalogue
+
+        for file in files:
+            catalogue.add_file(file)
+
+
+suites_option = click.option(
+    "--suites", "suites_files", multiple=True, metavar="FILE", type=click.Path(path_type=Path), expose_value=False,
+    is_eager=True, callback=_add_suites,
+    help="A Python file with suites of your own; repeatable.  [env: MPFORMER_SUITES]",
+)  # fmt: skip
+
+
 def root_options(command: Command) -> Command:
     """``--root`` and ``--data-root``."""
     return root_option(data_root_option(command))
 
 
 def scale_options(command: Command) -> Command:
-    """``--scale`` and ``--dataset``."""
+    """``--scale`` and ``--dataset``, and ``--suites``: what says which suite is meant."""
     scale = click.option("--scale", default="mini", show_default=True, help="mini or paper.")
     minis = ", ".join(name for name, entry in DATASETS.items() if entry.mini)
     dataset = click.option("--dataset", default=None, help=f"Dataset, where a scale has several (mini: {minis}).")
-    return scale(dataset(command))
+    return scale(dataset(suites_option(command)))
 
 
 def plan_options(command: Command) -> Command:

@@ -149,7 +149,7 @@ def _of_suite(store: "Store", request: Any, data_root: Path, changed: Sequence[t
     configs = {run.run_id: run.config for run in plan.unique}
     trained = [run for run in map(store.run, configs) if run.trained() is not None]
     if not trained:
-        raise UserError(f"no run of {request.suite} is trained; start with: mpformer launch {request.suite}")
+        raise UserError(f"no run of {request.suite} is trained; start with: {planning.command('launch', plan, store)}")
     return reevaluating.chosen(trained, changed, configs)
 
 

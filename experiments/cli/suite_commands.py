@@ -27,6 +27,8 @@ def suites(scale: str, dataset: str | None, as_json: bool) -> None:
     from experiments.status.tables import duration
     from experiments.suites import catalogue
 
+    for line in catalogue.broken():
+        warn(line)
     chosen = catalogue.of_dataset(scale, dataset)
     listed = [_suite_record(suite, *suite.place(scale, dataset)) for suite in chosen]
     if as_json:
@@ -81,10 +83,11 @@ def plan(suite: str, as_json: bool, root: Path, data_root: Path, profile: str, *
     from experiments.status import standing
     from experiments.status.states import State
     from experiments.store.run_dir import Store
-    from experiments.suites import planning
+    from experiments.suites import catalogue, planning
 
-    resolved = planning.make(plan_request(suite, **asked), data_root)
-    store = Store(root)
+    store, request = Store(root), plan_request(suite, **asked)
+    catalogue.recall(store, suite, request.scale, request.dataset)
+    resolved = planning.make(request, data_root)
     states = standing.look_at_plan(resolved, store)
     left = [run_id for run_id, state in states.items() if state.state is not State.DONE]
     where = costs.place(profile, len(left))
@@ -162,7 +165,7 @@ def status(suite: str | None, scale: str, dataset: str | None, root: Path, watch
         else:
             new_console().print(tables.table(view))
     if not found:
-        click.echo(f"nothing was launched into {root} yet; start with: mpformer launch headline")
+        click.echo(f"nothing was launched into {root} yet; start with: mpformer launch headline --root {root}")
     return None
 
 

@@ -33,6 +33,7 @@ from experiments.store import journal
 from experiments.store.journal import BatchRun, Journal, Submission
 from experiments.store.launches import SLURM, LaunchDir, LaunchRecord, recorded
 from experiments.store.run_dir import Store
+from experiments.suites import catalogue, planning
 from experiments.suites.planning import Plan, PlannedRun
 from mpformer.runtime.errors import UserError
 
@@ -81,7 +82,7 @@ def launch(
         batches, left = divide(beginning.missing, store, target, limits)
         if not batches:
             raise UserError(f"nothing more may be submitted now: {limits.reason} leaves room for {limits.submit} jobs")
-        rest = _arguments(plan, data_root.resolve(), target) if left else ()
+        rest = (*_arguments(plan, data_root.resolve(), target), *_suites_file(plan, store)) if left else ()
         code = code_snapshot.take(store)
         work = _Work(plan, store.root.resolve(), done.id, data_root.resolve(), code, retry, runner, rest)
         started = without(beginning.missing, left)
@@ -191,6 +192,14 @@ def _arguments(plan: Plan, data_root: Path, target: Target) -> tuple[str, ...]:
     words += ["--seeds", ",".join(map(str, request.seeds))] if request.seeds else []
     words += [word for key, value in request.overrides for word in ("--set", f"{key}={json.dumps(value)}")]
     return tuple(words)
+
+
+def _suites_file(plan: Plan, store: Store) -> tuple[str, ...]:
+    """The option that defines a suite of a file of one's own as it is now; packages are there in a job too."""
+    source = catalogue.source(plan.suite)
+    if source is None or source.package:
+        return ()
+    return "--suites", str(store.root.resolve() / planning.keep_source(source, store))
 
 
 def _write_launch(work: _Work, target: Target, limits: Limits, started: Sequence[PlannedRun], command: str) -> None:

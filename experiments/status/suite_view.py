@@ -171,11 +171,13 @@ def _plain_answer(answer: Answer | None) -> dict[str, Any] | None:
 
 def chosen(root: Path, suite: str | None, scale: str, dataset: str | None) -> list[SuiteRecord]:
     """Return the records of a suite, or of all; raises UserError with the launched suites if there is none."""
-    records = Store(root).suite_records()
+    store = Store(root)
+    records = store.suite_records()
     if suite is None:
         return records
     from experiments.suites import catalogue
 
+    catalogue.recall(store, suite, scale, dataset)
     scale, dataset = catalogue.place(suite, scale, dataset)
     wanted = (suite, scale, dataset)
     found = [record for record in records if (record.suite, record.scale, record.dataset) == wanted]

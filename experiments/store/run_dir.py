@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.store import records
 from experiments.store.attempt_dir import AttemptDir
-from experiments.store.files import is_finite, names_in, read_json, write_json
+from experiments.store.files import is_finite, names_in, read_json, write_json, write_text
 from experiments.store.records import Record, RecordError
 from experiments.store.suite_record import SuiteRecord
 from mpformer.runtime.errors import UserError
@@ -324,6 +324,13 @@ class Store:
             records.save(path.parent / "earlier" / f"{path.stem}-{stamp}.json", before)
         records.save(path, record)
         return record
+
+    def keep_suites_file(self, name: str, digest: str, text: str) -> str:
+        """Keep a suites file under its content's digest; returns its path in the store."""
+        path = self.root / "suites" / "files" / digest / name
+        if not path.exists():
+            write_text(path, text)
+        return str(path.relative_to(self.root))
 
     def suite_records(self) -> list[SuiteRecord]:
         """Return the records of all launched suites."""

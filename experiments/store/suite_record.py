@@ -64,6 +64,12 @@ class SuiteRecord(Record):
     """Canonical text of the overrides and the data: launches with another one replace the record."""
     created: float = 0.0
     command: str = ""
+    data_root: str = ""
+    """Where the launch found its data."""
+    file: str = ""
+    """Path in the store of the suites file that defines the suite; empty: this project does."""
+    package: str = ""
+    """Package that the suites file comes with; empty: it was a file of its own."""
 
     def runs(self) -> Iterator[tuple[SuiteRow, SuiteRun]]:
         """Yield every run with its row, in table order."""

@@ -1,6 +1,7 @@
 """From a suite's name to its runs: each row and seed resolved to one full, validated configuration and its ids."""
 
 import json
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +58,7 @@ class Plan:
     row_configs: Mapping[str, Config]
     """Every row of the suite, chosen or not, with its configuration at seed 0."""
     missing: tuple[str, ...] = ()
+    data_root: Path = Path()
 
     @property
     def unique(self) -> tuple[PlannedRun, ...]:
@@ -88,14 +90,19 @@ def make(request: Request, data_root: Path) -> Plan:
     )
     if not runs:
         raise UserError(f"nothing to run: {rows[0].not_applicable}")
-    _refuse_merged_rows(runs, request)
+    if request.overrides:
+        _refuse_merged_rows(runs, request, base)
     suite = replace(suite, primary=_primary(suite, dataset, base))
     missing = tuple(dict.fromkeys(line for line in (data.missing, *weights) if line))
-    return Plan(request, suite, scale, dataset, every, runs, data, configs, missing)
+    return Plan(request, suite, scale, dataset, every, runs, data, configs, missing, data_root)
 
 
 def as_launched(request: Request, store: Store) -> Request:
-    """Return the request with overrides, rows and seeds that it leaves open taken from the suite's record, if any."""
+    """Return the request with overrides, rows and seeds that it leaves open taken from the suite's record, if any.
+
+    A suite that is not known here is defined by the file that the record has of it.
+    """
+    catalogue.recall(store, request.suite, request.scale, request.dataset)
     scale, dataset = catalogue.place(request.suite, request.scale, request.dataset)
     record = load_sound(SuiteRecord, _record_path(store, request.suite, scale, dataset))
     if record is None or request.overrides:
@@ -146,6 +153,22 @@ def declared_seconds(suite: Suite, scale: str, dataset: str) -> float:
     return total
 
 
+def command(verb: str, plan: Plan, store: Store, *more: str) -> str:
+    """Return a command about the plan's suite that works in any folder: place, root and data root are in it.
+
+    A suites file is not: launching has kept it in the store.
+    """
+    words = ["mpformer", verb, plan.suite.name, *more]
+    if plan.scale != "mini":
+        words += ["--scale", plan.scale]
+    if plan.dataset != plan.suite.datasets(plan.scale)[0]:
+        words += ["--dataset", plan.dataset]
+    words += ["--root", str(store.root.resolve())]
+    if verb not in ("status", "report"):
+        words += ["--data-root", str(plan.data_root.resolve())]
+    return shlex.join(words)
+
+
 def write_record(plan: Plan, store: Store, command: str) -> Path:
     """Write the suite's record: which runs it resolved to.
 
@@ -153,8 +176,15 @@ def write_record(plan: Plan, store: Store, command: str) -> Path:
     changed suite) replaces it, and the earlier record is kept under ``suites/earlier``.
     """
     path = _record_path(store, plan.suite.name, plan.scale, plan.dataset)
-    store.write_suite(path, _record(plan, command))
+    source = catalogue.source(plan.suite)
+    file, package = (keep_source(source, store), source.package) if source is not None else ("", "")
+    store.write_suite(path, replace(_record(plan, command), file=file, package=package))
     return path
+
+
+def keep_source(source: catalogue.Source, store: Store) -> str:
+    """Keep a file of suites in the store, so that later commands know them; returns its path there."""
+    return store.keep_suites_file(source.name, source.digest, source.text)
 
 
 def _record_path(store: Store, suite: str, scale: str, dataset: str) -> Path:
@@ -201,14 +231,16 @@ def _planned(row: Row, config: Config) -> PlannedRun:
     return PlannedRun(row, config.seed, config, run_id(config), eval_id(config))
 
 
-def _refuse_merged_rows(runs: Sequence[PlannedRun], request: Request) -> None:
-    """An override of what the rows differ in would compare a row with itself."""
-    owners: dict[str, str] = {}
+def _refuse_merged_rows(runs: Sequence[PlannedRun], request: Request, base: Config) -> None:
+    """An override of what rows differ in would compare a row with itself; rows that are the same without it may be."""
+    owners: dict[str, Row] = {}
     for run in runs:
-        other = owners.setdefault(run.run_id, run.row.name)
-        if other != run.row.name and request.overrides:
+        other = owners.setdefault(run.run_id, run.row)
+        if other is not run.row and run_id(base.replace(dict(other.changes))) != run_id(
+            base.replace(dict(run.row.changes))
+        ):
             keys = ", ".join(key for key, _ in request.overrides)
-            raise UserError(f"with --set {keys} the rows {other!r} and {run.row.name!r} are one and the same run")
+            raise UserError(f"with --set {keys} the rows {other.name!r} and {run.row.name!r} are one and the same run")
 
 
 def _record(plan: Plan, command: str) -> SuiteRecord:
@@ -228,6 +260,7 @@ def _record(plan: Plan, command: str) -> SuiteRecord:
         rows=tuple(_row_record(row, plan) for row in plan.rows),
         created=time.time(),
         command=command,
+        data_root=str(plan.data_root.resolve()),
     )
 
 

@@ -9,6 +9,8 @@ The function's name is the suite's name (``_`` becomes ``-``). A row's changes a
 the base configuration of the scale and dataset (:mod:`experiments.suites.scales`).
 """
 
+import inspect
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -93,7 +95,7 @@ class Suite:
 
     def rows(self, scale: str, dataset: str) -> tuple[Row, ...]:
         """Return the rows at a scale on a dataset; raises UserError if two of them share a name."""
-        rows = tuple(self.make(scale, dataset))
+        rows = self._made(scale, dataset)
         if why := self.why_not(dataset):
             rows = tuple(replace(row, not_applicable=why) for row in rows)
         names = [row.name for row in rows]
@@ -103,6 +105,21 @@ class Suite:
         for name in (self.baseline, *(row.baseline for row in rows if row.baseline)):
             if name not in names:
                 raise choices("baseline row", name, names)
+        return rows
+
+    def _made(self, scale: str, dataset: str) -> tuple[Row, ...]:
+        """What the suite's function yields; it is anybody's code, and may raise anything."""
+        try:
+            rows = tuple(self.make(scale, dataset))
+        except UserError:
+            raise
+        except Exception as error:
+            line = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{line.filename}, line {line.lineno}"
+            raise UserError(f"suite {self.name!r} yields no rows: {type(error).__name__}: {error} ({where})") from error
+        wrong = [row for row in rows if not isinstance(row, Row)]
+        if wrong:
+            raise UserError(f"suite {self.name!r} yields {wrong[0]!r}, which is no Row")
         return rows
 
     def row(self, name: str, scale: str, dataset: str) -> Row:
@@ -123,7 +140,7 @@ def suite(*, title: str, baseline: str, **fields: Any) -> Callable[[RowMaker], R
     def register(make: RowMaker) -> RowMaker:
         name = make.__name__.replace("_", "-")
         if name in SUITES and SUITES[name].make.__module__ != make.__module__:
-            raise UserError(f"suite {name!r} is already registered by {SUITES[name].make.__module__}")
+            raise UserError(f"suite {name!r} is already defined in {inspect.getfile(SUITES[name].make)}")
         description = " ".join((make.__doc__ or "").split())
         SUITES[name] = Suite(name=name, title=title, make=make, baseline=baseline, description=description, **fields)
         return make

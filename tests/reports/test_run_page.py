@@ -1,5 +1,6 @@
 """What a run's page says of where the run comes from, and that its commands repeat it."""
 
+import itertools
 import json
 import shlex
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from experiments.store.files import write_json
 from experiments.store.run_dir import Store
-from experiments.suites import planning
+from experiments.suites import catalogue, planning, rows
 from experiments.suites.planning import Request
 from reports import pages, run_page
 from reports.collect import SuiteReport, collect
@@ -29,7 +30,7 @@ def section(report: SuiteReport, row: str, seed: int) -> RunSection:
 
 def launched(tmp_path: Path, **asked: object) -> tuple[planning.Plan, SuiteReport]:
     """The report of a suite that was planned into an empty store."""
-    plan = planning.make(Request("components", **asked), tmp_path / "datasets")  # type: ignore[arg-type]
+    plan = planning.make(Request(**{"suite": "components", **asked}), tmp_path / "datasets")  # type: ignore[arg-type]
     store = Store(tmp_path / "store")
     planning.write_record(plan, store, "")
     (record,) = store.suite_records()
@@ -50,6 +51,31 @@ def test_the_commands_lead_to_the_very_runs(tmp_path: Path, overrides: tuple[tup
     one = [word for word in shlex.split(runs[0].repeat)[2:] if word != "--inline"]
     (planned_one,) = mpformer("plan", *one, "--json", cwd=tmp_path)
     assert planned_one["run_id"] == runs[0].view.run_id
+
+
+def test_a_suite_of_a_file_is_repeated_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 12, 3: the printed command alone is enough, in any folder, root and data root included."""
+    monkeypatch.setattr(rows, "SUITES", dict(rows.SUITES))
+    monkeypatch.setattr(catalogue, "SUITES", rows.SUITES)
+    monkeypatch.setattr(catalogue, "_SOURCES", {})
+    file = tmp_path / "my_suites.py"
+    file.write_text(
+        "from experiments.suites.rows import Row, suite\n"
+        "@suite(title='T', baseline='a')\n"
+        "def mine(scale, dataset):\n"
+        "    yield Row('a', 'A', {'model.mask_weight': 2.0})\n"
+    )
+    catalogue.add_file(file)
+    plan, report = launched(tmp_path, suite="mine")
+    file.unlink()
+    ((_, sections),) = run_page.sections(report)
+    asked = shlex.split(sections[0].repeat)
+    given = dict(itertools.pairwise(asked))
+    assert given["--root"] == f"{(tmp_path / 'store').resolve()}-repeated", "the store itself has the run already"
+    assert given["--data-root"] == str((tmp_path / "datasets").resolve())
+    one = [word for word in asked[2:] if word != "--inline"]
+    (planned,) = mpformer("plan", *one, "--json", cwd=tmp_path)
+    assert planned["run_id"] == plan.runs[0].run_id
 
 
 def mpformer(*words: str, cwd: Path) -> list[dict[str, str]]:

@@ -30,7 +30,7 @@ from experiments.status import scheduler, standing
 from experiments.store import journal
 from experiments.store.files import read_json
 from experiments.store.run_dir import Store
-from experiments.suites import datasets, planning
+from experiments.suites import catalogue, datasets, planning
 from experiments.suites.planning import Plan, Request
 from mpformer.runtime.errors import RunFailure, UserError
 from tests.support import counting_jobs
@@ -47,6 +47,19 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
+
+
+def test_what_does_not_fit_is_launched_from_the_suites_file_as_it_was(
+    data: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 12, 3: the last job finds it in the store, whatever becomes of the file and the record meanwhile."""
+    made = planning.make(Request("headline"), data)
+    assert submission._suites_file(made, store) == ()
+    source = catalogue.Source("mine.py", "import this")
+    monkeypatch.setitem(catalogue._SOURCES, made.suite.make.__module__, source)
+    option, file = submission._suites_file(made, store)
+    assert (option, Path(file).read_text()) == ("--suites", "import this")
+    assert Path(file).is_relative_to(store.root.resolve())
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import itertools
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from experiments.status.states import State
 from experiments.store.files import read_json, write_json
 from experiments.store.run_dir import Store
 from experiments.suites import catalogue, datasets, planning, scales
+from experiments.suites import rows as rows_module
 from experiments.suites.grid import grid
 from experiments.suites.planning import Request, make, parse_override, parse_seeds
 from experiments.suites.rows import Row, Suite
@@ -98,6 +100,29 @@ def test_more_validation_images_than_a_prepared_set_has_are_refused(tmp_path: Pa
     datasets.check_val_images(config.replace({"evaluation.val_images": 5}), tmp_path)
     with pytest.raises(UserError, match="nuclei has 5 validation images"):
         datasets.check_val_images(config.replace({"evaluation.val_images": 6}), tmp_path)
+
+
+def test_set_refuses_only_rows_that_it_makes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 12, 3: rows that coincide without it, such as one reference under two names, may do so with it too."""
+    rows = [Row("plain", "", {"toggles.mp_queries": False}), Row("reference", "", {"toggles.mp_queries": False})]
+    rows += [Row(name, "", {"model.mask_weight": weight}) for name, weight in (("two", 2.0), ("three", 3.0))]
+    monkeypatch.setitem(rows_module.SUITES, "twins", Suite("twins", "", lambda *_: rows, "plain"))
+    plan = make(Request("twins", overrides=(("schedule.max_iter", 12),), seeds=(0,)), tmp_path)
+    assert [run.run_id == plan.runs[0].run_id for run in plan.runs] == [True, True, False, False]
+    with pytest.raises(UserError, match="with --set model.mask_weight the rows 'plain' and 'two' are one and the same"):
+        make(Request("twins", overrides=(("model.mask_weight", 4.0),)), tmp_path)
+
+
+@pytest.mark.parametrize("place", ["mini", "paper"])
+def test_a_printed_command_works_in_any_folder(place: str, data_root: Path, store: Store) -> None:
+    """Issue 12, 3: place, root and data root are in it."""
+    suite = "headline" if place == "mini" else "ade20k-panoptic"
+    plan = make(Request(suite, place), data_root)
+    words = shlex.split(planning.command("retry", plan, store))
+    where = [] if place == "mini" else ["--scale", "paper"]
+    ends = ["--root", str(store.root.resolve()), "--data-root", str(data_root.resolve())]
+    assert words == ["mpformer", "retry", suite, *where, *ends]
+    assert "--data-root" not in planning.command("status", plan, store)
 
 
 @pytest.mark.parametrize("text", ["max_iter", "=3", ""])
