@@ -109,7 +109,9 @@ def test_set_refuses_only_rows_that_it_makes_the_same(tmp_path: Path, monkeypatc
     monkeypatch.setitem(rows_module.SUITES, "twins", Suite("twins", "", lambda *_: rows, "plain"))
     plan = make(Request("twins", overrides=(("schedule.max_iter", 12),), seeds=(0,)), tmp_path)
     assert [run.run_id == plan.runs[0].run_id for run in plan.runs] == [True, True, False, False]
-    with pytest.raises(UserError, match="with --set model.mask_weight the rows 'plain' and 'two' are one and the same"):
+    with pytest.raises(
+        UserError, match=r"with --set model\.mask_weight the rows 'plain' and 'two' are one and the same"
+    ):
         make(Request("twins", overrides=(("model.mask_weight", 4.0),)), tmp_path)
 
 
