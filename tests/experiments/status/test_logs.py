@@ -44,11 +44,9 @@ def test_logs_follow_a_run_through_its_attempts(
     assert list(logs.log(store, run, None, follow=False)) == ["round 2\n"]
     assert list(logs.log(store, run, 1, follow=False)) == ["round 1\n"]
     text: list[str] = []
-    claim = claims.Claim(run.path / "claims", 2, "t")
-    claim.directory.mkdir()
-    assert claims.acquire(claim.directory) is not None
-    held = claims.acquire(claim.directory, timeout=0)
-    assert held is None, "this process lives"
+    claim = claims.acquire(run.claims)
+    assert claim is not None
+    assert claims.acquire(run.claims, timeout=0) is None, "this process lives"
 
     def later() -> None:
         time.sleep(0.3)
@@ -56,7 +54,7 @@ def test_logs_follow_a_run_through_its_attempts(
         write_json(whole / "stage.json", {"outcome": "done"})
         (whole / "log.txt").write_text("round 3\n")
         whole.rename(run.attempt(3).path)
-        claims.create(claim.directory / "1.released", "")
+        claim.release()
 
     thread = threading.Thread(target=later)
     thread.start()
