@@ -7,20 +7,18 @@ as one optional :class:`~mpformer.modeling.mask_piloting.PilotBatch`; the decode
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from mpformer.modeling.checkpointing import checkpointed
 from mpformer.modeling.mask_piloting import PilotBatch
 from mpformer.modeling.outputs import DecoderOutput
 from mpformer.modeling.pixel_decoder import PixelFeatures
 from mpformer.modeling.points import resize
 from mpformer.modeling.position import sine_position
 
-T = TypeVar("T")
 AttentionHook = Callable[[Tensor, tuple[int, int]], Tensor]
 """Takes a layer's attention mask (B, P+Q, h*w), True = blocked, and (h, w); returns the mask that the layer uses."""
 
@@ -54,12 +52,6 @@ class Level:
     mask_features: Tensor
     """(B, D, h*w) mask features at this size, without gradient."""
     size: tuple[int, int]
-
-
-def checkpointed(function: Callable[[Tensor], T], inputs: Tensor) -> T:
-    """Activation checkpointing: inner values are computed again in the backward pass, not kept until then."""
-    result: T = checkpoint(function, inputs, use_reentrant=False, preserve_rng_state=False)
-    return result
 
 
 class Attention(nn.Module):

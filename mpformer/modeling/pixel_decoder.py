@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mpformer.modeling.checkpointing import checkpointed
 from mpformer.modeling.convolution import Conv2d
 from mpformer.modeling.deformable_attention import DeformableAttention
 from mpformer.modeling.points import cell_centres
@@ -81,9 +82,13 @@ class EncoderLayer(nn.Module):
         return self.norm2(tokens + self._feed_forward(tokens))
 
     def _feed_forward(self, tokens: Tensor) -> Tensor:
-        flat = tokens.flatten(0, 1)
-        parts = flat.split(_TOKENS) if tokens.device.type == "cpu" else (flat,)
-        return torch.cat([self.linear2(F.relu(self.linear1(part))) for part in parts]).view_as(tokens)
+        """On a GPU the hidden values, a third of what the pixel decoder would keep, are made again when needed."""
+        if tokens.device.type != "cpu":
+            return checkpointed(self._expand, tokens)
+        return torch.cat([self._expand(part) for part in tokens.flatten(0, 1).split(_TOKENS)]).view_as(tokens)
+
+    def _expand(self, tokens: Tensor) -> Tensor:
+        return self.linear2(F.relu(self.linear1(tokens)))
 
 
 class Encoder(nn.Module):

@@ -92,6 +92,16 @@ def test_operators_do_not_grow_with_objects(pretend: PretendDevice, tmp_path: Pa
     assert found[2] < 1.25 * found[1]
 
 
+def test_no_hidden_value_of_a_feed_forward_block_is_kept(tmp_path: Path) -> None:
+    kept = []
+    for width in (64, 256):
+        with pretending() as pretend:
+            made = make_trainer(small_config(model__encoder_ffn=width, model__decoder_ffn=width), tmp_path)
+            step(pretend, made, items())
+            kept.append((pretend.memory.saved["pixel decoder"], pretend.memory.saved["decoder"]))
+    assert kept[0] == kept[1]
+
+
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_a_step_that_is_no_number_is_left_out_and_named(
     amp: str, pretend: PretendDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
