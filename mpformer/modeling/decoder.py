@@ -19,6 +19,8 @@ from mpformer.modeling.pixel_decoder import PixelFeatures
 from mpformer.modeling.points import resize
 from mpformer.modeling.position import sine_position
 
+Projection = tuple[Tensor, Tensor]
+"""Weight (n, D) and bias (n,)."""
 AttentionHook = Callable[[Tensor, tuple[int, int]], Tensor]
 """Takes a layer's attention mask (B, P+Q, h*w), True = blocked, and (h, w); returns the mask that the layer uses."""
 
@@ -42,13 +44,22 @@ class DecoderSettings:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What one decoder layer attends to."""
+
+    to_query: Projection
+    key: Tensor
+    """(B, h*w, hidden), projected."""
+    value: Tensor
+    """(B, h*w, hidden), projected."""
+
+
+@dataclass(frozen=True)
 class Level:
     """One attention level, prepared once for all layers that attend to it."""
 
-    keys: tuple[Tensor, ...]
-    """Per decoder layer that attends here, in order: (B, h*w, hidden) projected keys."""
-    values: tuple[Tensor, ...]
-    """Likewise the projected values."""
+    memories: tuple[Memory, ...]
+    """Per decoder layer that attends here, in order."""
     mask_features: Tensor
     """(B, D, h*w) mask features at this size, without gradient."""
     size: tuple[int, int]
@@ -67,19 +78,22 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def project(self, inputs: Tensor, first: int, count: int) -> tuple[Tensor, ...]:
-        """Project (B, N, D) with ``count`` of the query, key, value projections (0, 1, 2), from ``first`` on."""
-        part = slice(first * inputs.shape[-1], (first + count) * inputs.shape[-1])
-        return F.linear(inputs, self.in_proj_weight[part], self.in_proj_bias[part]).chunk(count, dim=-1)
+    def projections(self, *sizes: int) -> tuple[Projection, ...]:
+        """The query, key and value projections, as many together as each of ``sizes`` (in all 3) says.
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None) -> Tensor:
+        They are cut in one go, so that their gradients are joined in one, too.
+        """
+        rows = [size * self.out_proj.in_features for size in sizes]
+        return tuple(zip(self.in_proj_weight.split(rows), self.in_proj_bias.split(rows), strict=True))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
         """Attend from projected query (B, N, D) to projected key, value (B, S, D).
 
-        ``blocked`` (B or 1, N, S) is True where attention is forbidden; no row may be all True.
+        ``allowed`` (B or 1, N, S) is False where attention is forbidden; no row may be all False.
         """
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        allowed = None if blocked is None else ~blocked[:, None]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        of_heads = None if allowed is None else allowed[:, None]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=of_heads)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -91,11 +105,11 @@ class SelfAttentionLayer(nn.Module):
         self.self_attn = Attention(channels, heads)
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, queries: Tensor, position: Tensor | None, blocked: Tensor | None) -> Tensor:
-        """Refine queries (B, N, D); position (N, D) is added to queries and keys only."""
-        query, key = checkpointed(lambda x: self.self_attn.project(_positioned(x, position), 0, 2), queries)
-        (value,) = self.self_attn.project(queries, 2, 1)
-        return self.norm(queries + self.self_attn(query, key, value, blocked))
+    def forward(self, queries: Tensor, position: Tensor | None, allowed: Tensor | None) -> Tensor:
+        """Refine queries (B, N, D); position (B, N, D) is added to queries and keys only."""
+        to_both, to_value = self.self_attn.projections(2, 1)
+        query, key = F.linear(_positioned(queries, position), *to_both).chunk(2, dim=-1)
+        return self.norm(queries + self.self_attn(query, key, F.linear(queries, *to_value), allowed))
 
 
 class CrossAttentionLayer(nn.Module):
@@ -106,10 +120,10 @@ class CrossAttentionLayer(nn.Module):
         self.multihead_attn = Attention(channels, heads)
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, queries: Tensor, position: Tensor | None, key: Tensor, value: Tensor, blocked: Tensor) -> Tensor:
-        """Refine queries (B, N, D); projected key, value (B, S, D); blocked (B, N, S) has no row that is all True."""
-        (query,) = self.multihead_attn.project(_positioned(queries, position), 0, 1)
-        return self.norm(queries + self.multihead_attn(query, key, value, blocked))
+    def forward(self, queries: Tensor, position: Tensor | None, memory: Memory, allowed: Tensor) -> Tensor:
+        """Refine queries (B, N, D); allowed (B, N, S) has no row that is all False."""
+        query = F.linear(_positioned(queries, position), *memory.to_query)
+        return self.norm(queries + self.multihead_attn(query, memory.key, memory.value, allowed))
 
 
 class FeedForwardLayer(nn.Module):
@@ -125,10 +139,7 @@ class FeedForwardLayer(nn.Module):
 
     def forward(self, queries: Tensor) -> Tensor:
         """Refine queries (B, N, D)."""
-        return self.norm(queries + checkpointed(self._expand, queries))
-
-    def _expand(self, queries: Tensor) -> Tensor:
-        return self.linear2(F.relu(self.linear1(queries), inplace=True))
+        return self.norm(queries + self.linear2(F.relu(self.linear1(queries))))
 
 
 class MaskHead(nn.Module):
@@ -180,63 +191,58 @@ class MaskedAttentionDecoder(nn.Module):
         used = pixels.levels[: self.settings.layers]
         levels = [self._level(i, maps, pixels.mask_features) for i, maps in enumerate(used)]
         slots = 0 if pilot is None else pilot.slots
-        queries = self._first_queries(len(pixels.mask_features), pilot)
-        position = self._position(slots)
-        heads = [self._predict(queries)]
+        readable = None if pilot is None else ~pilot.self_attention
+        queries = [self._first_queries(len(pixels.mask_features), pilot)]
+        position = self._position(len(pixels.mask_features), slots)
         empty = []
         for i in range(self.settings.layers):
             level = levels[i % len(levels)]
-            blocked = self._blocked(i, heads[-1][1], level, pilot)
+            blocked = self._blocked(i, queries[-1], level, pilot)
             if attention is not None:
                 blocked = attention(blocked, level.size)
-            blocked, was_empty = open_blocked_rows(blocked)
-            queries = self._layer(i, queries, position, level, blocked, pilot)
-            heads.append(self._predict(queries))
+            allowed, was_empty = open_blocked_rows(blocked)
+            fed = queries[-1] if pilot is None else pilot.feed(i, queries[-1])
+            queries.append(self._layer(i, fed, position, level, allowed, readable))
             empty.append(was_empty[:, slots:])
-        logits, embeds = (torch.stack(part) for part in zip(*heads, strict=True))
+        # The heads of all layers at once: what a layer's attention asks of them has no gradient.
+        normed = self.decoder_norm(torch.stack(queries))
+        logits, embeds = self.class_embed(normed), self.mask_embed(normed)
         return _split(logits, embeds, pixels.mask_features, torch.stack(empty), slots)
 
     def _first_queries(self, batch: int, pilot: PilotBatch | None) -> Tensor:
         learnable = self.query_feat.weight.expand(batch, -1, -1)
         return learnable if pilot is None else torch.cat([pilot.content.to(learnable.dtype), learnable], dim=1)
 
-    def _position(self, slots: int) -> Tensor | None:
-        """Position embedding (P+Q, hidden): zero for piloted slots; None when the toggle is off."""
+    def _position(self, batch: int, slots: int) -> Tensor | None:
+        """Position embedding (B, P+Q, hidden): zero for piloted slots; None when the toggle is off."""
         if self.query_embed is None:
             return None
-        return F.pad(self.query_embed.weight, (0, 0, slots, 0))
+        return F.pad(self.query_embed.weight, (0, 0, slots, 0)).expand(batch, -1, -1)
 
     def _level(self, index: int, maps: Tensor, mask_features: Tensor) -> Level:
         size = (maps.shape[-2], maps.shape[-1])
         memory = self.input_proj[index](maps).flatten(2).transpose(1, 2) + self.level_embed.weight[index]
         position = sine_position(size, self.settings.hidden, maps.device)
         # The layers that attend here project the same tokens: one product instead of one per layer.
-        attentions = self._attentions(index)
-        keys = checkpointed(lambda tokens: _project_for_all(attentions, tokens + position, 1), memory)
-        values = _project_for_all(attentions, memory, 2)
+        to_queries, to_keys, to_values = zip(*self._projections(index), strict=True)
+        keys = checkpointed(lambda tokens: _project_for_all(to_keys, tokens + position), memory)
+        values = _project_for_all(to_values, memory)
         # Resizing is linear: resized features x embedding = resized (features x embedding).
         resized = resize(mask_features.detach(), size).flatten(2)
-        return Level(keys, values, resized, size)
+        return Level(tuple(map(Memory, to_queries, keys, values)), resized, size)
 
-    def _attentions(self, level: int) -> list[Attention]:
-        """The cross-attentions of the layers that attend to a level, in order."""
+    def _projections(self, level: int) -> list[tuple[Projection, ...]]:
+        """The query, key and value projections of the layers that attend to a level, in order."""
         layers = self.transformer_cross_attention_layers[level :: self.settings.levels]
-        return [layer.multihead_attn for layer in layers if isinstance(layer, CrossAttentionLayer)]
-
-    def _predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits (B, N, C+1) and mask embeddings (B, N, D) of queries (B, N, hidden)."""
-        return checkpointed(self._heads, queries)
-
-    def _heads(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        normed = self.decoder_norm(queries)
-        return self.class_embed(normed), self.mask_embed(normed)
+        return [layer.multihead_attn.projections(1, 1, 1) for layer in layers if isinstance(layer, CrossAttentionLayer)]
 
     @torch.no_grad()
-    def _blocked(self, layer: int, embed: Tensor, level: Level, pilot: PilotBatch | None) -> Tensor:
+    def _blocked(self, layer: int, queries: Tensor, level: Level, pilot: PilotBatch | None) -> Tensor:
         """Attention mask (B, P+Q, h*w), True = blocked: ground truth where guided, else predicted background."""
         guided = None if pilot is None else pilot.attention(layer, level.size)
         if pilot is not None and guided is not None:
-            embed = embed[:, pilot.slots :]
+            queries = queries[:, pilot.slots :]
+        embed = self.mask_embed(self.decoder_norm(queries))
         predicted = torch.bmm(embed, level.mask_features) < 0
         return predicted if guided is None else torch.cat([guided, predicted], dim=1)
 
@@ -246,30 +252,25 @@ class MaskedAttentionDecoder(nn.Module):
         queries: Tensor,
         position: Tensor | None,
         level: Level,
-        blocked: Tensor,
-        pilot: PilotBatch | None,
+        allowed: Tensor,
+        readable: Tensor | None,
     ) -> Tensor:
-        if pilot is not None:
-            queries = pilot.feed(index, queries)
-        turn = index // self.settings.levels
-        key, value = level.keys[turn], level.values[turn]
-        queries = self.transformer_cross_attention_layers[index](queries, position, key, value, blocked)
-        hidden = None if pilot is None else pilot.self_attention
-        queries = self.transformer_self_attention_layers[index](queries, position, hidden)
+        memory = level.memories[index // self.settings.levels]
+        queries = self.transformer_cross_attention_layers[index](queries, position, memory, allowed)
+        queries = self.transformer_self_attention_layers[index](queries, position, readable)
         return self.transformer_ffn_layers[index](queries)
 
 
 def open_blocked_rows(blocked: Tensor) -> tuple[Tensor, Tensor]:
-    """Open rows (..., cells) that are blocked everywhere; returns (mask, which rows those were)."""
+    """Where rows (..., cells) may attend: off what is blocked, everywhere if all is; and which rows those were."""
     empty = blocked.all(dim=-1)
-    return blocked & ~empty[..., None], empty
+    return empty[..., None] | ~blocked, empty
 
 
-def _project_for_all(attentions: Sequence[Attention], tokens: Tensor, which: int) -> tuple[Tensor, ...]:
-    """Project tokens (B, S, D) with the key (1) or value (2) projection of several attentions at once."""
-    weight = torch.cat([attention.in_proj_weight.chunk(3)[which] for attention in attentions])
-    bias = torch.cat([attention.in_proj_bias.chunk(3)[which] for attention in attentions])
-    return F.linear(tokens, weight, bias).chunk(len(attentions), dim=-1)
+def _project_for_all(projections: Sequence[Projection], tokens: Tensor) -> tuple[Tensor, ...]:
+    """Project tokens (B, S, D) with several projections at once."""
+    weight, bias = map(torch.cat, zip(*projections, strict=True))
+    return F.linear(tokens, weight, bias).chunk(len(projections), dim=-1)
 
 
 def _positioned(queries: Tensor, position: Tensor | None) -> Tensor:

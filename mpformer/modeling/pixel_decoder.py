@@ -82,10 +82,10 @@ class EncoderLayer(nn.Module):
         return self.norm2(tokens + self._feed_forward(tokens))
 
     def _feed_forward(self, tokens: Tensor) -> Tensor:
-        """On a GPU the hidden values, a third of what the pixel decoder would keep, are made again when needed."""
-        if tokens.device.type != "cpu":
-            return checkpointed(self._expand, tokens)
-        return torch.cat([self._expand(part) for part in tokens.flatten(0, 1).split(_TOKENS)]).view_as(tokens)
+        """The hidden values would be a quarter of what the pixel decoder keeps."""
+        flat = tokens.flatten(0, 1)
+        parts = flat.split(_TOKENS) if tokens.device.type == "cpu" else (flat,)
+        return torch.cat([checkpointed(self._expand, part) for part in parts]).view_as(tokens)
 
     def _expand(self, tokens: Tensor) -> Tensor:
         return self.linear2(F.relu(self.linear1(tokens)))

@@ -134,8 +134,10 @@ def traced(model: MPFormer) -> Iterator[Trace]:
         return [layer.register_forward_hook(lambda _, args, out: record(args, out)) for layer in layers]
 
     decoder._blocked = blocked  # type: ignore[method-assign]  # the one value that no hook sees
-    handles = hooks(decoder.transformer_cross_attention_layers, lambda args, _: trace.opened.append(args[-1]))
-    handles += hooks(decoder.transformer_self_attention_layers, lambda args, _: trace.self_masks.append(args[-1]))
+    handles = hooks(decoder.transformer_cross_attention_layers, lambda args, _: trace.opened.append(~args[-1]))
+    handles += hooks(
+        decoder.transformer_self_attention_layers, lambda args, _: trace.self_masks.append(_inverted(args[-1]))
+    )
     handles += hooks(decoder.transformer_ffn_layers, lambda _, out: trace.queries.append(out))
     try:
         yield trace
@@ -143,6 +145,10 @@ def traced(model: MPFormer) -> Iterator[Trace]:
         del decoder._blocked
         for handle in handles:
             handle.remove()
+
+
+def _inverted(allowed: Tensor | None) -> Tensor | None:
+    return None if allowed is None else ~allowed
 
 
 def _outputs(output: DecoderOutput, pilot: PilotBatch | None, trace: Trace) -> dict[str, Any]:

@@ -82,8 +82,9 @@ def test_attention_is_multihead_attention() -> None:
     blocked = torch.rand(2, 5, 7) > 0.6
     blocked[..., 0] = False
     expected, _ = theirs(query, memory + 1, memory, attn_mask=blocked.repeat_interleave(4, 0))
-    (q,), (k,), (v,) = ours.project(query, 0, 1), ours.project(memory + 1, 1, 1), ours.project(memory, 2, 1)
-    torch.testing.assert_close(ours(q, k, v, blocked), expected, atol=1e-5, rtol=1e-4)
+    inputs = zip((query, memory + 1, memory), ours.projections(1, 1, 1), strict=True)
+    q, k, v = (F.linear(x, *projection) for x, projection in inputs)
+    torch.testing.assert_close(ours(q, k, v, ~blocked), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_sine_position_is_detrs() -> None:
@@ -331,9 +332,10 @@ def test_decoder_layer_compiles_without_a_graph_break(piloted: bool) -> None:
     pilot = model.pilot(model.targets(items, images), pixels, rng()) if piloted else None
     slots = 0 if pilot is None else pilot.slots
     level = decoder._level(1, pixels.levels[1], pixels.mask_features)
-    queries, position = decoder._first_queries(1, pilot), decoder._position(slots)
-    blocked = torch.zeros(1, slots + 8, level.size[0] * level.size[1]) > 0
-    arguments = (1, queries, position, level, blocked, pilot)
+    queries, position = decoder._first_queries(1, pilot), decoder._position(1, slots)
+    allowed = torch.ones(1, slots + 8, level.size[0] * level.size[1]) > 0
+    readable = None if pilot is None else ~pilot.self_attention
+    arguments = (1, queries, position, level, allowed, readable)
     explained = torch._dynamo.explain(decoder._layer)(*arguments)
     assert explained.graph_break_count == 0
     # "eager": the graph as it was traced, without a compiler on the machine.
