@@ -87,7 +87,7 @@ def resolve_weights(config: Config, data_root: Path) -> tuple[Config, str]:
     name = config.model.init_weights
     if not name:
         return config, ""
-    places = [Path(data_root, "weights", name.rsplit("/", 1)[-1])] + ([] if "://" in name else [Path(name)])
+    places = [Path(data_root, "weights", _file_name(name))] + ([] if "://" in name else [Path(name)])
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         fetched = "`launch` fetches them, or " if "://" in name else ""
@@ -107,18 +107,29 @@ def fetch_weights(names: Iterable[str], data_root: Path) -> list[Path]:
     """
     fetched = []
     for name in dict.fromkeys(names):
-        target = Path(data_root, "weights", name.rsplit("/", 1)[-1])
+        target = Path(data_root, "weights", _file_name(name))
         if "://" in name and not target.is_file():
             _download(name, target)
             fetched.append(target)
     return fetched
 
 
+def _file_name(name: str) -> str:
+    """The file's name under the data root; ``timm://convnext_tiny.fb_in1k`` has none of its own."""
+    return name.rsplit("/", 1)[-1] + (".safetensors" if name.startswith("timm://") else "")
+
+
+def _address(name: str) -> str:
+    if name.startswith("timm://"):
+        return f"https://huggingface.co/timm/{name.removeprefix('timm://')}/resolve/main/model.safetensors"
+    return name.replace("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/", 1)
+
+
 def _download(name: str, target: Path) -> None:
     import http.client
     import urllib.request
 
-    address = name.replace("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/", 1)
+    address = _address(name)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

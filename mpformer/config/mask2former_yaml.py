@@ -8,6 +8,7 @@ a key of detectron2 that nothing here reads, unless it has detectron2's default.
 """
 
 import ast
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -306,6 +307,7 @@ def _translated() -> list[Link]:
         Link("dataset.augmentation.min_sizes", "INPUT.MIN_SIZE_TRAIN", tuple, _sizes),
         Link("model.backbone.depths", f"{_SWIN}.DEPTHS", list, tuple),
         Link("model.backbone.heads", f"{_SWIN}.NUM_HEADS", list, tuple),
+        Link("model.backbone.arguments", "MPFORMER.MODEL.BACKBONE.ARGUMENTS", _json, json.loads),
         Link("model.pixel_mean", "MODEL.PIXEL_MEAN", list, tuple),
         Link("model.pixel_std", "MODEL.PIXEL_STD", list, tuple),
         # Mask2Former counts the prediction of the bare queries as a layer
@@ -445,6 +447,11 @@ def _without_unread(config: Config) -> Config:
     if config.schedule.lr_schedule == "poly":
         changes |= {"schedule.steps": ()}
     return config.replace(changes)
+
+
+def _json(value: Mapping[str, Any] | None) -> str:
+    """A mapping as one value, since a ``CfgNode`` takes mappings for branches of its own."""
+    return json.dumps(value or {}, sort_keys=True)
 
 
 def _flip(value: str) -> bool:

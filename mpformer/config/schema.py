@@ -11,7 +11,7 @@ only when it differs from that value, so that it orphans no earlier run.
 import re
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from mpformer.config.datasets import DATASETS
 from mpformer.runtime.errors import UserError
@@ -196,7 +196,50 @@ class SwinConfig(BackboneConfig):
         return "Swin-" + sizes.get((self.embed_dim, self.depths[2]), str(self.embed_dim))
 
 
-AnyBackbone = Annotated[ResNetConfig | SwinConfig, Field(discriminator="kind")]
+class TimmConfig(BackboneConfig):
+    """A model of timm; :mod:`mpformer.modeling.timm_backbone` says which, and what its stages are."""
+
+    detectron2_name = "timm"
+
+    kind: Literal["timm"] = "timm"
+    name: str = Field(description="timm/ and the name of timm's model, such as timm/convnext_tiny")
+    freeze_at: int = Field(0, ge=0, le=5, description="frozen stages: 1 the stem, 2 to 5 one stage more each")
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    arguments: dict[str, JsonValue] = Field(
+        default_factory=dict, description="further arguments of timm's model, such as {\"depths\": [2, 2, 6, 2]}"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_model(cls, value: str) -> str:
+        if match := re.fullmatch(r"(timm/\w+)\.(\w+)", value):
+            raise ValueError(
+                f"{match[2]} names weights, which model.init_weights does: {match[1]} with timm://{value[5:]} there"
+            )
+        if not re.fullmatch(r"timm/\w+", value):
+            raise ValueError("valid: timm/ and the name of a model, such as timm/convnext_tiny")
+        return value
+
+    @field_validator("arguments")
+    @classmethod
+    def _ours_are_not_among_them(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if ours := sorted(value.keys() & _TIMM_RESERVED):
+            raise ValueError(f"{', '.join(ours)} cannot be given: other keys of the configuration decide")
+        return value
+
+    @property
+    def title(self) -> str:
+        """timm's name of the model."""
+        return self.name.removeprefix("timm/")
+
+
+_TIMM_RESERVED = {
+    "cache_dir", "checkpoint_path", "drop_path_rate", "dynamic_img_size", "feature_cls", "features_only", "in_chans",
+    "num_classes", "out_indices", "patch_size", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
+}  # fmt: skip
+
+
+AnyBackbone = Annotated[ResNetConfig | SwinConfig | TimmConfig, Field(discriminator="kind")]
 BACKBONE_CONFIGS: tuple[type[BackboneConfig], ...] = get_args(get_args(AnyBackbone)[0])
 
 
@@ -409,12 +452,27 @@ class Config(Section):
     def replace(self, changes: dict[str, Any]) -> "Config":
         """Return a copy with dotted keys set, such as ``{"toggles.point_noise": 0.2}``, validated again.
 
-        Raises UserError for an unknown key or an invalid value.
+        ``model.backbone.name`` chooses a timm model: the keys of another backbone go. Raises UserError for an unknown
+        key or an invalid value.
         """
         tree = self.model_dump()
+        if _TIMM_NAME in changes and self.model.backbone.kind != "timm":
+            if self.model.init_weights and "model.init_weights" not in changes:
+                raise _other_weights(self.model.init_weights)
+            tree["model"]["backbone"] = {"kind": "timm"}
         for key, value in changes.items():
             _set(tree, key, value)
         return validate(tree)
+
+
+_TIMM_NAME = "model.backbone.name"
+
+
+def _other_weights(name: str) -> UserError:
+    return UserError(
+        f"{name} are weights of another backbone: with {_TIMM_NAME} set model.init_weights too, to a file, to "
+        "timm://MODEL.TAG, or to nothing for random weights"
+    )
 
 
 def unread(*keys: str) -> UserError:

@@ -31,8 +31,8 @@ _CLASS_HEAD = (f"{_PREDICTOR}class_embed.weight", f"{_PREDICTOR}class_embed.bias
 _DERIVED = re.compile(r"criterion\.empty_weight|pixel_(mean|std)|.*\.(relative_position_index|attn_mask)")
 #: in an ImageNet classifier, but not in a backbone
 _CLASSIFIER = re.compile(r"(stem\.)?fc\.|head\.|norm\.(weight|bias)$")
-#: in a backbone of ours, but not in an ImageNet classifier (Swin's norms of the intermediate outputs)
-_FRESH = re.compile(r"backbone\.norm\d\.(weight|bias)")
+#: in a backbone of ours, but not in an ImageNet classifier (Swin's norms of the intermediate outputs, a feature pyramid)
+_FRESH = re.compile(r"backbone\.(norm\d\.(weight|bias)|simfp_\d\..*)")
 _ARRAY_FUNCTIONS = {("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer")}
 
 
@@ -43,7 +43,8 @@ def load_weights(
 
     Args:
         model: an MPFormer.
-        path: a released or own ``.pth``/``.pkl``; with `allow_backbone` also an ImageNet backbone.
+        path: a released or own ``.pth``/``.pkl``; with `allow_backbone` also an ImageNet backbone, for a timm
+            backbone a file that timm or the model's authors publish (``.safetensors`` too).
         reinit_class_head: keep the model's own class head where the file's class count differs.
 
     Returns:
@@ -56,7 +57,7 @@ def load_weights(
     target = {name: value for name, value in model.state_dict().items() if not _DERIVED.fullmatch(name)}
     backbone = not any(name.startswith(_HEAD) for name in state)
     if backbone:
-        state = _as_backbone(state, path, allow_backbone)
+        state = _as_backbone(model, state, path, allow_backbone)
         target = {name: value for name, value in target.items() if name.startswith("backbone.")}
     state = {name: value for name, value in state.items() if not _ignorable(name, target)}
     kept = _class_head(state, target, path, reinit_class_head)
@@ -92,8 +93,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return a file's state dict under today's names; raises UserError if it cannot be read or trusted."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no weights file {str(path)!r}: give the path of a .pth or .pkl file")
-    content = _read_pickle(path) if path.suffix == ".pkl" else _read_torch(path)
+        raise UserError(f"no weights file {str(path)!r}: give the path of a .pth, .pkl or .safetensors file")
+    content = _READERS.get(path.suffix, _read_torch)(path)
     for key in ("model", "state_dict", "model_state"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -169,6 +170,19 @@ def _read_torch(path: Path) -> Any:
         raise UserError(f"cannot read {path.name}: damaged or not a torch file ({_line(error)})") from None
 
 
+def _read_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot read {path.name}: damaged or not a safetensors file ({_line(error)})") from None
+
+
+_READERS = {".pkl": _read_pickle, ".safetensors": _read_safetensors}
+
+
 def _untrusted(path: Path, error: Exception) -> UserError:
     return UserError(
         f"refused {path.name}: it holds more than arrays ({_line(error)}); save its state dict alone with torch.save"
@@ -202,10 +216,16 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _as_backbone(state: dict[str, Tensor], path: Path, allowed: bool) -> dict[str, Tensor]:
+def _as_backbone(model: nn.Module, state: dict[str, Tensor], path: Path, allowed: bool) -> dict[str, Tensor]:
     """An ImageNet classifier's state dict under our backbone's names, without the classifier."""
     if not allowed:
         raise UserError(f"{path.name} holds a backbone only: give the weights of a whole model")
+    converted = getattr(model.backbone, "converted", None)
+    if converted is not None:
+        try:
+            return {f"backbone.{name}": value for name, value in converted(state).items()}
+        except UserError as error:
+            raise UserError(f"{path.name} does not fit the model: {error}") from None
     names = {name: _torchvision(name.removeprefix("backbone.")) for name in state}
     return {f"backbone.{new}": state[old] for old, new in names.items() if not _CLASSIFIER.match(new)}
 

@@ -5,6 +5,7 @@ shapes. :mod:`mpformer.modeling.weights` decides what may be loaded; this only f
 """
 
 import io
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -43,10 +44,12 @@ def check(config: Config, path: Path) -> None:
 
 
 def outline(path: Path) -> dict[str, Shape]:
-    """Return the shape of every array in a ``.pth`` or ``.pkl``; {} for torch's format before version 1.6.
+    """Return the shape of every array in a ``.pth``, ``.pkl`` or ``.safetensors``; {} for torch's format before 1.6.
 
     Raises UserError for a file that is none of these.
     """
+    if path.suffix == ".safetensors":
+        return _safetensors(path)
     try:
         content = _Outline(_pickle_of(path), encoding="latin1").load()
     except (pickle.UnpicklingError, zipfile.BadZipFile, OSError, EOFError, ValueError, TypeError, LookupError,
@@ -62,6 +65,17 @@ def outline(path: Path) -> dict[str, Shape]:
         raise UserError(f"{path.name} holds no state dict (a mapping of names to tensors)")
     found = {str(name).removeprefix("module."): value for name, value in content.items()}
     return {name: value.shape for name, value in found.items() if isinstance(value, _Array) and value.shape is not None}
+
+
+def _safetensors(path: Path) -> dict[str, Shape]:
+    """The shapes in the file's header: eight bytes of its length, then JSON."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, MemoryError, OverflowError) as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+        raise UserError(f"cannot read {path.name}: damaged or not a safetensors file ({line})") from None
 
 
 def _pickle_of(path: Path) -> io.BufferedIOBase:

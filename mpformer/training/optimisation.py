@@ -15,7 +15,9 @@ from torch import nn
 from mpformer.config.schema import ScheduleConfig
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.InstanceNorm2d)
-_POSITIONS = ("relative_position_bias_table", "absolute_pos_embed")
+_POSITIONS = (
+    "relative_position_bias_table", "absolute_pos_embed", "pos_embed", "cls_token", "reg_token", "logit_scale",
+)  # fmt: skip
 
 
 def optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.AdamW:
@@ -25,7 +27,7 @@ def optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.AdamW:
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module, name, parameter in _trainable(model):
-        rate = schedule.base_lr * (schedule.backbone_multiplier if name.startswith("backbone.") else 1.0)
+        rate = schedule.base_lr * (schedule.backbone_multiplier if _from_elsewhere(name) else 1.0)
         groups.setdefault((rate, _decay(module, name, schedule)), []).append(parameter)
     settings = [{"params": ps, "lr": lr, "weight_decay": decay} for (lr, decay), ps in groups.items()]
     return torch.optim.AdamW(settings, lr=schedule.base_lr, fused=True)
@@ -90,12 +92,18 @@ def _trainable(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]
                 yield module, f"{prefix}.{name}" if prefix else name, parameter
 
 
+def _from_elsewhere(name: str) -> bool:
+    """Whether files of a backbone's weights have the parameter: not those of a feature pyramid above a transformer."""
+    return name.startswith("backbone.") and ".simfp_" not in name
+
+
 def _decay(module: nn.Module, name: str, schedule: ScheduleConfig) -> float:
-    if name.rsplit(".", 1)[-1] in _POSITIONS:
+    if name.rsplit(".", 1)[-1] in _POSITIONS or ".cpb_mlp." in name:
         return 0.0
     if isinstance(module, nn.Embedding):
         return schedule.weight_decay_embed
-    return schedule.weight_decay_norm if isinstance(module, _NORMS) else schedule.weight_decay
+    norm = isinstance(module, _NORMS) or "Norm" in type(module).__name__  # timm has normalisations of its own
+    return schedule.weight_decay_norm if norm else schedule.weight_decay
 
 
 def rates(optimiser: torch.optim.Optimizer) -> dict[str, Any]:

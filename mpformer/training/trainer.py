@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from detectron2.engine.train_loop import HookBase, TrainerBase
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from mpformer.config.schema import Config
@@ -65,7 +66,7 @@ def train(config: Config, directory: Path, data_root: Path, callbacks: TrainCall
     _say_if_slow(config, device)
     with distributed.process_group(device) as rank, _failures():
         trainer = Trainer(config, directory, data_root, _main_only(callbacks, rank), device, rank)
-        _check_normalisation(config, rank.world_size)
+        _check_normalisation(config, trainer.core, rank.world_size)
         start = trainer.resume()
         with _deferred_interrupt(trainer):
             trainer.train(start, config.schedule.max_iter)
@@ -128,7 +129,7 @@ class Trainer(TrainerBase):
     @property
     def _parallel_settings(self) -> dict[str, Any]:
         """Every parameter takes part in every step, with objects or without; only BN's statistics change by rank."""
-        live = getattr(self.config.model.backbone, "norm", "") == "BN"
+        live = _live_norm(self.core) == "BN"
         return {"find_unused_parameters": False, "gradient_as_bucket_view": True, "broadcast_buffers": live}
 
     def resume(self) -> int:
@@ -438,11 +439,19 @@ def initial_model(config: Config) -> MPFormer:
     return model
 
 
-def _check_normalisation(config: Config, processes: int) -> None:
+def _live_norm(model: MPFormer) -> str:
+    """The backbone's batch normalisation that takes its statistics from the batch: BN, SyncBN, or none."""
+    norms = [module for module in model.backbone.modules() if isinstance(module, _BatchNorm) and module.training]
+    if not norms:
+        return ""
+    return "SyncBN" if all(isinstance(norm, nn.SyncBatchNorm) for norm in norms) else "BN"
+
+
+def _check_normalisation(config: Config, model: MPFormer, processes: int) -> None:
     """Say where a live batch normalisation sees fewer images at a time than the effective batch."""
-    norm = getattr(config.model.backbone, "norm", "")
+    norm = _live_norm(model)
     parts = config.runtime.accumulation * (processes if norm == "BN" else 1)
-    if norm in ("BN", "SyncBN") and parts > 1:
+    if norm and parts > 1:
         _log.warning(
             "the backbone's %s sees a batch of %d in %d parts: the same run id, not the same numbers as undivided",
             norm,

@@ -185,7 +185,7 @@ def test_a_divided_batch_normalisation_is_said(
     norm: str, accumulation: int, processes: int, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = CONFIG.replace({"model.backbone.norm": norm, "runtime.accumulation": accumulation})
-    training._check_normalisation(config, processes)
+    training._check_normalisation(config, training.initial_model(config).train(), processes)
     assert said in caplog.text
     assert bool(caplog.records) is bool(said)
 
