@@ -72,6 +72,8 @@ def launch(
     if dry_run:
         return _print_scripts(resolved, store, data_root, on, where, smoke)
     resolved = inputs.fetch_weights(_with_data(resolved, data_root, console), data_root)
+    if not resolved.missing:
+        inputs.check_models(run.config for run in resolved.unique)
     if inline_:
         return _inline(resolved, store, data_root)
     if isinstance(where, SlurmProfile):

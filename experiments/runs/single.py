@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.execution.attempt import Options, Runner, run_attempt
-from experiments.launch import machine
+from experiments.launch import inputs, machine
 from experiments.store.attempt_dir import Ending
 from experiments.store.identity import eval_id, run_id
 from experiments.store.records import decode, save
 from experiments.store.run_dir import RESULT, Result, RunDir, Store
 from experiments.suites import datasets
 from mpformer.config.schema import Config, validate
-from mpformer.modeling import weights_outline
 from mpformer.runtime.errors import UserError
 
 ROW = "single"
@@ -80,8 +79,8 @@ def _check_start(config: Config) -> None:
             raise UserError(f"runtime.device is {device!r} but there is no CUDA here; valid: auto, cpu")
         if number >= count:
             raise UserError(f"runtime.device is {device!r} but there are {count} GPUs, cuda:0 to cuda:{count - 1}")
+    inputs.check_models([config])
     if config.model.init_weights:
-        weights_outline.check(config, Path(config.model.init_weights))
         _fits(config)
     if device.startswith("cuda"):
         from mpformer.runtime.process import device_of

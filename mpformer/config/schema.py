@@ -206,7 +206,7 @@ class TimmConfig(BackboneConfig):
     freeze_at: int = Field(0, ge=0, le=5, description="frozen stages: 1 the stem, 2 to 5 one stage more each")
     drop_path: float = Field(0.0, ge=0, lt=1)
     arguments: dict[str, JsonValue] = Field(
-        default_factory=dict, description="further arguments of timm's model, such as {\"depths\": [2, 2, 6, 2]}"
+        default_factory=dict, description='further arguments of timm\'s model, such as {"depths": [2, 2, 6, 2]}'
     )
 
     @field_validator("name")

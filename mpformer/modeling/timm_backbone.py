@@ -1,15 +1,14 @@
-"""Backbones of timm (PyTorch Image Models): its library builds them, converts their published weights, and cuts off
-what gives no feature.
+"""Backbones of timm (PyTorch Image Models): it builds them, converts their published weights, cuts off what is unused.
 
-A model with stages (ConvNeXt, Swin-V2, EfficientNet and most others) gives a feature per stride. A plain vision transformer
-(ViT, DINOv2) has one stride; its last block's output becomes features of every stride through the simple feature
-pyramid of ViTDet (Li et al., ECCV 2022, section 3), which detectron2 has. Its patches are of 16 pixels: weights of
-other patch sizes, such as DINOv2's 14, are resampled by timm.
+A model with stages (ConvNeXt, Swin-V2, EfficientNet and most others) gives a feature per stride. A plain vision
+transformer (ViT, DINOv2) has one stride; its last block's output becomes features of every stride through the simple
+feature pyramid of ViTDet (Li et al., ECCV 2022, section 3), which detectron2 has. Its patches are of 16 pixels: weights
+of other patch sizes, such as DINOv2's 14, are resampled by timm.
 
-*Frozen stages* (``freeze_at``) count as detectron2's: 1 is the stem, everything before the stage that gives stride 4; each
-stage adds one. A plain transformer has no stages: its blocks are counted in quarters. What is frozen neither learns nor
-draws stochastic depth nor updates statistics of a normalisation. The learning rate multiplier of the backbone is for
-timm's parameters; those of the pyramid, which no file has weights of, learn at the full rate.
+*Frozen stages* (``freeze_at``) count as detectron2's: 1 is the stem, everything before the stage that gives stride 4;
+each stage adds one. A plain transformer has no stages: its blocks are counted in quarters. What is frozen does not
+learn, draws no stochastic depth and updates no statistics of a normalisation. The learning rate multiplier of the
+backbone is for timm's parameters; those of the pyramid, which no file has weights of, learn at the full rate.
 """
 
 import functools
@@ -23,7 +22,6 @@ from inspect import signature
 from typing import Any
 
 import torch
-from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
 from torch import Tensor, nn
@@ -154,7 +152,7 @@ def _look(name: str, arguments: str, names: tuple[str, ...]) -> _Layout:
 
 
 def _first(config: TimmConfig) -> Body:
-    """The model as timm gives it; raises UserError for one that is unknown, has no features or refuses its arguments."""
+    """The model as timm gives it; raises UserError if it is unknown, has no features or refuses its arguments."""
     timm, model = _timm(config.name), config.name.removeprefix("timm/")
     if not timm.is_model(model):
         near = get_close_matches(model, timm.list_models(), n=4, cutoff=0.5)
@@ -165,7 +163,9 @@ def _first(config: TimmConfig) -> Body:
     except Exception as error:  # whatever this model's code raises
         if config.arguments:
             given = json.dumps(config.arguments)
-            raise UserError(f"{config.name} cannot be made with model.backbone.arguments {given}: {_line(error)}") from None
+            raise UserError(
+                f"{config.name} cannot be made with model.backbone.arguments {given}: {_line(error)}"
+            ) from None
         raise _unusable(config.name, _line(error)) from None
 
 

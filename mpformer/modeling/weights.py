@@ -31,7 +31,7 @@ _CLASS_HEAD = (f"{_PREDICTOR}class_embed.weight", f"{_PREDICTOR}class_embed.bias
 _DERIVED = re.compile(r"criterion\.empty_weight|pixel_(mean|std)|.*\.(relative_position_index|attn_mask)")
 #: in an ImageNet classifier, but not in a backbone
 _CLASSIFIER = re.compile(r"(stem\.)?fc\.|head\.|norm\.(weight|bias)$")
-#: in a backbone of ours, but not in an ImageNet classifier (Swin's norms of the intermediate outputs, a feature pyramid)
+#: in a backbone of ours, but not in an ImageNet classifier (Swin's norms of the outputs, a feature pyramid)
 _FRESH = re.compile(r"backbone\.(norm\d\.(weight|bias)|simfp_\d\..*)")
 _ARRAY_FUNCTIONS = {("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer")}
 
@@ -220,7 +220,7 @@ def _as_backbone(model: nn.Module, state: dict[str, Tensor], path: Path, allowed
     """An ImageNet classifier's state dict under our backbone's names, without the classifier."""
     if not allowed:
         raise UserError(f"{path.name} holds a backbone only: give the weights of a whole model")
-    converted = getattr(model.backbone, "converted", None)
+    converted = getattr(getattr(model, "backbone", None), "converted", None)
     if converted is not None:
         try:
             return {f"backbone.{name}": value for name, value in converted(state).items()}

@@ -5,12 +5,13 @@ from typing import get_args
 import pytest
 import torch
 
-from mpformer.config.schema import BACKBONE_CONFIGS, AnyBackbone, BackboneConfig, ResNetConfig, SwinConfig
+from mpformer.config.schema import BACKBONE_CONFIGS, AnyBackbone, BackboneConfig, ResNetConfig, SwinConfig, TimmConfig
 from mpformer.modeling.backbones import BACKBONES, build_backbone, strides_of
 
 SMALL: tuple[BackboneConfig, ...] = (
     ResNetConfig(depth=18, stem_channels=8, res2_channels=8, norm="GN"),
     SwinConfig(embed_dim=8, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), window=4, drop_path=0.0),
+    TimmConfig(name="timm/test_efficientnet"),
 )
 
 
