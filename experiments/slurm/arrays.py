@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.launch.profiles import SlurmProfile
-from experiments.slurm.job import MAX_TIMEOUTS, SETUP, TEARDOWN
+from experiments.slurm import batch_shell
+from experiments.slurm.job import MAX_TIMEOUTS, Coded
 from experiments.status import slurm_client
+from experiments.store.launches import DEATHS
 
 _LINK = '[ -e "$jobs/$element" ] || ln -s "$SLURM_ARRAY_TASK_ID.pkl" "$jobs/$element"'
 
@@ -30,13 +32,11 @@ class Array:
     """Slurm's job name."""
     count: int
     folder: Path
-    """Scripts, pickles and logs."""
+    """Scripts, pickles and logs; below the launch's ``jobs``."""
     code: Path
     """The snapshot that the jobs run from."""
     dependency: str = ""
     """As sbatch takes it; an array whose dependency cannot be satisfied any more is cancelled, not left waiting."""
-    guarded: bool = True
-    """Whether the job is queued again when the process that watches the run was killed outright."""
 
 
 def script(array: Array) -> str:
@@ -51,7 +51,7 @@ def submit(array: Array, functions: Sequence[Callable[[], Any]]) -> str:
 
     array.folder.mkdir(parents=True, exist_ok=True)
     for index, function in enumerate(functions):
-        element = DelayedSubmission(function)
+        element = DelayedSubmission(Coded(function))
         element.set_timeout(array.profile.minutes, MAX_TIMEOUTS)
         element.dump(array.folder / f"{index}.pkl")
     path = array.folder / "submission.sh"
@@ -70,11 +70,11 @@ def _executor(array: Array) -> Any:
     python = None if array.profile.python is None else shlex.quote(array.profile.python)
     executor = _executor_type()(array.folder, python=python)
     parameters = array.profile.submitit()
-    guard = SETUP if array.guarded else []
     signal = {"signal": f"USR2@{array.profile.signal_delay}"}  # whatever SUBMITIT_PREEMPT_SIGNAL says
     parameters["additional_parameters"] = signal | parameters["additional_parameters"]
-    parameters["setup"] = [*guard, *(parameters.get("setup") or []), *_setup_lines(array.folder, array.code)]
-    parameters["teardown"] = TEARDOWN if array.guarded else None
+    before = batch_shell.before(array.folder.parents[1] / DEATHS, array.profile.exclude)
+    parameters["setup"] = [*before, *(parameters.get("setup") or []), *_setup_lines(array.folder, array.code)]
+    parameters["teardown"] = batch_shell.AFTER
     if array.dependency:
         parameters["dependency"] = array.dependency
         parameters["additional_parameters"] = {"kill-on-invalid-dep": "yes", **parameters["additional_parameters"]}

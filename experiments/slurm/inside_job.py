@@ -6,39 +6,30 @@ import re
 import time
 from pathlib import Path
 
+from experiments.slurm.batch_shell import DEATHS
 from experiments.status import failures, slurm_client
 from experiments.status.slurm_client import SlurmError
+from experiments.store import launches
 from experiments.store.attempt_dir import Ending, FailureClass, Outcome
 from experiments.store.files import tail
-from mpformer.runtime.errors import RunFailure
-
-REQUEUE_SECONDS = 600.0
-"""Time in which the controller has to answer when the job wants to be requeued."""
+from experiments.store.launches import Death
 
 
-def requeue() -> None:
-    """Ask Slurm to queue this job again; tries for a while, since the controller may be away.
-
-    Raises RunFailure("killed") with Slurm's answer if it does not let itself be asked.
-    """
-    end = time.monotonic() + REQUEUE_SECONDS
-    while True:
-        try:
-            slurm_client.call("scontrol", "requeue", os.environ.get("SLURM_JOB_ID", ""))
-            return
-        except SlurmError as error:
-            if time.monotonic() > end or "disabled" in error.said:
-                why = f"the job could not be requeued: {error.said}; launch again to continue"
-                raise RunFailure("killed", why) from None
-            time.sleep(5)
+def deaths() -> tuple[Death, ...]:
+    """Return the starts of this launch's jobs that the infrastructure ended, as their batch shells noted them."""
+    return launches.deaths(Path(os.environ[DEATHS])) if DEATHS in os.environ else ()
 
 
 def time_left() -> str:
-    """Return the time to the job's limit as Slurm writes it, empty if it cannot be asked."""
-    try:
+    """Return the time to the job's limit as Slurm writes it, empty if it is not known.
+
+    In a container without Slurm's clients it is the time to the limit that the job began with.
+    """
+    with contextlib.suppress(SlurmError):
         return slurm_client.call("squeue", "-h", "-j", os.environ.get("SLURM_JOB_ID", ""), "-o", "%L").strip()
-    except SlurmError:
-        return ""
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    minutes, rest = divmod(max(0, int(end) - int(time.time())), 60) if end.isdigit() else (0, 0)
+    return f"{minutes}:{rest:02d}" if end.isdigit() else ""
 
 
 def seconds(left: str) -> float:
@@ -85,10 +76,10 @@ def said_by_slurm(words: str) -> Ending | None:
 
 
 def last_words() -> str:
-    """Return what the earlier start of this job left in submitit's log, empty if there is none."""
+    """Return what the earlier start of this job left in its log, empty if there is none."""
     if "SUBMITIT_FOLDER" not in os.environ:
         return ""
     from submitit import JobEnvironment
 
-    parts = tail(JobEnvironment().paths.stdout, 65536).split("Starting with JobEnvironment(")
+    parts = tail(JobEnvironment().paths.stdout, 65536).split(failures.START)
     return parts[-2] if len(parts) > 2 else ""

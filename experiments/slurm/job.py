@@ -4,11 +4,12 @@ submitit calls the pickled :class:`SlurmJob` in each task. The main task starts 
 it:
 
 - SIGUSR2 (before the time limit, on preemption, by ``scancel --signal=USR2``): the child checkpoints after the
-  iteration it is in, the job requeues itself, and its next start goes on at the next iteration;
+  iteration it is in, the job ends with the exit code on which its batch shell queues it again
+  (:mod:`experiments.slurm.batch_shell`), and its next start goes on at the next iteration;
 - SIGTERM alone (``scancel``, an external ``scontrol requeue``, preemption on a site that does not send SIGUSR2): the
   child checkpoints, and the job waits for what Slurm has in mind, since only Slurm knows;
-- the child dies (SIGKILL, a crash), or loses contact with the other tasks: recorded, and the job requeues itself,
-  until several attempts in a row came to nothing;
+- the child dies (SIGKILL, a crash), or loses contact with the other tasks: recorded, and the job ends to be queued
+  again, until several attempts in a row came to nothing;
 - the attempt fails by itself: the job fails with the reason.
 
 The other tasks of a run on several GPUs or nodes execute :func:`experiments.execution.attempt.follow` in a child each,
@@ -23,7 +24,8 @@ import importlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,11 +40,12 @@ from experiments.execution.attempt import (
     this_start,
 )
 from experiments.execution.worker import Child, Task
-from experiments.slurm.inside_job import last_words, oom_kills, requeue, said_by_slurm, seconds, time_left
+from experiments.slurm.batch_shell import AGAIN, FAILED
+from experiments.slurm.inside_job import deaths, last_words, oom_kills, said_by_slurm, seconds, time_left
 from experiments.store import claims
 from experiments.store.attempt_dir import AttemptRecord, Ending, FailureClass, Outcome, RankFailure
 from experiments.store.run_dir import RunDir, Store
-from mpformer.runtime.errors import RunFailure
+from mpformer.runtime.errors import RunFailure, UserError
 from mpformer.runtime.rank import current_rank
 from mpformer.runtime.signals import handled
 
@@ -70,16 +73,6 @@ FOLLOW_SECONDS = 120.0
 
 PACKAGES = ("analysis", "mpformer", "experiments", "reports")
 
-SETUP = ["trap 'mpformer_ended=1' TERM"]
-TEARDOWN = [
-    "mpformer_status=$?",
-    '[ "$mpformer_status" = 137 ] && [ -z "${mpformer_ended:-}" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]'
-    ' && sleep 5 && scontrol requeue "$SLURM_JOB_ID"',
-    'exit "$mpformer_status"',
-]
-"""Shell lines before and after submitit's ``srun``: the batch shell requeues a job whose watching process was killed
-outright, by nothing that ends the job as a whole."""
-
 
 @dataclass(frozen=True)
 class SlurmJob:
@@ -104,6 +97,22 @@ class SlurmJob:
         check_code(self.code)
         with _noted() as received:
             return _Main(self, received).run() if current_rank().main else _Other(self, received).run()
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What a job calls, under the exit codes that the batch shell knows; pickled by submitit."""
+
+    function: Callable[[], Any]
+
+    def __call__(self) -> Any:
+        """Call it; SystemExit(FAILED) if it raises what would be the same again."""
+        try:
+            return self.function()
+        except (RunFailure, UserError) as error:
+            traceback.print_exc()
+            sys.stdout.flush()
+            raise SystemExit(FAILED) from error
 
     def checkpoint(self) -> Any:
         """Return what submitit is to execute after a requeue that came before the attempt began: the same again."""
@@ -282,25 +291,18 @@ class _Main:
         return ending
 
     def _again(self, ending: Ending) -> NoReturn:
-        """Requeue the job, unless Slurm has something else in mind, or too much of this came to nothing."""
+        """Have the job queued again, unless Slurm has something else in mind, or too much of this came to nothing."""
         if signal.SIGUSR2 not in self.received and signal.SIGTERM in self.received:
             self._wait_for_the_end()
         give_up(self.run_dir, self.job.options.launch)
-        time.sleep(1)  # what killed the child may be about to kill this process too
         left = time_left() or "unknown time"
-        try:
-            requeue()
-        except RunFailure as refused:
-            if ending.attempt:
-                detail = f"{ending.detail}; {refused}"
-                conclude(self.run_dir, replace(ending, outcome=Outcome.TIMEOUT, detail=detail))
-            raise
         if ending.attempt:
             lost = ending.outcome is Outcome.LOST
             conclude(self.run_dir, ending if lost else replace(ending, outcome=Outcome.REQUEUED))
-            self.run_dir.attempt(ending.attempt).add_event("REQUEUED", f"the job is queued again, with {left} left")
-        time.sleep(FOLLOW_SECONDS)  # Slurm ends the job's processes
-        sys.exit(1)
+            self.run_dir.attempt(ending.attempt).add_event(
+                "REQUEUED", f"the job is to be queued again, with {left} left"
+            )
+        sys.exit(AGAIN)
 
     def _wait_for_the_end(self) -> None:
         end = time.monotonic() + END_SECONDS
@@ -378,17 +380,18 @@ def conclude(run: RunDir, ending: Ending) -> None:
 def give_up(run: RunDir, launch: str) -> None:
     """Record a crash loop as the run's failure and raise it: too many attempts of this launch in a row came to nothing.
 
-    Something came of an attempt if a checkpoint, the trained weights or a result was completed in it.
+    Something came of an attempt if a checkpoint, the trained weights or a result was completed in it; one whose start
+    of the job the infrastructure ended does not count.
     """
-    mark = run.progress_mark()
+    mark, excused = run.progress_mark(), {(death.job_id, death.start) for death in deaths()}
     vain: list[AttemptRecord] = []
     for number in reversed(run.attempts()):
         record = run.attempt(number).sound_record()
         if record is None or record.launch != launch or record.found != mark:
             break
-        vain.append(record)
-    deaths = sum(record.silent for record in vain)
-    if deaths < MAX_DEATHS and len(vain) < MAX_STOPS:
+        if (record.execution.job_id, record.execution.restarts) not in excused:
+            vain.append(record)
+    if sum(record.silent for record in vain) < MAX_DEATHS and len(vain) < MAX_STOPS:
         return
     kind = vain[0].failure_class or FailureClass.KILLED
     last = vain[0].detail or "it did not say how it ended"

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments.slurm.job import check_code
 from mpformer.runtime.errors import RunFailure
@@ -45,9 +44,3 @@ class ReportJob:
         )
         print(done.stdout, done.stderr, sep="", flush=True)
         return done
-
-    def checkpoint(self) -> Any:
-        """Return what submitit is to execute after a requeue: the same again."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)

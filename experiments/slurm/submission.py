@@ -162,7 +162,7 @@ class _Work:
         dependency = ",".join(f"{kind}:{':'.join(found)}" for kind, found in after if found)
         folder = self.directory / "jobs" / str(batch.number)
         name, profile = self.name(batch), self.profile(batch, target)
-        return Array(profile, name, batch.count, folder, self.code, dependency, batch.stage != "report")
+        return Array(profile, name, batch.count, folder, self.code, dependency)
 
     def functions(self, batch: Batch, target: Target) -> list[Callable[[], Any]]:
         """What the elements call."""

@@ -18,6 +18,15 @@ TAIL = 8192
 _NEAR = 4096
 """Characters at its end among which the last exception is looked for."""
 
+WORD = "mpformer: "
+"""Beginning of a line of a job's log by which its batch shell says why it ended the job."""
+
+START = f"{WORD}start "
+"""Beginning of the line with which each start of a job begins in its log."""
+
+_NO_REASON = "due to job requeue"
+"""What Slurm writes of a start that it ends to queue the job again: nothing has failed."""
+
 _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("oom", ("out of memory", "outofmemoryerror", "memoryerror", "bad_alloc", "allocate memory")),
     ("oom", ("oom-kill", "oom_kill", "oom kill", "exceeded job memory limit", "exceeded memory limit")),
@@ -54,8 +63,22 @@ class Failure:
 
 
 def read(paths: Iterable[Path | None]) -> Failure:
-    """Return what the logs tell; of several, the most telling class counts."""
-    return classify("\n".join(tail(path, TAIL) if path is not None else "" for path in paths))
+    """Return what the logs tell of the last start; of several, the most telling class counts.
+
+    Where the batch shell said why it ended the job, that is all.
+    """
+    text = "\n".join(_last_start(tail(path, TAIL)) for path in paths if path is not None)
+    said = [line.removeprefix(WORD) for line in text.splitlines() if line.startswith(WORD)]
+    if said:
+        return Failure(FailureClass.NODE if "infrastructure" in said[-1] else FailureClass.TIMEOUT, (said[-1],))
+    return classify(text)
+
+
+def _last_start(text: str) -> str:
+    """What a job's log holds of its last start, without Slurm's words on requeues; any other log as it is."""
+    begun = text.rfind(START)
+    lines = text[text.find("\n", begun) + 1 :].splitlines() if begun >= 0 else text.splitlines()
+    return "\n".join(line for line in lines if _NO_REASON not in line.lower())
 
 
 def classify(text: str) -> Failure:

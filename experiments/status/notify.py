@@ -60,7 +60,7 @@ def _stuck(state: RunState) -> bool:
     if state.state is State.RUNNING:
         beat = state.progress.time
         return beat is not None and time.time() - beat > STALLED
-    return state.detail.startswith("held")
+    return state.stuck
 
 
 def _once(directory: Path, event: str, launch: LaunchRecord, states: Sequence[RunState]) -> str:

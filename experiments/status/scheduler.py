@@ -67,6 +67,22 @@ SNAPSHOT = "scheduler.json"
 
 NEVER = "DependencyNeverSatisfied"
 
+_HOPELESS: Mapping[str, str] = {
+    "PartitionTimeLimit": "time or partition", "PartitionNodeLimit": "nodes or partition",
+    "PartitionConfig": "partition", "BadConstraints": "constraint, gpus, memory, cpus or nodes",
+    "InvalidAccount": "account", "AccountNotAllowed": "account or partition", "InvalidQOS": "qos",
+    "QOSNotAllowed": "qos or partition", "MaxMemPerLimit": "memory",
+}  # fmt: skip
+"""Slurm's reasons for a job to wait for ever, with the keys of the profile that they speak of."""
+
+_PER_JOB = re.compile(r"(?:QOS|Assoc)M(?:ax|in)(\w+?)(?:MinutesPerJob|RunMinsPerJob|PerJob|NotSatisfied)(?:Limit)?")
+"""The same of the limits on a single job, of a QOS or an association."""
+
+_RESOURCES: Mapping[str, str] = {
+    "walldurationperjob": "time", "wallduration": "time", "cpu": "cpus, tasks_per_node or nodes", "node": "nodes",
+    "memory": "memory", "mem": "memory", "gres": "gpus", "billing": "gpus, cpus or memory",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Job:
@@ -109,7 +125,13 @@ class Job:
     @property
     def held(self) -> bool:
         """Whether it waits until somebody releases it."""
-        return self.state in ("REQUEUE_HOLD", "SPECIAL_EXIT") or "held" in self.reason.lower()
+        return self.state in ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD") or "held" in self.reason.lower()
+
+    @property
+    def hopeless(self) -> str:
+        """The keys of the profile to change, if it can never start as it was asked for; else empty."""
+        found = _PER_JOB.fullmatch(self.reason)
+        return _RESOURCES.get(found[1].lower(), "sbatch") if found else _HOPELESS.get(self.reason, "")
 
 
 @dataclass(frozen=True)

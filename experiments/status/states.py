@@ -66,6 +66,8 @@ class RunState:
     """What the logs tell of a failure that did not name itself."""
     live: bool = False
     """Whether Slurm will do something with the run, or may, for all that is known."""
+    stuck: bool = False
+    """Whether its job waits for somebody to act."""
 
     @property
     def label(self) -> str:
@@ -217,8 +219,9 @@ class _Last:
         return RunState(self.run.run_id, state, detail, failure_class, self.number, progress, **more)
 
     def failure(self, placement: Placement | None) -> failures.Failure:
-        """What the logs tell of its end: its own, and its job's."""
-        log = self.attempt.log if self.attempt is not None and (placement is None or self.of(placement)) else None
+        """What the logs tell of its end: its own, unless it said itself how it ended, and its job's."""
+        ours = self.attempt is not None and (placement is None or (self.of(placement) and self.record.silent))
+        log = self.attempt.log if self.attempt is not None and ours else None
         store = self.run.path.parent.parent
         return failures.read((log, scheduler.log_of(store, placement) if placement is not None else None))
 
@@ -281,15 +284,22 @@ def _waiting(last: _Last, placement: Placement, job: Job) -> RunState:
     detail = job.reason or job.state.lower()
     if job.held:
         detail = f"held ({detail}): scontrol release {job.id}"
-    return last.state(State.REQUEUED if again else State.QUEUED, detail, job=job.id, live=True)
+    elif job.hopeless:
+        detail = f"never starts as it is ({detail}): change the profile's {job.hopeless}, cancel, and launch again"
+    stuck = job.held or bool(job.hopeless)
+    return last.state(State.REQUEUED if again else State.QUEUED, detail, job=job.id, live=True, stuck=stuck)
 
 
 def _begun(last: _Last, placement: Placement, job: Job) -> RunState | None:
     """A job with processes, but no live claim on the run: it is about to begin, or about to end."""
     fresh = not last.of(placement) or (job.started is not None and job.started > last.ended)
+    if last.outcome is Outcome.REQUEUED and not fresh:
+        return last.state(State.REQUEUED, "the job is being queued again", job=job.id, live=True)
+    if last.outcome is Outcome.INTERRUPTED and not fresh:
+        detail = f"the attempt was {last.record.detail.partition(';')[0]}; Slurm has not ended the job yet"
+        return last.state(State.RUNNING, detail, job=job.id, live=True)
     if last.outcome and not fresh:
-        requeued = last.state(State.REQUEUED, "the job is being queued again", job=job.id, live=True)
-        return requeued if last.outcome is Outcome.REQUEUED else None
+        return None
     detail = "the job has begun, the attempt not yet" if fresh else "the job runs, its attempt is gone"
     if job.state in ("SUSPENDED", "STOPPED"):
         detail = f"Slurm has {job.state.lower()} the job"
@@ -301,8 +311,9 @@ _SCHEDULERS = (FailureClass.OOM, FailureClass.TIMEOUT, FailureClass.NODE)
 
 
 def _over(last: _Last, placement: Placement, job: Job) -> RunState | None:
-    """A job that ended; what its attempt said of its own end comes first."""
-    if last.of(placement) and last.outcome not in (None, Outcome.REQUEUED):
+    """A job that ended; what its attempt said of its own end comes first, unless the job was to come back."""
+    back = (None, Outcome.REQUEUED, *([Outcome.INTERRUPTED] if job.state == "PREEMPTED" else []))
+    if last.of(placement) and last.outcome not in back:
         return None
     ending = scheduler.ENDED[job.state]
     state, kind, detail = ENDED[ending.outcome], ending.failure_class, ending.detail
@@ -313,7 +324,7 @@ def _over(last: _Last, placement: Placement, job: Job) -> RunState | None:
             kind, detail = found.kind, found.lines[-1]
     where = f" on {job.nodes}" if job.nodes else ""
     code = f", exit code {job.exit_code}" if job.exit_code not in ("", "0:0") else ""
-    return last.state(state, f"{detail} (job {job.id}{where}{code})", kind, job=job.id)
+    return last.state(state, f"{detail} (job {job.id}{where}: {job.state}{code})", kind, job=job.id)
 
 
 def _resting(last: _Last) -> RunState:

@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments.store import claims, records
 from experiments.store.attempt_dir import Stop, StopReason
 from experiments.store.claims import Owner
+from experiments.store.files import tail
 from experiments.store.records import Record, RecordError
 from experiments.store.run_dir import Store
 
@@ -67,6 +68,35 @@ class StopRecord(Record):
     reason: Stop = Stop.INTERRUPTED
     detail: str = ""
     time: float = 0.0
+
+
+DEATHS = "deaths.txt"
+"""File of a launch with a line for each start of its jobs that the infrastructure ended, written by batch shells."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """One start of a job that the infrastructure ended: its line's columns."""
+
+    time: int
+    job_id: str
+    start: int
+    """How often Slurm had started the job again before."""
+    node: str
+    """``?`` for jobs of several nodes: nobody knows which of them it was."""
+    exit_code: int
+    seconds: int
+    """How long it had lived."""
+
+
+def deaths(path: Path) -> tuple[Death, ...]:
+    """Return what a file of deaths says, without the lines that are not whole."""
+    found = []
+    for line in tail(path, 1 << 20).splitlines():
+        with contextlib.suppress(ValueError):
+            at, job, start, node, code, seconds = line.split()
+            found.append(Death(int(at), job, int(start), node, int(code), int(seconds)))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any
 from experiments.execution.attempt import Options, run_attempt
 from experiments.execution.worker import Task
 from experiments.launch import inputs
-from experiments.slurm.job import MAX_TIMEOUTS, SETUP, TEARDOWN, SlurmJob
+from experiments.slurm import batch_shell
+from experiments.slurm.job import MAX_TIMEOUTS, Coded, SlurmJob
 from experiments.store.files import read_json
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites import planning
@@ -59,12 +60,12 @@ def submit(made: SlurmJob, folder: Path, **parameters: Any) -> str:
     import submitit
 
     executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_TIMEOUTS)
-    setup = [f"export PYTHONPATH={ROOT}", "export OMP_NUM_THREADS=1", *SETUP]
+    setup = [f"export PYTHONPATH={ROOT}", "export OMP_NUM_THREADS=1", *batch_shell.before(folder / "deaths.txt")]
     defaults = {"time": 60, "mem": "2GB", "cpus_per_task": 1, "signal_delay_s": 30, "stderr_to_stdout": True}
     extra = {"requeue": True, **parameters.pop("additional_parameters", {})}
-    defaults |= {"additional_parameters": extra, "setup": setup, "teardown": TEARDOWN}
+    defaults |= {"additional_parameters": extra, "setup": setup, "teardown": batch_shell.AFTER}
     executor.update_parameters(**(defaults | parameters))
-    return str(executor.submit(made).job_id)  # the job's object would go on asking sacct
+    return str(executor.submit(Coded(made)).job_id)  # the job's object would go on asking sacct
 
 
 def client(*command: str, check: bool = True) -> str:

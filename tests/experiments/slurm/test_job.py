@@ -18,10 +18,10 @@ import pytest
 
 from experiments.execution.attempt import Options
 from experiments.execution.worker import Task
-from experiments.slurm import inside_job
+from experiments.slurm import batch_shell, inside_job
 from experiments.slurm import job as slurm_job
 from experiments.slurm.inside_job import oom_kills
-from experiments.slurm.job import MAX_DEATHS, SlurmJob
+from experiments.slurm.job import MAX_DEATHS, Coded, SlurmJob
 from experiments.status.states import State, derive
 from experiments.store import claims
 from experiments.store.claims import JobStart, acquire, holder
@@ -47,25 +47,24 @@ def make(store: Store, one: RunDir, options: Options) -> Callable[..., SlurmJob]
 
 @pytest.fixture(autouse=True)
 def slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A job's variables, and an scontrol that notes what it is asked for and has the job ended at once."""
+    """A job's variables, and a squeue that knows nothing."""
     for name, value in {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_RESTART_COUNT": "0"}.items():
         monkeypatch.setenv(name, value)
     for name in ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE", "SLURM_ARRAY_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("scontrol", "squeue"):
-        (folder / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/asked\n[ ! -e {tmp_path}/refuse ]\n')
-        (folder / name).chmod(0o755)
+    (folder / "squeue").write_text("#!/bin/sh\n")
+    (folder / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setattr(slurm_job, "FOLLOW_SECONDS", 0.0)
     return tmp_path
 
 
-def _asked(place: Path) -> list[str]:
-    path = place / "asked"
-    asked = path.read_text().splitlines() if path.exists() else []
-    return [line for line in asked if line.startswith("scontrol")]
+def _again(job: Callable[[], Any]) -> None:
+    """Call a job that wants to be queued again."""
+    with pytest.raises(SystemExit) as ended:
+        job()
+    assert ended.value.code == batch_shell.AGAIN
 
 
 def test_a_job_executes_its_run_and_ends_well(make: Callable[..., SlurmJob], counter: Make, one: RunDir) -> None:
@@ -78,8 +77,8 @@ def test_a_job_executes_its_run_and_ends_well(make: Callable[..., SlurmJob], cou
 
 def test_checkpoint_gives_submitit_the_same_job_again(make: Callable[..., SlurmJob], counter: Make) -> None:
     job = make(counter())
-    delayed = job.checkpoint()
-    assert delayed.function == job
+    delayed = Coded(job).checkpoint()
+    assert delayed.function == Coded(job)
     assert (delayed.args, delayed.kwargs) == ((), {})
 
 
@@ -88,15 +87,17 @@ def test_a_failure_ends_the_job_with_its_class_and_is_not_repeated(
     make: Callable[..., SlurmJob], counter: Make, one: RunDir, slurm: Path, kind: str
 ) -> None:
     job = make(counter(fail={"m2f": kind}))
-    with pytest.raises(RunFailure) as failed:
-        job()
+    with pytest.raises(SystemExit) as ended:
+        Coded(job)()
+    assert ended.value.code == batch_shell.FAILED
+    failed = ended.value.__cause__
+    assert isinstance(failed, RunFailure)
     expected = {"missing-module": "import"}.get(kind, kind)
-    assert failed.value.failure_class == expected
+    assert failed.failure_class == expected
     assert derive(one, job.task.eval_id).label == f"FAILED({expected})"
     with pytest.raises(RunFailure, match=f"retry SUITE --class {expected}"):
         replace(job, runner=counter())()
     assert one.attempts() == [1], "a job that Slurm starts again does not repeat a failure"
-    assert not _asked(slurm)
 
 
 def test_a_later_launch_tries_again_what_may_have_passed(make: Callable[..., SlurmJob], counter: Make) -> None:
@@ -127,9 +128,7 @@ def test_a_killed_attempt_is_recorded_and_requeued(
     make: Callable[..., SlurmJob], counter: Make, one: RunDir, slurm: Path
 ) -> None:
     job = make(counter(kill_once=slurm / "killed"))
-    with pytest.raises(SystemExit):
-        job()
-    assert _asked(slurm) == ["scontrol requeue 77"]
+    _again(job)
     stage = read_json(one.attempt(1).path / "stage.json")
     assert (stage["outcome"], stage["failure_class"], stage["detail"]) == ("lost", "killed", "killed by SIGKILL")
     assert job() == "done"
@@ -148,11 +147,9 @@ def test_a_crash_loop_ends_as_a_failure_with_its_reason(
 ) -> None:
     job = make(_Doomed())
     for _ in range(MAX_DEATHS - 1):
-        with pytest.raises(SystemExit):
-            job()
+        _again(job)
     with pytest.raises(RunFailure, match="5 attempts in a row completed nothing, the last: killed by SIGKILL"):
         job()
-    assert len(_asked(slurm)) == MAX_DEATHS - 1
     assert derive(one, job.task.eval_id).label == "FAILED(killed)"
     with pytest.raises(RunFailure):
         job()
@@ -174,19 +171,20 @@ class _Slow:
 def test_attempts_that_get_on_are_no_crash_loop(make: Callable[..., SlurmJob], slurm: Path) -> None:
     job = make(_Slow())
     for _ in range(MAX_DEATHS + 2):
-        with pytest.raises(SystemExit):
-            job()
+        _again(job)
 
 
-def test_a_job_that_may_not_be_requeued_says_so(
+def test_starts_that_the_infrastructure_ended_are_no_crash_loop(
     make: Callable[..., SlurmJob], counter: Make, one: RunDir, slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (slurm / "refuse").touch()
-    monkeypatch.setattr(inside_job, "REQUEUE_SECONDS", 0.0)
-    job = make(counter(kill_once=slurm / "killed"))
-    with pytest.raises(RunFailure, match=r"could not be requeued: .*launch again to continue"):
-        job()
-    assert derive(one, job.task.eval_id).state is State.TIMEOUT
+    """What the batch shell noted as such, whatever the attempt's record says, counts apart."""
+    monkeypatch.setenv(batch_shell.DEATHS, str(slurm / "deaths.txt"))
+    for start in range(MAX_DEATHS + 1):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(start))
+        _again(make(_Doomed()))
+        with (slurm / "deaths.txt").open("a") as file:
+            file.write(f"1767268800 77 {start} n0 137 30\n")
+    assert make(counter())() == "done"
 
 
 PROGRAM = """
@@ -207,12 +205,11 @@ def test_signals_checkpoint_and_only_a_warning_requeues(
     reached = read_json(one.path / "checkpoints" / "state.json")["iteration"]
     requeued = number == signal.SIGUSR2
     if requeued:
-        _until(lambda: any("scontrol requeue 77" in line for line in _asked(slurm)))
-        _until(lambda: read_json(one.attempt(1).path / "stage.json")["outcome"] == "requeued")
+        assert process.wait(60) == batch_shell.AGAIN
+        assert read_json(one.attempt(1).path / "stage.json")["outcome"] == "requeued"
     else:
         time.sleep(3)
         assert process.poll() is None, "Slurm has not said yet what it wants"
-        assert not any("requeue" in line for line in _asked(slurm))
     process.kill()
     process.wait()
     make(counter())()
@@ -245,9 +242,7 @@ def test_an_attempt_that_does_not_end_before_the_limit_is_left_behind(
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(slurm / "job.pkl")])
     _until(lambda: one.metrics.exists())
     process.send_signal(signal.SIGUSR2)
-    _until(lambda: _asked(slurm) == ["scontrol requeue 77"])
-    process.kill()
-    process.wait()
+    assert process.wait(60) == batch_shell.AGAIN
     stage = read_json(one.attempt(1).path / "stage.json")
     assert (stage["outcome"], stage["failure_class"]) == ("lost", "timeout")
     assert stage["detail"] == "did not end in time after SIGUSR2; raise the profile's signal_delay"
@@ -359,7 +354,6 @@ def test_an_attempt_killed_for_memory_fails_as_such(
     with pytest.raises(RunFailure, match="out of memory"):
         job()
     assert derive(one, job.task.eval_id).label == "FAILED(oom)"
-    assert not _asked(slurm), "it would only happen again"
 
 
 @pytest.mark.parametrize(
@@ -380,7 +374,7 @@ def test_the_next_start_reads_in_the_log_how_the_last_one_ended(
     """Slurm killed the whole step: nothing of it could say why."""
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.setenv("SUBMITIT_FOLDER", str(slurm))
-    start = "submitit INFO - Starting with JobEnvironment(job_id=77)"
+    start = f"{batch_shell.START}0 of job 77 on n0"
     (slurm / "77_0_log.out").write_text(f"{start}\n{words}\n{start}\n")
     record = {"stage": "all", "started": 1.0, "outcome": None, "launch": "test", "execution": {"job_id": "77"}}
     write_json(one.attempt(1).path / "stage.json", record)

@@ -80,7 +80,9 @@ def test_held_jobs_and_silent_runs_are_a_stall(
     directory = launched("/bin/true")
     found = _standing(plan, store)
     held = {
-        key: replace(state, state=State.QUEUED, detail="held (JobHeldUser): scontrol release 1_0", live=True)
+        key: replace(
+            state, state=State.QUEUED, detail="held (JobHeldUser): scontrol release 1_0", live=True, stuck=True
+        )
         for key, state in found.states.items()
     }
     assert notify.check(store, standing.Standing(held)) == []
@@ -88,7 +90,7 @@ def test_held_jobs_and_silent_runs_are_a_stall(
     assert marker.name.startswith("stalled-")
     notify.check(store, standing.Standing(held))
     assert len(list((directory / notify.MARKERS).iterdir())) == 1
-    waiting = {key: replace(state, detail="Priority") for key, state in held.items()}
+    waiting = {key: replace(state, detail="Priority", stuck=False) for key, state in held.items()}
     silent = {
         key: replace(
             state, state=State.RUNNING, detail="train", progress=Progress(time=time.time() - 2 * notify.STALLED)

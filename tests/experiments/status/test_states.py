@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.status import slurm_client, states, suite_view, tables
+from experiments.status import failures, slurm_client, states, suite_view, tables
 from experiments.status.states import State, should_start
 from experiments.store import claims
 from experiments.store.files import write_json
@@ -58,7 +58,7 @@ def test_a_result_is_done_whatever_slurm_says(submitted: Submitted, slurm: FakeS
 
 def test_completed_without_a_result_is_no_success(submitted: Submitted, slurm: FakeSlurm) -> None:
     slurm.accounted(0, "COMPLETED")
-    assert submitted.said() == ("LOST", "Slurm says COMPLETED, but there is no result (job 1234_0 on n0)")
+    assert submitted.said() == ("LOST", "Slurm says COMPLETED, but there is no result (job 1234_0 on n0: COMPLETED)")
 
 
 def test_unknown_words_stay_unknown(submitted: Submitted, slurm: FakeSlurm) -> None:
@@ -86,7 +86,7 @@ def test_how_a_job_ended_that_could_not_say_so(submitted: Submitted, slurm: Fake
     slurm.accounted(0, word, "0:9")
     state = submitted.state()
     assert state.label == label
-    assert "(job 1234_0 on n0, exit code 0:9)" in state.detail
+    assert f"(job 1234_0 on n0: {word.split()[0]}, exit code 0:9)" in state.detail
     assert should_start(state)
 
 
@@ -140,8 +140,100 @@ def test_requeued_jobs_are_waited_for_and_held_ones_shown(submitted: Submitted, 
     held = "held (launch failed requeued held): scontrol release 1234_1"
     assert submitted.said(1) == ("REQUEUED", held)
     assert submitted.said(2)[0] == "REQUEUED"
+    slurm.queue[2] = slurm.queue[2].replace("REQUEUE_HOLD", "RESV_DEL_HOLD")
+    slurm.say("squeue", "\n".join(slurm.queue) + "\n")
+    assert submitted.said(2) == ("REQUEUED", "held (JobHeldAdmin): scontrol release 1234_2")
     assert submitted.said(3) == ("QUEUED", "held (JobHeldUser): scontrol release 1234_3")
     assert not any(should_start(submitted.state(index)) for index in range(4))
+
+
+@pytest.mark.parametrize(
+    ("reason", "key"),
+    [
+        ("PartitionTimeLimit", "time or partition"),
+        ("BadConstraints", "constraint, gpus, memory, cpus or nodes"),
+        ("InvalidAccount", "account"),
+        ("QOSMaxWallDurationPerJobLimit", "time"),
+        ("QOSMaxGRESPerJob", "gpus"),
+        ("QOSMaxMemoryPerJob", "memory"),
+        ("AssocMaxNodePerJobLimit", "nodes"),
+        ("QOSMinCpuNotSatisfied", "cpus, tasks_per_node or nodes"),
+        ("AssocMaxCpuMinutesPerJobLimit", "cpus, tasks_per_node or nodes"),
+    ],
+)
+def test_a_job_that_can_never_start_names_the_profiles_key(
+    submitted: Submitted, slurm: FakeSlurm, reason: str, key: str
+) -> None:
+    slurm.queued(0, "PENDING", reason)
+    state = submitted.state()
+    advice = f"never starts as it is ({reason}): change the profile's {key}, cancel, and launch again"
+    assert (state.label, state.detail, state.stuck) == ("QUEUED", advice, True)
+
+
+@pytest.mark.parametrize("reason", ["Priority", "Resources", "QOSMaxJobsPerUserLimit", "AssocGrpCpuLimit", "BeginTime"])
+def test_what_only_waits_is_not_stuck(submitted: Submitted, slurm: FakeSlurm, reason: str) -> None:
+    slurm.queued(0, "PENDING", reason)
+    assert (submitted.said(), submitted.state().stuck) == (("QUEUED", reason), False)
+
+
+def test_an_interrupted_attempt_is_not_cancelled_while_slurm_has_its_job(
+    submitted: Submitted, slurm: FakeSlurm
+) -> None:
+    """SIGTERM, a checkpoint, and silence: the job may be ended, or queued again."""
+    began, detail = str(int(time.time() - 90)), "interrupted: SIGTERM; launch again to continue"
+    submitted.attempt(outcome="interrupted", ended=time.time() - 20, detail=detail)
+    for word in ("RUNNING", "COMPLETING"):
+        slurm.queue.clear()
+        slurm.queued(0, word, start=began)
+        said = "the attempt was interrupted: SIGTERM; Slurm has not ended the job yet"
+        assert submitted.said() == ("RUNNING", said)
+        assert not should_start(submitted.state())
+    slurm.queue.clear()
+    slurm.queued(0, "CANCELLED")
+    assert submitted.said() == ("CANCELLED", detail)
+
+
+def test_a_preempted_job_that_does_not_come_back_is_lost_and_not_cancelled(
+    submitted: Submitted, slurm: FakeSlurm
+) -> None:
+    submitted.attempt(outcome="interrupted", ended=time.time() - 20, detail="interrupted: SIGTERM; launch again")
+    slurm.queued(0, "PREEMPTED")
+    assert submitted.said() == ("LOST(killed)", "preempted, and not queued again (job 1234_0 on n0: PREEMPTED)")
+
+
+def _job_log(submitted: Submitted, text: str) -> None:
+    folder = submitted.store.launches / LAUNCH / "jobs" / "0"
+    folder.mkdir(parents=True)
+    (folder / "1234_0_0_log.out").write_text(text)
+
+
+def test_what_an_earlier_start_left_in_the_log_is_no_reason(submitted: Submitted, slurm: FakeSlurm) -> None:
+    requeue = "slurmstepd: error: *** STEP 1235.0 ON n0 CANCELLED AT 2026-01-01T00:00:00 DUE TO JOB REQUEUE ***"
+    _job_log(submitted, f"{failures.START}0 of job 1235\nout of memory\n{failures.START}1 of job 1235\n{requeue}\n")
+    slurm.accounted(0, "FAILED", "1:0")
+    assert submitted.said() == ("FAILED(killed)", "the job failed (job 1234_0 on n0: FAILED, exit code 1:0)")
+
+
+@pytest.mark.parametrize(
+    ("said", "label"),
+    [
+        ("the job could not be requeued: Requested operation is presently disabled; launch again", "TIMEOUT"),
+        (
+            "the infrastructure ended 10 starts in a row, the last on n0 with exit code 105; launch again",
+            "FAILED(node)",
+        ),
+    ],
+)
+def test_why_the_batch_shell_gave_up_is_the_reason(
+    submitted: Submitted, slurm: FakeSlurm, said: str, label: str
+) -> None:
+    submitted.attempt(outcome="requeued", ended=time.time() - 60, log="MemoryError")
+    _job_log(
+        submitted, f"{failures.START}3 of job 1235 on n0\nsrun: error: Task launch failed\n{failures.WORD}{said}\n"
+    )
+    slurm.accounted(0, "FAILED", "82:0")
+    assert submitted.said() == (label, f"{said} (job 1234_0 on n0: FAILED, exit code 82:0)")
+    assert should_start(submitted.state())
 
 
 def test_a_requeued_job_that_slurm_lost_is_lost(submitted: Submitted) -> None:
