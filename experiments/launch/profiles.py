@@ -6,6 +6,7 @@ profile is named by its file's stem or by a path. Nothing in it can change a res
 
 import re
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -136,8 +137,13 @@ class SlurmProfile(Section):
     )
     modules: tuple[Line, ...] = Field((), description="environment modules to load")
     setup: tuple[Line, ...] = Field((), description="shell lines before the job, as they are")
-    container: Line | None = Field(None, description="image for srun --container-image (pyxis)")
-    container_mounts: Line | None = Field(None, description="value of srun --container-mounts")
+    container: Line | None = Field(None, description="image that the jobs run in")
+    container_runtime: Literal["pyxis", "apptainer"] = Field(
+        "pyxis", description="what runs the image: srun --container-image, or apptainer exec"
+    )
+    container_mounts: Line | None = Field(
+        None, description="directories of the node to see in it, SOURCE[:TARGET[:OPTIONS]],…"
+    )
     srun: tuple[Line, ...] = Field((), description="further arguments of srun")
     sbatch: dict[Word, Line | int | bool] = Field(default_factory=dict, description="further options of sbatch")
     comment: Line | None = None
@@ -146,6 +152,9 @@ class SlurmProfile(Section):
     max_submit: int | None = Field(None, ge=1, description="most jobs in the queue; empty: the site is asked")
     stage_to: Line | None = Field(
         None, description="directory of a node's own disk to copy the dataset to; $VARIABLES are read on the node"
+    )
+    resubmit: bool = Field(
+        False, description="the last job launches again what a partition with PreemptMode=CANCEL has ended"
     )
     evaluate: dict[str, Any] | None = Field(None, description="keys that differ for evaluation: jobs of its own")
     report: dict[str, Any] | bool = Field(True, description="keys that differ for the report; false: no report job")
@@ -184,6 +193,13 @@ class SlurmProfile(Section):
                 raise ValueError(f"{name} has a key of its own: {_KEYS[name]}")
         return value
 
+    @field_validator("report")
+    @classmethod
+    def _last(cls, value: dict[str, Any] | bool, info: ValidationInfo) -> dict[str, Any] | bool:
+        if value is False and info.data.get("resubmit"):
+            raise ValueError("resubmit is done by the last job, the report; leave report out, or resubmit")
+        return value
+
     @property
     def gpu_count(self) -> int:
         """GPUs a node, whatever their type."""
@@ -204,10 +220,20 @@ class SlurmProfile(Section):
     @property
     def srun_arguments(self) -> list[str]:
         """Arguments of srun; submitit quotes them."""
-        image = [f"--container-image={self.container}"] if self.container else []
-        mounts = [f"--container-mounts={self.container_mounts}"] if self.container_mounts else []
+        pyxis = self.container is not None and self.container_runtime == "pyxis"
+        image = [f"--container-image={self.container}"] if pyxis else []
+        mounts = [f"--container-mounts={self.container_mounts}"] if pyxis and self.container_mounts else []
         # srun does not take over sbatch's --cpus-per-task since Slurm 22.05: each task would have one processor
         return [f"--cpus-per-task={self.cpus}", *image, *mounts, *self.srun]
+
+    @property
+    def interpreter(self) -> str | None:
+        """The command of the jobs' Python as a shell reads it, in Apptainer's image where there is one; None: ours."""
+        if self.container is None or self.container_runtime == "pyxis":
+            return None if self.python is None else shlex.quote(self.python)
+        binds = [word for mount in (self.container_mounts or "").split(",") if mount for word in ("--bind", mount)]
+        gpus = ["--nv"] if self.gpu_count else []
+        return shlex.join(["apptainer", "exec", *gpus, *binds, self.container, self.python or sys.executable])
 
     def part(self, name: Part) -> "SlurmProfile":
         """Return the profile of evaluation, report or smoke jobs: this one but for what its section changes.
@@ -216,7 +242,7 @@ class SlurmProfile(Section):
         """
         section = getattr(self, name)
         changes = {**self._usual(name), **(section if isinstance(section, dict) else {})}
-        own = self.model_dump(exclude={"evaluate", "report", "smoke"}, exclude_unset=True)
+        own = self.model_dump(exclude={"evaluate", "report", "smoke", "resubmit"}, exclude_unset=True)
         if name == "report":
             own["sbatch"] = {key: value for key, value in self.sbatch.items() if key not in _WHOLE}
         return SlurmProfile.model_validate({**own, **changes})

@@ -67,8 +67,7 @@ def folder_problem(root: Path) -> str:
 
 
 def _executor(array: Array) -> Any:
-    python = None if array.profile.python is None else shlex.quote(array.profile.python)
-    executor = _executor_type()(array.folder, python=python)
+    executor = _executor_type()(array.folder, python=array.profile.interpreter)
     parameters = array.profile.submitit()
     signal = {"signal": f"USR2@{array.profile.signal_delay}"}  # whatever SUBMITIT_PREEMPT_SIGNAL says
     parameters["additional_parameters"] = signal | parameters["additional_parameters"]

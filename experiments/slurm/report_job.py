@@ -1,7 +1,8 @@
 """The last job of a launch: the report of what there is, when every other job has ended, however it ended.
 
-Then it launches the runs that the site's limits left over, if there are any, and looks at the suite's status, which
-tells whoever the profile names that the suite has ended.
+Then it launches the runs that the site's limits left over, if there are any, and where the profile says so those that
+Slurm ended to make room for others; and it looks at the suite's status, which tells whoever the profile names that the
+suite has ended.
 """
 
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.slurm.job import check_code
+from experiments.store.attempt_dir import FailureClass
 from mpformer.runtime.errors import RunFailure
 
 
@@ -22,8 +24,12 @@ class ReportJob:
     scale: str
     dataset: str
     code: Path
-    left_over: tuple[str, ...] = ()
-    """Arguments of the launch of what did not fit in the queue; empty if everything did."""
+    arguments: tuple[str, ...] = ()
+    """The rest of the command line of a further launch of the plan."""
+    left_over: bool = False
+    """Whether there are runs that did not fit in the queue."""
+    resubmit: bool = False
+    """Whether what was preempted is launched again."""
 
     def __call__(self) -> str:
         """Build the report; returns what the command printed, raises RunFailure with its last line if it failed."""
@@ -31,7 +37,9 @@ class ReportJob:
         where = ("--scale", self.scale, "--dataset", self.dataset, "--root", str(self.root))
         report = self._run("report", self.suite, *where)
         if self.left_over:
-            self._run("launch", self.suite, *where, *self.left_over)
+            self._run("launch", self.suite, *where, "--new", *self.arguments)
+        if self.resubmit:
+            self._run("retry", self.suite, *where, "--class", FailureClass.PREEMPTED, *self.arguments)
         self._run("status", self.suite, *where)
         if report.returncode:
             raise RunFailure("report", (report.stderr.strip().splitlines() or ["no word"])[-1])

@@ -82,9 +82,8 @@ def launch(
         batches, left = divide(beginning.missing, store, target, limits)
         if not batches:
             raise UserError(f"nothing more may be submitted now: {limits.reason} leaves room for {limits.submit} jobs")
-        rest = (*_arguments(plan, data_root.resolve(), target), *_suites_file(plan, store)) if left else ()
         code = code_snapshot.take(store)
-        work = _Work(plan, store.root.resolve(), done.id, data_root.resolve(), code, retry, runner, rest)
+        work = _Work(plan, store.root.resolve(), done.id, data_root.resolve(), code, retry, runner, bool(left))
         started = without(beginning.missing, left)
         _write_launch(work, target, limits, started, command)
         problem = _submit(work, target, batches, limits.cluster, beginning)
@@ -140,7 +139,7 @@ class _Work:
     code: Path
     retry: tuple[str, ...] = ()
     runner: Runner | None = None
-    left_over: tuple[str, ...] = ()
+    left_over: bool = False
 
     @property
     def directory(self) -> Path:
@@ -167,8 +166,10 @@ class _Work:
     def functions(self, batch: Batch, target: Target) -> list[Callable[[], Any]]:
         """What the elements call."""
         if batch.stage == "report":
-            plan = self.plan
-            return [ReportJob(self.root, plan.suite.name, plan.scale, plan.dataset, self.code, self.left_over)]
+            plan, again = self.plan, target.profile.resubmit
+            arguments = (*_arguments(plan, self.data_root, target), *_suites_file(plan, Store(self.root)))
+            where = (plan.suite.name, plan.scale, plan.dataset)
+            return [ReportJob(self.root, *where, self.code, arguments, self.left_over, again)]
         profile = self.profile(batch, target)
         root = self.directory / smoke.FOLDER if batch.stage == "smoke" else self.root
         options = Options(self.data_root, self.launch, profile.cpus, LaunchDir(self.directory).stop_file)
@@ -179,13 +180,10 @@ class _Work:
 
 
 def _arguments(plan: Plan, data_root: Path, target: Target) -> tuple[str, ...]:
-    """The command line, after suite and place, of a launch of this plan's runs that were never begun.
-
-    Runs that failed are not in it: each would otherwise be submitted again after every round.
-    """
+    """The command line, after suite and place, of a further launch of this plan."""
     request, profile = plan.request, target.profile
     on = str(Path(target.name).resolve()) if target.name.endswith((".yaml", ".yml")) else target.name
-    words = ["--new", "--data-root", str(data_root), "--on", on, "--parallelism", str(profile.parallelism)]
+    words = ["--data-root", str(data_root), "--on", on, "--parallelism", str(profile.parallelism)]
     for name, value in (("--max-array", profile.max_array), ("--max-submit", profile.max_submit)):
         words += [name, str(value)] if value is not None else []
     words += [word for row in request.rows for word in ("--row", row)]

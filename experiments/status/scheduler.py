@@ -48,7 +48,7 @@ ENDED: Mapping[str, Ending] = {
     "NODE_FAIL": Ending(Outcome.FAILED, FailureClass.NODE, "its node failed"),
     "BOOT_FAIL": Ending(Outcome.FAILED, FailureClass.NODE, "its node did not boot"),
     "CANCELLED": Ending(Outcome.CANCELLED, FailureClass.NONE, "cancelled in Slurm"),
-    "PREEMPTED": Ending(Outcome.LOST, FailureClass.KILLED, "preempted, and not queued again"),
+    "PREEMPTED": Ending(Outcome.LOST, FailureClass.PREEMPTED, "preempted, and not queued again"),
     "REVOKED": Ending(Outcome.CANCELLED, FailureClass.NONE, "revoked by Slurm"),
 }
 """Slurm's words by what they mean for a run; any other word is not guessed at."""

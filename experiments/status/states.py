@@ -317,7 +317,7 @@ def _over(last: _Last, placement: Placement, job: Job) -> RunState | None:
         return None
     ending = scheduler.ENDED[job.state]
     state, kind, detail = ENDED[ending.outcome], ending.failure_class, ending.detail
-    if state is not State.TIMEOUT and not (state is State.FAILED and kind is not FailureClass.KILLED):
+    if state is State.CANCELLED or kind in (FailureClass.NONE, FailureClass.KILLED):
         found = last.failure(placement)
         if found.kind in _SCHEDULERS or (state in (State.FAILED, State.LOST) and found.kind):
             state = State.TIMEOUT if found.kind is FailureClass.TIMEOUT else State.FAILED

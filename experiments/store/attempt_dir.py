@@ -37,6 +37,8 @@ class FailureClass(StrEnum):
     TIMEOUT = "timeout"
     NAN = "nan"
     NODE = "node"
+    PREEMPTED = "preempted"
+    """Its job made room for another one, and Slurm did not queue it again."""
     DISK = "disk"
     IMPORT = "import"
     DATA = "data"

@@ -19,6 +19,7 @@ import pytest
 
 from experiments.status.states import derive
 from experiments.store.files import append_json, read_json, write_json
+from experiments.store.launches import deaths
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import PlannedRun
 from mpformer.config.schema import Config
@@ -141,6 +142,53 @@ def test_memory_beyond_the_jobs_fails_the_run_as_such(
     until(lambda: tiny_jobs.state(number) == "FAILED", 60, lambda: tiny_jobs.state(number))
     assert "exceeded memory limit" in derive(directory, run.eval_id).detail
     assert len(stages(directory)) == 1
+
+
+def test_a_daemon_that_is_away_when_srun_wants_its_task_ends_no_run(
+    devcluster: Callable[..., Any], one: tuple[PlannedRun, Store, RunDir], tmp_path: Path
+) -> None:
+    """srun's exit code is none of the run's: the job is queued again after a pause, and the start counted apart."""
+    cluster = devcluster("--nodes", "1")
+    run, store, directory = one
+    gate = tmp_path / "gate"
+    wait = f'[ "${{SLURM_RESTART_COUNT:-0}}" != 0 ] || until [ -e {gate} ]; do sleep 0.2; done'
+    folder = store.root / "jobs"
+    number = submit(job(run, store, tmp_path, runner=Stepping(0.05)), folder, before=wait)
+    until(lambda: tiny_jobs.state(number) == "RUNNING", 60)
+    os.kill(cluster.status()["daemons"]["slurmd-n0"], signal.SIGKILL)
+    until(lambda: cluster.status()["daemons"]["slurmd-n0"] is None, 20)
+    gate.touch()
+    until(lambda: deaths(folder / "deaths.txt"), 120, lambda: tiny_jobs.logs(directory, folder))
+    cluster.call("up")
+    until(
+        lambda: directory.result(run.eval_id), 240, lambda: tiny_jobs.logs(directory, folder) + client("squeue", "-a")
+    )
+    (death,) = deaths(folder / "deaths.txt")
+    assert (death.job_id, death.start, death.node) == (number, 0, "n0")
+    assert death.exit_code not in (0, 81, 82)
+    assert [stage["outcome"] for stage in stages(directory)] == ["done"]
+
+
+def test_a_watcher_killed_while_the_controller_is_away_ends_no_run(
+    devcluster: Callable[..., Any], one: tuple[PlannedRun, Store, RunDir], tmp_path: Path
+) -> None:
+    cluster = devcluster("--nodes", "1")
+    run, store, directory = one
+    folder = store.root / "jobs"
+    submit(job(run, store, tmp_path, runner=Stepping(0.3)), folder)
+    until(lambda: lines(directory) >= 3, 60, lambda: tiny_jobs.logs(directory, folder))
+    time.sleep(6)  # the controller saves its state every 5 s
+    watcher = tiny_jobs.parent_of(read_json(directory.claims / "1")["pid"])
+    os.kill(cluster.status()["daemons"]["slurmctld"], signal.SIGKILL)
+    until(lambda: cluster.status()["daemons"]["slurmctld"] is None, 20)
+    os.kill(watcher, signal.SIGKILL)
+    until(lambda: deaths(folder / "deaths.txt"), 60, lambda: tiny_jobs.logs(directory, folder))
+    time.sleep(15)  # the shell asks in vain meanwhile
+    cluster.call("up")
+    until(lambda: released(directory, run), 240, lambda: tiny_jobs.logs(directory, folder) + client("squeue", "-a"))
+    (death,) = deaths(folder / "deaths.txt")
+    assert (death.start, death.node, death.exit_code) == (0, "n0", 137)
+    assert iterations(directory) == list(range(1, 61)), "from the checkpoint that the attempt left, nothing twice"
 
 
 def test_tasks_do_not_wait_for_a_main_one_that_refuses(

@@ -55,12 +55,17 @@ def job(run: PlannedRun, store: Store, data: Path, **changes: Any) -> SlurmJob:
     return replace(made, **changes)
 
 
-def submit(made: SlurmJob, folder: Path, **parameters: Any) -> str:
-    """Hand the job to Slurm as a launch does; returns its id."""
+def submit(made: SlurmJob, folder: Path, before: str = "", **parameters: Any) -> str:
+    """Hand the job to Slurm as a launch does, with a shell line ``before`` its srun; returns its id."""
     import submitit
 
     executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_TIMEOUTS)
-    setup = [f"export PYTHONPATH={ROOT}", "export OMP_NUM_THREADS=1", *batch_shell.before(folder / "deaths.txt")]
+    setup = [
+        f"export PYTHONPATH={ROOT}",
+        "export OMP_NUM_THREADS=1",
+        *batch_shell.before(folder / "deaths.txt"),
+        before,
+    ]
     defaults = {"time": 60, "mem": "2GB", "cpus_per_task": 1, "signal_delay_s": 30, "stderr_to_stdout": True}
     extra = {"requeue": True, **parameters.pop("additional_parameters", {})}
     defaults |= {"additional_parameters": extra, "setup": setup, "teardown": batch_shell.AFTER}

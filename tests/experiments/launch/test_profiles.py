@@ -126,6 +126,20 @@ def test_the_script_that_submitit_makes(tmp_path: Path) -> None:
     assert not any("wckey" in line for line in lines), "submitit's own key is refused where keys are enforced"
 
 
+def test_apptainer_runs_the_jobs_python_in_its_image() -> None:
+    keys = {"container": "/my images/a.sif", "container_runtime": "apptainer", "container_mounts": "/data,/scratch:/s"}
+    made = parse({**SMALL, **keys, "python": "/opt/conda/bin/python", "gpus": 1}, "here")
+    assert isinstance(made, SlurmProfile)
+    command = "apptainer exec --nv --bind /data --bind /scratch:/s '/my images/a.sif' /opt/conda/bin/python"
+    assert made.interpreter == command
+    assert not any("container" in word for word in made.srun_arguments)
+
+
+def test_what_is_preempted_is_launched_again_by_the_last_job_alone() -> None:
+    with pytest.raises(UserError, match="resubmit is done by the last job"):
+        parse({**SMALL, "resubmit": True, "report": False}, "here")
+
+
 def gpu_lines(made: SlurmProfile, folder: Path) -> list[str]:
     return [line for line in script(made, folder).splitlines() if line.startswith("#SBATCH --g")]
 

@@ -23,9 +23,10 @@ from experiments.launch import choosing, profiles, smoke
 from experiments.slurm import arrays, code_snapshot, submission
 from experiments.slurm import limits as site
 from experiments.slurm.arrays import Array
-from experiments.slurm.batches import Target
+from experiments.slurm.batches import Batch, Target
 from experiments.slurm.job import SlurmJob
 from experiments.slurm.limits import Limits
+from experiments.slurm.report_job import ReportJob
 from experiments.status import scheduler, standing
 from experiments.store import journal
 from experiments.store.files import read_json
@@ -259,8 +260,7 @@ def test_what_does_not_fit_is_launched_as_it_was_asked_for(data: Path, tmp_path:
     request = Request("headline", rows=("mp-former",), seeds=(3, 1), overrides=overrides)
     made = planning.make(request, data)
     words = list(submission._arguments(made, data, Target("mine.yaml", profile(max_submit=5), smoke=True)))
-    given = dict(zip(words[1::2], words[2::2], strict=True))
-    assert words[0] == "--new"
+    given = dict(zip(words[::2], words[1::2], strict=True))
     assert given["--on"] == str(Path("mine.yaml").resolve())
     assert (given["--parallelism"], given["--max-submit"]) == ("4", "5")
     again = tuple(planning.parse_override(text) for word, text in itertools.pairwise(words) if word == "--set")
@@ -270,6 +270,30 @@ def test_what_does_not_fit_is_launched_as_it_was_asked_for(data: Path, tmp_path:
         run.run_id for run in made.runs
     ]
     assert again == overrides
+
+
+@pytest.mark.parametrize(("left", "again"), [(True, False), (False, True), (True, True)])
+def test_the_last_job_launches_what_was_left_over_and_what_was_preempted(
+    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch, left: bool, again: bool
+) -> None:
+    target = Target("mine.yaml", profile(report=True, resubmit=again))
+    work = submission._Work(plan(data), store.root, "x", data, code_snapshot.ROOT, left_over=left)
+    (job,) = work.functions(Batch(1, "report"), target)
+    assert isinstance(job, ReportJob)
+    called: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> "subprocess.CompletedProcess[str]":
+        called.append(command[3:])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    job()
+    words = [" ".join(command) for command in called if command[0] in ("launch", "retry")]
+    assert len(words) == left + again
+    assert all("--scale mini --dataset shapes" in line and "--on " in line for line in words)
+    assert [line.split()[0] for line in words] == ["launch"] * left + ["retry"] * again
+    assert ("--new" in words[0].split()) == left
+    assert ("--class preempted" in words[-1]) == again
 
 
 def test_only_new_runs(data: Path, store: Store) -> None:

@@ -78,7 +78,7 @@ def test_unknown_words_stay_unknown(submitted: Submitted, slurm: FakeSlurm) -> N
         ("BOOT_FAIL", "FAILED(node)"),
         ("CANCELLED by 1000", "CANCELLED"),
         ("FAILED", "FAILED(killed)"),
-        ("PREEMPTED", "LOST(killed)"),
+        ("PREEMPTED", "LOST(preempted)"),
     ],
 )
 def test_how_a_job_ended_that_could_not_say_so(submitted: Submitted, slurm: FakeSlurm, word: str, label: str) -> None:
@@ -198,7 +198,7 @@ def test_a_preempted_job_that_does_not_come_back_is_lost_and_not_cancelled(
 ) -> None:
     submitted.attempt(outcome="interrupted", ended=time.time() - 20, detail="interrupted: SIGTERM; launch again")
     slurm.queued(0, "PREEMPTED")
-    assert submitted.said() == ("LOST(killed)", "preempted, and not queued again (job 1234_0 on n0: PREEMPTED)")
+    assert submitted.said() == ("LOST(preempted)", "preempted, and not queued again (job 1234_0 on n0: PREEMPTED)")
 
 
 def _job_log(submitted: Submitted, text: str) -> None:
