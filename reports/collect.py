@@ -106,7 +106,7 @@ def collect(
     record: SuiteRecord, reader: Reader, columns: Sequence[str] = (), decimals: int | None = None
 ) -> SuiteReport:
     """Build the table of one suite's record; ``columns`` and ``decimals`` override the suite's."""
-    rows = tuple(_row_runs(row, reader, record.baseline) for row in record.rows)
+    rows = tuple(_row_runs(row, reader, record) for row in record.rows)
     chosen = definitions.columns(list(columns or record.columns), decimals, record.dataset)
     grid = [[cell(row, column, record) for column in chosen] for row in rows]
     grid = _with_deltas(rows, grid, chosen, record.primary)
@@ -116,9 +116,10 @@ def collect(
     return SuiteReport(record, rows, _table(record, rows, table_rows, chosen, ticks))
 
 
-def _row_runs(row: SuiteRow, reader: Reader, baseline: str) -> RowRuns:
-    views = tuple(reader.view(run.seed, run.run_id, run.eval_id) for run in row.runs)
-    return RowRuns(row.name, row.label, row.toggles, row.changes, views, row.not_applicable, row.baseline or baseline)
+def _row_runs(row: SuiteRow, reader: Reader, record: SuiteRecord) -> RowRuns:
+    settings, baseline = record.evaluations, row.baseline or record.baseline
+    views = tuple(reader.view(run.seed, run.run_id, run.eval_id, settings.get(run.eval_id)) for run in row.runs)
+    return RowRuns(row.name, row.label, row.toggles, row.changes, views, row.not_applicable, baseline)
 
 
 def trusted(view: RunView) -> bool:
@@ -202,7 +203,8 @@ def _untrusted(row: RowRuns, column: Column) -> Cell:
     ):
         values = tuple(_seed_values(views, column.key, result))
         if values:
-            short = next(v.standing.short for v in views if v.seed == values[0].seed) if word == "probe" else word
+            first = next(v for v in views if v.seed == values[0].seed)
+            short = {"probe": first.standing.short, "stale": _standing(first).short}.get(word, word)
             suffix = _probed(views, values) if word == "probe" else ""
             shown = _value_cell(kind, values, len(row.views), _why(row.views) + suffix, short)
             return replace(shown, n=0, std=None)
@@ -235,8 +237,18 @@ def _probe(view: RunView) -> Mapping[str, Any] | None:
 def _standing(view: RunView) -> Standing:
     if not _stale(view):
         return view.standing
-    what = "an older identity scheme" if view.old_scheme else "another evaluation setting"
-    return Standing("STALE", f"stale: made with {what}", "stale")
+    if view.old_scheme:
+        return Standing("STALE", "stale: made with an older identity scheme", "stale")
+    made = ", ".join(f"{_SETTINGS.get(key, key)} {value}" for key, value in view.outdated.items())
+    return Standing("STALE", f"stale: made with {made or 'another evaluation setting'}", _stale_short(made))
+
+
+_SETTINGS = {"object_mask_threshold": "threshold"}
+"""Keys of the evaluation that have a short name."""
+
+
+def _stale_short(made: str) -> str:
+    return f"stale ({made})" if made else "stale"
 
 
 def _why(views: Sequence[RunView]) -> str:

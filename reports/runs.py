@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,8 @@ class RunView:
     eval_id: str
     directory: RunDir
     standing: Standing = field(default_factory=lambda: Standing("PLANNED"))
+    wanted: Mapping[str, Any] = field(default_factory=dict)
+    """The evaluation setting, where the suite's record has it."""
 
     @property
     def run_id(self) -> str:
@@ -139,6 +141,13 @@ class RunView:
         names = [path.name for path in _newest_first(folder) if path.name != self.eval_id]
         results = (_plain_result(self.directory, name) for name in names)
         return next((found for found in results if found is not None), None)
+
+    @property
+    def outdated(self) -> dict[str, Any]:
+        """What of the other result's evaluation setting is not as it is wanted now; empty where that is not known."""
+        name = (self.other_result or {}).get("eval_id", "")
+        made = self.directory.setting(self.directory.evaluation(name)) if name else None
+        return {key: value for key, value in (made or {}).items() if key in self.wanted and self.wanted[key] != value}
 
     @property
     def old_scheme(self) -> bool:
@@ -238,12 +247,12 @@ class Reader:
         self.placements = placements
         self._views: dict[tuple[str, str], RunView] = {}
 
-    def view(self, seed: int, run_id: str, eval_id: str) -> RunView:
-        """The run at this evaluation setting, with its standing."""
+    def view(self, seed: int, run_id: str, eval_id: str, wanted: Mapping[str, Any] | None = None) -> RunView:
+        """The run at this evaluation setting, ``wanted`` where it is known, with its standing."""
         key = (run_id, eval_id)
         if key not in self._views:
-            bare = RunView(seed, eval_id, self.store.run(run_id))
-            self._views[key] = RunView(seed, eval_id, bare.directory, standing(bare, self.queued, self.placements))
+            bare = RunView(seed, eval_id, self.store.run(run_id), wanted=wanted or {})
+            self._views[key] = replace(bare, standing=standing(bare, self.queued, self.placements))
         return self._views[key]
 
 

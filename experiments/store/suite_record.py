@@ -64,6 +64,8 @@ class SuiteRecord(Record):
     """Canonical text of the overrides and the data: launches with another one replace the record."""
     created: float = 0.0
     command: str = ""
+    evaluations: Mapping[str, Any] = field(default_factory=dict)
+    """The evaluation settings of its runs, by evaluation id."""
     data_root: str = ""
     """Where the launch found its data."""
     file: str = ""
@@ -79,4 +81,4 @@ class SuiteRecord(Record):
         """Return it with the seeds and rows that only an earlier record of the same setting has."""
         old = {row.name: row for row in earlier.rows}
         rows = [row.with_runs_of(old.pop(row.name)) if row.name in old else row for row in self.rows]
-        return replace(self, rows=(*rows, *old.values()))
+        return replace(self, rows=(*rows, *old.values()), evaluations={**earlier.evaluations, **self.evaluations})

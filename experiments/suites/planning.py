@@ -260,6 +260,7 @@ def _record(plan: Plan, command: str) -> SuiteRecord:
         rows=tuple(_row_record(row, plan) for row in plan.rows),
         created=time.time(),
         command=command,
+        evaluations={run.eval_id: run.config.evaluation.model_dump(mode="json") for run in plan.runs},
         data_root=str(plan.data_root.resolve()),
     )
 

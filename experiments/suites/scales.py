@@ -93,12 +93,13 @@ def _trained_for(scored: EvaluationConfig) -> str:
 
 
 def task_changes(task: str) -> dict[str, Any]:
-    """Return the configuration keys that train for a task and score what it gives."""
+    """Return the configuration keys that train for a task at scale mini and score what it gives."""
     return {
         "dataset.task": task,
         "evaluation.instance": task != "semantic",
         "evaluation.panoptic": task == "panoptic",
         "evaluation.semantic": task != "instance",
+        "evaluation.object_mask_threshold": _object_threshold(task == "panoptic"),
     }
 
 
@@ -158,9 +159,27 @@ def _mini(entry: Dataset) -> Config:
         dataset=DatasetConfig(name=entry.name, task="panoptic" if panoptic else "instance", **entry.mini.keys),
         model=_mini_model(entry.mini.queries),
         schedule=_mini_schedule(),
-        evaluation=EvaluationConfig(instance=True, panoptic=panoptic, semantic=panoptic, size_areas=_MINI_AREAS),
+        evaluation=EvaluationConfig(
+            instance=True,
+            panoptic=panoptic,
+            semantic=panoptic,
+            object_mask_threshold=_object_threshold(panoptic),
+            size_areas=_MINI_AREAS,
+        ),
         runtime=RuntimeConfig(checkpoint_period=200, eval_period=350, probe_images=64),
     )
+
+
+MINI_OBJECT_THRESHOLD = 0.2
+"""Least score of a panoptic segment at scale mini, Mask2Former's being 0.8. A classifier trained for minutes is seldom
+that sure of what it finds: at 0.8 the PQ of a model with AP 15 is 1.5 to 3 and says how sure it is, at 0.5 it
+is 9, at 0.2 it is 22, and about there the PQ of both rows of ``headline`` hardly hangs on the threshold any more."""
+
+
+def _object_threshold(panoptic: bool) -> float:
+    """Evaluations without panoptic segments do not use it, and keep the id that they have with the default."""
+    default: float = EvaluationConfig.model_fields["object_mask_threshold"].default
+    return MINI_OBJECT_THRESHOLD if panoptic else default
 
 
 def paper(name: str) -> Config:

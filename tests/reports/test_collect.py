@@ -8,6 +8,7 @@ import pytest
 
 from analysis import layer_table
 from analysis.jumps import jump_rates
+from experiments.store.files import write_json
 from experiments.store.run_dir import Store
 from experiments.suites.scales import suite_name
 from mpformer.runtime.errors import UserError
@@ -99,6 +100,23 @@ def test_stale_and_void_numbers_are_shown_as_such_and_enter_no_mean(gather: Gath
     assert "seed 0: void: point noise was drawn once (bug 12)" in text
     assert "seed 1: stale: made with another evaluation setting" in text
     assert "seed 2: lost" in text
+
+
+def test_an_evaluation_at_another_threshold_is_stale_and_says_so(gather: Gather, store: Path) -> None:
+    """Issue 12, 5.12: what was scored at 0.8 before scale mini's threshold became 0.2, and is planned anew since."""
+    path = store / "suites" / "headline@mini.json"
+    record = json.loads(path.read_text())
+    (made,) = {run["eval_id"] for row in record["rows"] for run in row["runs"]}
+    for row in record["rows"]:
+        for run in row["runs"]:
+            run["eval_id"] = "panoptic-new"
+            setting = {"object_mask_threshold": 0.8, "instance": True}
+            write_json(store / "runs" / run["run_id"] / "evals" / made / "setting.json", setting)
+    record["evaluations"] = {"panoptic-new": {"object_mask_threshold": 0.2, "instance": True}}
+    path.write_text(json.dumps(record))
+    found = cell(gather("headline"), "mp-former", "PQ")
+    assert (found.kind, found.short) == (Kind.STALE, "stale (threshold 0.8)")
+    assert "stale: made with threshold 0.8" in found.reason
 
 
 def test_void_alone_is_a_void_cell(gather: Gather, store: Path) -> None:
