@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from experiments.store.attempt_dir import Provenance
 from experiments.store.suite_record import SuiteRecord
 from mpformer.config.datasets import DATASETS
-from mpformer.config.presets import PRESETS
+from mpformer.config.presets import BESIDES, PRESETS
 from mpformer.config.schema import BACKBONE_CONFIGS, Toggles
 from reports.definitions import definitions
 from reports.model import Table
@@ -16,10 +17,15 @@ from reports.runs import RunView
 _DEFAULTS = Toggles().model_dump(mode="json")
 
 
-def preset(toggles: Mapping[str, Any]) -> str:
-    """Name of the preset that these toggles are, or an empty string; without piloting its other fields do not count."""
+def preset(toggles: Mapping[str, Any], changes: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Name of the preset that a row is, by its toggles and the other keys that it changes, or an empty string.
+
+    Without piloting the other toggles do not count.
+    """
     for name, known in PRESETS.items():
-        if _effective(known.model_dump(mode="json")) == _effective(toggles):
+        besides = BESIDES.get(name, {})
+        same = _effective(known.model_dump(mode="json")) == _effective(toggles)
+        if same and besides == {key: changes.get(key) for key in besides}:
             return name
     return ""
 

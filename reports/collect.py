@@ -338,7 +338,13 @@ def _table_row(row: RowRuns, cells: list[Cell], ticks: Sequence[TickColumn]) -> 
     probed = next((cell.reason for cell in cells if cell.kind is Kind.PARTIAL and cell.n == 0), "")
     note = row.not_applicable or probed or _why(row.views)
     return TableRow(
-        row.name, row.label, tuple(cells), shown, row.baseline == row.name, caption.preset(row.toggles), note
+        row.name,
+        row.label,
+        tuple(cells),
+        shown,
+        row.baseline == row.name,
+        caption.preset(row.toggles, row.changes),
+        note,
     )
 
 

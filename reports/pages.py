@@ -158,7 +158,7 @@ def run_page(report: SuiteReport, run: provenance.RunSection, *, index_link: str
     alone.
     """
     baseline = report.baseline_of(run.row) is None
-    preset = caption.preset(run.row.toggles)
+    preset = caption.preset(run.row.toggles, run.row.changes)
     template = _environment().get_template("run.html.j2")
     return template.render(table=report.table, run=run, preset=preset, baseline=baseline, index_link=index_link)
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from analysis import statistics
@@ -166,15 +167,15 @@ def beside(report: SuiteReport, numbers: Sequence[Number]) -> tuple[tuple[Publis
     return tuple(found), note.replace("*", "") if found else none
 
 
-def family(toggles: Mapping[str, Any]) -> str:
-    """Which published method a row's toggles are: Mask2Former, MP-Former, or neither."""
+def family(toggles: Mapping[str, Any], changes: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Which published method a row is by what it sets: Mask2Former, MP-Former, or neither."""
     return {"mask2former": "Mask2Former", "mp-former/paper": "MP-Former", "mp-former/release": "MP-Former"}.get(
-        caption.preset(toggles), ""
+        caption.preset(toggles, changes), ""
     )
 
 
 def _is_row(row: RowRuns, number: Number) -> bool:
-    names = {row.name.casefold(), row.label.casefold(), family(row.toggles).casefold()}
+    names = {row.name.casefold(), row.label.casefold(), family(row.toggles, row.changes).casefold()}
     return number.row.casefold() in names - {""}
 
 

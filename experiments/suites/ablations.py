@@ -9,20 +9,15 @@ from typing import Any
 from experiments.suites.grid import grid
 from experiments.suites.rows import Row, suite
 from experiments.suites.scales import STRESS, base
+from mpformer.config import presets
 from mpformer.config.datasets import dataset as dataset_entry
-from mpformer.config.presets import PRESETS
 
 
-def preset(name: str) -> dict[str, Any]:
-    """The toggles that a preset names (:mod:`mpformer.config.presets`), as changes of a row."""
-    return {f"toggles.{toggle}": value for toggle, value in PRESETS[name].model_dump(exclude_unset=True).items()}
-
-
-MASK2FORMER = preset("mask2former")
-MP_FORMER = preset("mp-former/paper")
+MASK2FORMER = presets.changes("mask2former")
+MP_FORMER = presets.changes("mp-former/paper")
 """The paper's setting as far as it is known."""
-RELEASE = preset("mp-former/release")
-"""The published run script's."""
+RELEASE = presets.changes("mp-former/release")
+"""What the published run script trains with."""
 _POINT: dict[str, Any] = {**MP_FORMER, "toggles.flip_noise": 0.0}
 _GUIDED: dict[str, Any] = {**_POINT, "toggles.point_noise": 0.0}
 GUIDED_FIRST: dict[str, Any] = {**_GUIDED, "toggles.guided_layers": "first"}

@@ -47,7 +47,7 @@ _STEPS: dict[str, dict[str, tuple[int, ...]]] = {
     "cityscapes": {"90k": (80000, 85000), "150k": (80000, 85000), "45k": (40000, 42500)},
 }
 _NAME = re.compile(
-    r"(?P<dataset>\w+)/(?P<task>\w+)/(?P<backbone>r50|r101|swin-[a-z])-(?P<length>\d+(?:ep|k))"
+    r"(?P<dataset>\w+)/(?P<task>\w+)/(?P<backbone>r50|r101|swin-[a-z](?:-in1k)?)-(?P<length>\d+(?:ep|k))"
     r"(?:-(?P<kind>poly|step))?(?:-drop(?P<drop>\d+)k)?"
 )
 
@@ -61,15 +61,15 @@ class Backbone:
     queries: int = 100
 
 
+_SWIN_B = SwinConfig(embed_dim=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32), window=12, pretrain_size=384)
+
 BACKBONES: dict[str, Backbone] = {
     "r50": Backbone(ResNetConfig(depth=50), "detectron2://ImageNetPretrained/torchvision/R-50.pkl"),
     "r101": Backbone(ResNetConfig(depth=101), "R-101.pkl"),
     "swin-t": Backbone(SwinConfig(), "swin_tiny_patch4_window7_224.pkl"),
     "swin-s": Backbone(SwinConfig(depths=(2, 2, 18, 2)), "swin_small_patch4_window7_224.pkl"),
-    "swin-b": Backbone(
-        SwinConfig(embed_dim=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32), window=12, pretrain_size=384),
-        "swin_base_patch4_window12_384_22k.pkl",
-    ),
+    "swin-b": Backbone(_SWIN_B, "swin_base_patch4_window12_384_22k.pkl"),
+    "swin-b-in1k": Backbone(_SWIN_B, "swin_base_patch4_window12_384.pkl"),
     "swin-l": Backbone(
         SwinConfig(embed_dim=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48), window=12, pretrain_size=384),
         "swin_large_patch4_window12_384_22k.pkl",
@@ -134,7 +134,7 @@ def _crop(dataset: str, task: str, backbone: str) -> tuple[int, int]:
     """(height, width) of the training crop."""
     if dataset == "cityscapes":
         return 512, 1024
-    side = 512 if task == "semantic" and not backbone.startswith("swin-l") else 640
+    side = 512 if task == "semantic" and not backbone.startswith(("swin-b", "swin-l")) else 640
     return side, side
 
 
@@ -153,11 +153,14 @@ def _augmentation(dataset: str, task: str, backbone: str) -> AugmentationConfig:
 
 
 def _model(dataset: str, backbone: str, task: str) -> ModelConfig:
-    """On Cityscapes a ResNet's batch normalisation lives and is shared by the devices; elsewhere it is frozen."""
+    """On Cityscapes a ResNet's batch normalisation lives and is shared by the devices, as that of R101 in ADE20K's
+    semantic segmentation (so Mask2Former's published files); elsewhere it is frozen.
+    """
     chosen = BACKBONES[backbone]
     queries = 100 if task == "semantic" else chosen.queries
     config = chosen.config
-    if dataset == "cityscapes" and isinstance(config, ResNetConfig):
+    live = dataset == "cityscapes" or (dataset, task, backbone) == ("ade20k", "semantic", "r101")
+    if live and isinstance(config, ResNetConfig):
         config = config.model_copy(update={"norm": "SyncBN"})
     return ModelConfig(backbone=config, queries=queries, init_weights=chosen.weights)
 

@@ -1,8 +1,10 @@
 """Named settings of the toggles; no torch here. Every report names which preset a row comes from."""
 
 from types import MappingProxyType
+from typing import Any
 
 from mpformer.config.schema import Toggles
+from mpformer.runtime.errors import choices
 
 PRESETS: MappingProxyType[str, Toggles] = MappingProxyType(
     {
@@ -19,7 +21,8 @@ PRESETS: MappingProxyType[str, Toggles] = MappingProxyType(
             mp_groups=1,
             query_position=True,
         ),
-        # the published run script: no mask noise, label noise 0.2, no query positions
+        # the published run script, as its code trains: no mask noise, label noise 0.2, no query positions, padding slots
+        # seen by the piloted queries of their group and counted by the class loss
         "mp-former/release": Toggles(
             mp_queries=True,
             guided_layers="every",
@@ -27,7 +30,21 @@ PRESETS: MappingProxyType[str, Toggles] = MappingProxyType(
             flip_noise=0.2,
             mp_groups=1,
             query_position=False,
+            pilot_padding="reference",
         ),
     }
 )
 """Preset name -> toggles. A comparison between two rows holds ``query_position`` and the schedule equal."""
+
+BESIDES: MappingProxyType[str, MappingProxyType[str, Any]] = MappingProxyType(
+    {"mp-former/release": MappingProxyType({"schedule.class_mean": "per-rank"})}
+)
+"""Preset name -> what it sets that is no toggle: the release averages the class loss in each process by itself."""
+
+
+def changes(name: str) -> dict[str, Any]:
+    """Return the configuration keys that a preset sets; raises UserError that lists the presets."""
+    if name not in PRESETS:
+        raise choices("preset", name, PRESETS)
+    toggles = PRESETS[name].model_dump(exclude_unset=True)
+    return {**{f"toggles.{toggle}": value for toggle, value in toggles.items()}, **BESIDES.get(name, {})}

@@ -34,6 +34,8 @@ from mpformer.modeling.points import (
 from mpformer.runtime import distributed
 
 _IGNORED = -1
+_LEAST_WEIGHT = 1e-9
+"""Where nothing weighs anything, with `no_object_weight` 0 and no object in the batch, the class loss is 0, not 0 / 0."""
 _CACHED = 640 * 1024
 """Points of all rows that are worked on at a time on CPU. Sixteen rows of the paper's 40,768 points."""
 
@@ -153,7 +155,7 @@ class Criterion(nn.Module):
             mask = dice = [_nothing(part, features) for part in parts]
         losses: dict[str, Tensor] = {}
         for i, (part, (nll, _), (objects, total)) in enumerate(zip(parts, sums, norms, strict=True)):
-            found = {"ce": nll / total, "mask": mask[i] / objects, "dice": dice[i] / objects}
+            found = {"ce": nll / total.clamp(min=_LEAST_WEIGHT), "mask": mask[i] / objects, "dice": dice[i] / objects}
             losses |= {f"loss_{kind}{part.suffix}": loss[part.first :] for kind, loss in found.items()}
         return losses
 

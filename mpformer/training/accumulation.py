@@ -17,6 +17,9 @@ from mpformer.config.schema import Config
 from mpformer.runtime.distributed import total
 from mpformer.runtime.rank import current_rank
 
+_LEAST_WEIGHT = 1e-9
+"""Without objects and with `no_object_weight` 0 nothing weighs anything: every loss of the class is 0, and so its share."""
+
 _NAME = re.compile(r"loss_(ce|mask|dice)")
 
 
@@ -76,7 +79,7 @@ def shares(micro_batches: Sequence[Sequence[dict[str, Any]]], config: Config) ->
     numbers = total(torch.tensor([_normalisers(batch, config) for batch in micro_batches], dtype=torch.float64))
     objects, classes = (numbers / current_rank().world_size).unbind(1)
     by_objects = objects.clamp(min=1) / objects.sum().clamp(min=1)
-    by_class = classes / classes.sum()
+    by_class = classes / classes.sum().clamp(min=_LEAST_WEIGHT)
     return [Shares(float(n), float(c), float(n)) for n, c in zip(by_objects, by_class, strict=True)]
 
 

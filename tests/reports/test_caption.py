@@ -23,6 +23,14 @@ def test_backbones_have_the_fields_names(stored: dict[str, Any], title: str) -> 
     assert caption.backbone(stored) == title
 
 
+def test_the_release_is_its_toggles_and_its_class_mean() -> None:
+    """Issue 12, 5.13."""
+    toggles = PRESETS["mp-former/release"].model_dump(mode="json")
+    assert caption.preset(toggles, {"schedule.class_mean": "per-rank"}) == "mp-former/release"
+    assert caption.preset(toggles) == ""
+    assert caption.preset({**toggles, "pilot_padding": "masked"}, {"schedule.class_mean": "per-rank"}) == ""
+
+
 def test_a_run_from_before_a_toggle_was_added_still_has_its_preset() -> None:
     stored = PRESETS["mp-former/paper"].model_dump(mode="json")
     assert caption.preset(stored) == "mp-former/paper"

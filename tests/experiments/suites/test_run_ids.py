@@ -17,7 +17,10 @@ GOLDEN: dict[str, dict[str, list[str]]] = json.loads(
     (Path(__file__).parents[2] / "golden" / "run_ids.json").read_text()
 )
 
-CHANGED: dict[str, str] = {}
+CHANGED: dict[str, str] = {
+    "released@paper+coco/mp-former,instance-r50": "the preset mp-former/release is what the release trains with: its "
+    "piloted queries see padding, its class loss counts it, and is averaged in each process (the row trains nothing)",
+}
 """What has another id now, and why: ``suite@scale+dataset``, or with ``/row``, to the reason."""
 
 

@@ -122,11 +122,31 @@ def test_pieces_multiply(backbone: str) -> None:
 
 
 @pytest.mark.parametrize("name", setting_names())
-def test_only_the_resnets_of_cityscapes_have_live_normalisation(name: str) -> None:
-    """As Mask2Former's configurations have it; the table has no column for it."""
+def test_which_resnets_have_live_normalisation(name: str) -> None:
+    """As Mask2Former's configurations have it; the table has no column for it (issue 12, 5.14)."""
     backbone = setting(name).model.backbone
-    live = name.startswith("cityscapes") and backbone.kind == "resnet"
+    live = name.startswith(("cityscapes", "ade20k/semantic/r101")) and backbone.kind == "resnet"
     assert (getattr(backbone, "norm", "") == "SyncBN") is live
+
+
+@pytest.mark.parametrize(
+    ("backbone", "side", "weights"),
+    [
+        ("swin-b", 640, "swin_base_patch4_window12_384_22k.pkl"),
+        ("swin-b-in1k", 640, "swin_base_patch4_window12_384.pkl"),
+        ("swin-l", 640, "swin_large_patch4_window12_384_22k.pkl"),
+        ("swin-s", 512, "swin_small_patch4_window7_224.pkl"),
+    ],
+)
+def test_the_swins_of_ade20ks_semantic_segmentation(backbone: str, side: int, weights: str) -> None:
+    """Issue 12, 5.14: as Mask2Former's published files have them; the MP-Former release has Swin-L alone."""
+    config = setting(f"ade20k/semantic/{backbone}-160k")
+    crop = config.dataset.augmentation
+    assert (crop.crop_size, crop.min_sizes[0], crop.min_sizes[-1], crop.max_size) == (
+        (side, side), side // 2, 2 * side, 4 * side,
+    )  # fmt: skip
+    assert (config.evaluation.min_size_test, config.evaluation.max_size_test) == (side, 4 * side)
+    assert (config.model.init_weights, config.model.queries) == (weights, 100)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpformer.config.presets import PRESETS
+from mpformer.config.presets import PRESETS, changes
 from mpformer.config.schema import Toggles
 from mpformer.modeling.mask_piloting import (
     PilotNoise,
@@ -115,4 +115,7 @@ def test_presets_differ_only_where_they_say() -> None:
     assert paper.flip_noise == release.flip_noise == 0.2
     assert paper.query_position
     assert not release.query_position
+    assert (paper.pilot_padding, release.pilot_padding) == ("masked", "reference")
+    assert changes("mp-former/release")["schedule.class_mean"] == "per-rank"
+    assert "schedule.class_mean" not in changes("mp-former/paper")
     assert not PRESETS["mask2former"].mp_queries

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -195,6 +195,17 @@ def test_more_objects_than_queries_leaves_the_surplus_unmatched() -> None:
     model = small_model(model__queries=4)
     losses = model(batch((6, 2)), noise=rng(), points=rng())
     assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize("class_mean", ["global", "per-rank"])
+def test_a_batch_in_which_nothing_weighs_anything_has_finite_losses(class_mean: Literal["global", "per-rank"]) -> None:
+    """Issue 12, 5.14: no object, and no weight of "no object" either."""
+    model = small_model(model__no_object_weight=0.0, schedule__class_mean=class_mean)
+    losses = model(batch((0, 0)), noise=rng(), points=rng())
+    assert {loss.item() for loss in losses.values()} == {0.0}
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert any(loss.item() > 0 for loss in model(batch((2, 0)), noise=rng(), points=rng()).values())
 
 
 def test_a_non_finite_prediction_reaches_the_loss() -> None:

@@ -115,6 +115,13 @@ def test_shares_are_the_ratio_of_normalisers() -> None:
     assert found[0].of("loss_ce_0") == found[0].matched_class
 
 
+def test_micro_batches_in_which_nothing_weighs_anything_have_finite_shares() -> None:
+    """Issue 12, 5.14."""
+    weightless = config(queries=5).replace({"model.no_object_weight": 0.0})
+    assert [s.matched_class for s in accumulation.shares([items(0), items(0)], weightless)] == [0.0, 0.0]
+    assert [s.matched_class for s in accumulation.shares([items(2), items(0)], weightless)] == [1.0, 0.0]
+
+
 def test_one_micro_batch_is_left_alone() -> None:
     assert accumulation.shares([items(3)], config(queries=5)) == [accumulation.Shares()]
 
