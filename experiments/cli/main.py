@@ -8,7 +8,14 @@ from pathlib import Path
 
 import click
 
-from experiments.cli import data_commands, launch_commands, model_commands, run_commands, suite_commands  # noqa: F401
+from experiments.cli import (  # noqa: F401
+    config_commands,
+    data_commands,
+    launch_commands,
+    model_commands,
+    run_commands,
+    suite_commands,
+)
 from experiments.cli.group import cli
 from experiments.cli.options import json_option, root_options
 from mpformer.runtime.errors import RunFailure, UserError

@@ -11,7 +11,7 @@ from that value: a new toggle orphans no old run.
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, Literal
 
 from mpformer.config.schema import Config, EvaluationConfig, ModelConfig, Toggles, plain
 from mpformer.runtime.errors import UserError
@@ -50,6 +50,16 @@ def run_identity(config: Config) -> dict[str, Any]:
 def evaluation_identity(setting: EvaluationConfig) -> dict[str, Any]:
     """Return everything that can change the scores of given weights, as plain data."""
     return {"scheme": SCHEME, "evaluation": plain(setting)}
+
+
+def part_of(key: str) -> Literal["run", "piloted run", "evaluation", ""]:
+    """Return which id a configuration key is part of: of every run's, of those with ``toggles.mp_queries``, of none."""
+    section, _, name = key.partition(".")
+    if section == "runtime" or key == "model.init_weights":
+        return ""
+    if section == "toggles" and name not in _NOT_PILOTING:
+        return "piloted run"
+    return "evaluation" if section == "evaluation" else "run"
 
 
 def canonical(tree: Any) -> str:

@@ -12,7 +12,6 @@ from experiments.suites.scales import STRESS, base
 from mpformer.config import presets
 from mpformer.config.datasets import dataset as dataset_entry
 
-
 MASK2FORMER = presets.changes("mask2former")
 MP_FORMER = presets.changes("mp-former/paper")
 """The paper's setting as far as it is known."""

@@ -21,8 +21,8 @@ PRESETS: MappingProxyType[str, Toggles] = MappingProxyType(
             mp_groups=1,
             query_position=True,
         ),
-        # the published run script, as its code trains: no mask noise, label noise 0.2, no query positions, padding slots
-        # seen by the piloted queries of their group and counted by the class loss
+        # the published run script, as its code trains: no mask noise, label noise 0.2, no query positions; padding
+        # slots are seen by the piloted queries of their group and counted by the class loss
         "mp-former/release": Toggles(
             mp_queries=True,
             guided_layers="every",

@@ -75,10 +75,10 @@ class ShapesConfig(Section):
     Lengths are in pixels unless they are said to be shares of the image side.
     """
 
-    side: int = Field(128, ge=32, le=1024)
-    train_images: int = Field(2000, ge=1)
-    val_images: int = Field(500, ge=1)
-    seed: int = Field(0, ge=0)
+    side: int = Field(128, ge=32, le=1024, description="side of an image, in pixels")
+    train_images: int = Field(2000, ge=1, description="training images that are drawn")
+    val_images: int = Field(500, ge=1, description="validation images that are drawn")
+    seed: int = Field(0, ge=0, description="seed of the drawings; the run has one of its own")
     crowding: float = Field(0.55, ge=0, le=1, description="probability that a group is 2-5 near-identical neighbours")
     large: float = Field(0.25, ge=0, le=1, description="share of large objects")
     solids: tuple[Solid, ...] = Field(
@@ -105,13 +105,15 @@ class ShapesConfig(Section):
 class AugmentationConfig(Section):
     """What happens to a training image: ``fixed`` (flip), ``lsj`` (large-scale jitter) or ``crop`` (resize, crop)."""
 
-    kind: Literal["fixed", "lsj", "crop"] = "fixed"
-    flip: bool = True
+    kind: Literal["fixed", "lsj", "crop"] = Field(
+        "fixed", description="fixed: flip alone; lsj: large-scale jitter; crop: resize, then crop"
+    )
+    flip: bool = Field(True, description="flip half of the images left to right")
     lsj_size: int = Field(1024, ge=32, description="side of the square that large-scale jitter pads and crops to")
-    lsj_min_scale: float = Field(0.1, gt=0)
-    lsj_max_scale: float = Field(2.0, gt=0)
+    lsj_min_scale: float = Field(0.1, gt=0, description="least factor of large-scale jitter")
+    lsj_max_scale: float = Field(2.0, gt=0, description="greatest factor of large-scale jitter")
     min_sizes: tuple[int, ...] = Field((), description="shortest sides that `crop` chooses from")
-    max_size: int = Field(4096, ge=32)
+    max_size: int = Field(4096, ge=32, description="longest side after resizing, in pixels")
     crop_size: tuple[int, int] | None = Field(None, description="(height, width) of the crop")
     category_max_area: float = Field(1.0, gt=0, le=1, description="largest share of a crop that one category may fill")
     color: bool = Field(False, description="SSD colour augmentation")
@@ -120,14 +122,14 @@ class AugmentationConfig(Section):
 class DatasetConfig(Section):
     """Which images, which targets, and how they are augmented. Paths are not part of it."""
 
-    name: str
-    task: Task
+    name: str = Field(description="`mpformer data` lists the datasets")
+    task: Task = Field(description="what is learned: instances, panoptic segments or a semantic map")
     fingerprint: str = Field("", description="checksum of the prepared dataset; empty until it is resolved")
     train_images: int | None = Field(None, ge=1, description="train on the first n images only; None: all")
     crop: int | None = Field(None, description="side of the fixed crops that `nuclei` is cut into")
     shapes: ShapesConfig | None = None
     augmentation: AugmentationConfig = AugmentationConfig()
-    on_corrupt: Literal["fail", "skip"] = "fail"
+    on_corrupt: Literal["fail", "skip"] = Field("fail", description="what an image that cannot be read does to the run")
 
     @field_validator("name")
     @classmethod
@@ -160,13 +162,17 @@ class ResNetConfig(BackboneConfig):
 
     detectron2_name = "build_resnet_backbone"
 
-    kind: Literal["resnet"] = "resnet"
-    depth: Literal[18, 34, 50, 101, 152] = 50
-    stem_channels: int = Field(64, ge=1)
+    kind: Literal["resnet"] = Field(
+        "resnet", description="resnet or swin; a row that changes it gives the whole section"
+    )
+    depth: Literal[18, 34, 50, 101, 152] = Field(50, description="layers")
+    stem_channels: int = Field(64, ge=1, description="channels of the first convolution")
     res2_channels: int = Field(256, ge=1, description="output channels of res2; they double per stage")
     width_per_group: int = Field(64, ge=1, description="bottleneck width of res2 (depths 50 and more)")
-    norm: Literal["FrozenBN", "BN", "SyncBN", "GN"] = "FrozenBN"
-    freeze_at: int = Field(0, ge=0, le=5)
+    norm: Literal["FrozenBN", "BN", "SyncBN", "GN"] = Field(
+        "FrozenBN", description="normalisation; SyncBN is shared by the devices"
+    )
+    freeze_at: int = Field(0, ge=0, le=5, description="stages that are not trained: 1 the stem, 2 res2 too, and so on")
 
     @property
     def title(self) -> str:
@@ -180,12 +186,14 @@ class SwinConfig(BackboneConfig):
 
     detectron2_name = "D2SwinTransformer"
 
-    kind: Literal["swin"] = "swin"
-    embed_dim: int = Field(96, ge=1)
-    depths: tuple[int, int, int, int] = (2, 2, 6, 2)
-    heads: tuple[int, int, int, int] = (3, 6, 12, 24)
-    window: int = Field(7, ge=1)
-    drop_path: float = Field(0.3, ge=0, lt=1)
+    kind: Literal["swin"] = Field("swin", description="resnet or swin; a row that changes it gives the whole section")
+    embed_dim: int = Field(96, ge=1, description="channels of the first stage; they double per stage")
+    depths: tuple[int, int, int, int] = Field((2, 2, 6, 2), description="blocks of each stage")
+    heads: tuple[int, int, int, int] = Field((3, 6, 12, 24), description="attention heads of each stage")
+    window: int = Field(7, ge=1, description="side of an attention window, in patches")
+    drop_path: float = Field(
+        0.3, ge=0, lt=1, description="probability that a block is left out in training, at the last block"
+    )
     pretrain_size: int = Field(224, ge=1, description="side of the images that the weights were pretrained on")
     checkpoint: bool = Field(False, description="gradient checkpointing")
 
@@ -247,32 +255,42 @@ class ModelConfig(Section):
     """Mask2Former's architecture (Cheng et al., CVPR 2022, section 3); the defaults are its R50 model."""
 
     backbone: AnyBackbone = ResNetConfig()
-    hidden_dim: int = Field(256, ge=8)
+    hidden_dim: int = Field(256, ge=8, description="channels of the queries and of the transformer decoder")
     conv_dim: int = Field(256, ge=8, description="channels of the pixel decoder")
-    mask_dim: int = Field(256, ge=1)
-    heads: int = Field(8, ge=1)
-    encoder_layers: int = Field(6, ge=0)
-    encoder_ffn: int = Field(1024, ge=1)
-    encoder_points: int = Field(4, ge=1)
+    mask_dim: int = Field(256, ge=1, description="channels of mask features and mask embeddings")
+    heads: int = Field(8, ge=1, description="attention heads")
+    encoder_layers: int = Field(6, ge=0, description="layers of deformable attention in the pixel decoder")
+    encoder_ffn: int = Field(1024, ge=1, description="width of its feed-forward blocks")
+    encoder_points: int = Field(4, ge=1, description="points that deformable attention samples a head and level")
     decoder_layers: int = Field(
         9, ge=1, description="L; predictions come from L + 1 heads, layer 0 being the bare queries"
     )
-    decoder_ffn: int = Field(2048, ge=1)
-    queries: int = Field(100, ge=1)
+    decoder_ffn: int = Field(2048, ge=1, description="width of the transformer decoder's feed-forward blocks")
+    queries: int = Field(100, ge=1, description="learnable queries: the matching part")
     attention_strides: tuple[int, ...] = Field(
         (32, 16, 8), description="coarse first; decoder layer i attends at entry i mod n"
     )
-    mask_stride: Literal[4] = 4
-    size_divisibility: int = Field(32, ge=1)
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    class_weight: float = Field(2.0, ge=0)
-    mask_weight: float = Field(5.0, ge=0)
-    dice_weight: float = Field(5.0, ge=0)
-    no_object_weight: float = Field(0.1, ge=0)
-    train_points: int = Field(12544, ge=1)
-    oversample_ratio: float = Field(3.0, ge=1)
-    importance_sample_ratio: float = Field(0.75, ge=0, le=1)
+    mask_stride: Literal[4] = Field(4, description="stride of the predicted masks, in pixels")
+    size_divisibility: int = Field(32, ge=1, description="images are padded to multiples of this")
+    pixel_mean: tuple[float, float, float] = Field(
+        (123.675, 116.28, 103.53), description="subtracted from red, green and blue"
+    )
+    pixel_std: tuple[float, float, float] = Field(
+        (58.395, 57.12, 57.375), description="red, green and blue are divided by it"
+    )
+    class_weight: float = Field(2.0, ge=0, description="weight of the class loss, in the loss and in matching")
+    mask_weight: float = Field(
+        5.0, ge=0, description="weight of the mask loss (binary cross-entropy), in the loss and in matching"
+    )
+    dice_weight: float = Field(5.0, ge=0, description="weight of the dice loss, in the loss and in matching")
+    no_object_weight: float = Field(0.1, ge=0, description="weight of queries without an object in the class loss")
+    train_points: int = Field(12544, ge=1, description="points of a mask that its losses and its matching look at")
+    oversample_ratio: float = Field(
+        3.0, ge=1, description="candidates, times train_points, of which the most uncertain are taken"
+    )
+    importance_sample_ratio: float = Field(
+        0.75, ge=0, le=1, description="share of the points that are the most uncertain ones; the others are uniform"
+    )
     init_weights: str = Field(
         "", description="file of initial weights; its path is not part of the run id, its checksum is"
     )
@@ -299,19 +317,26 @@ class Toggles(Section):
     point_noise: float = Field(
         0.0, ge=0, description="r; a cell flips with probability min(1, r * open cells / all cells)"
     )
-    mask_noise: Literal["point", "shift", "scale", "shift-scale"] = "point"
+    mask_noise: Literal["point", "shift", "scale", "shift-scale"] = Field(
+        "point", description="kind of noise on the ground-truth masks that guide attention; its amount is point_noise"
+    )
     flip_noise: float = Field(
         0.0, ge=0, le=1, description="probability that a label is replaced by a uniformly drawn class"
     )
     mp_groups: int | str = Field(
         1, description="number of groups, or budget-N: max(1, N // largest object count of the batch)"
     )
-    class_embedding: Literal["label", "learnt"] = "label"
+    class_embedding: Literal["label", "learnt"] = Field(
+        "label", description="content of the piloted queries: an embedding of the label, or one learnt vector"
+    )
     class_embedding_layers: Literal["first", "every"] = Field(
         "first", description="layers that the embedding is fed to"
     )
     query_position: bool = Field(True, description="learnable position embedding of the matching part")
-    pilot_padding: Literal["masked", "reference"] = "masked"
+    pilot_padding: Literal["masked", "reference"] = Field(
+        "masked",
+        description="padding slots of the piloted part: hidden and ignored, or seen and counted as in the release",
+    )
     redraw: Literal["layer", "once"] = Field("layer", description="mask noise is drawn per layer or once per level")
     layer0_supervision: bool = Field(True, description="the head on the bare queries supervises the piloted part too")
 
@@ -335,22 +360,28 @@ class Toggles(Section):
 class ScheduleConfig(Section):
     """Optimisation. ``max_iter`` counts optimiser steps of ``batch_size`` images, however many devices share them."""
 
-    max_iter: int = Field(368750, ge=1)
+    max_iter: int = Field(368750, ge=1, description="optimiser steps")
     batch_size: int = Field(16, ge=1, description="effective batch: devices x images per device x accumulation steps")
-    base_lr: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    weight_decay_norm: float = Field(0.0, ge=0)
-    weight_decay_embed: float = Field(0.0, ge=0)
-    backbone_multiplier: float = Field(0.1, ge=0)
-    lr_schedule: Literal["poly", "step"] = "step"
-    steps: tuple[int, ...] = ()
-    gamma: float = Field(0.1, gt=0)
-    poly_power: float = Field(0.9, gt=0)
-    poly_constant_ending: float = Field(0.0, ge=0)
-    warmup_iters: int = Field(0, ge=0)
-    warmup_factor: float = Field(1.0, ge=0, le=1)
+    base_lr: float = Field(1e-4, gt=0, description="learning rate of AdamW")
+    weight_decay: float = Field(0.05, ge=0, description="weight decay")
+    weight_decay_norm: float = Field(0.0, ge=0, description="weight decay of normalisation layers")
+    weight_decay_embed: float = Field(0.0, ge=0, description="weight decay of embeddings")
+    backbone_multiplier: float = Field(0.1, ge=0, description="factor on the backbone's learning rate")
+    lr_schedule: Literal["poly", "step"] = Field(
+        "step", description="the learning rate falls by a polynomial, or at steps"
+    )
+    steps: tuple[int, ...] = Field((), description="iterations after which a step schedule drops")
+    gamma: float = Field(0.1, gt=0, description="factor of each drop")
+    poly_power: float = Field(0.9, gt=0, description="power of the polynomial")
+    poly_constant_ending: float = Field(
+        0.0,
+        ge=0,
+        description="share of the learning rate below which a polynomial schedule does not fall; 0: it ends at 0",
+    )
+    warmup_iters: int = Field(0, ge=0, description="iterations over which the learning rate rises at first")
+    warmup_factor: float = Field(1.0, ge=0, le=1, description="share of the learning rate at which it begins to rise")
     clip_norm: float = Field(0.01, ge=0, description="full-model gradient norm; 0: no clipping")
-    amp: Literal["off", "bf16", "fp16"] = "off"
+    amp: Literal["off", "bf16", "fp16"] = Field("off", description="automatic mixed precision")
     evaluation_only: bool = Field(
         False,
         description="nothing is trained: model.init_weights is a whole model that is scored as it is",
@@ -363,14 +394,18 @@ class EvaluationConfig(Section):
     """How a checkpoint is scored; hashed into the evaluation id, never into the run id."""
 
     val_images: int | None = Field(None, ge=1, description="score the first n validation images; None: all")
-    instance: bool = True
-    panoptic: bool = False
-    semantic: bool = False
+    instance: bool = Field(True, description="score instances (AP)")
+    panoptic: bool = Field(False, description="score panoptic segments (PQ)")
+    semantic: bool = Field(False, description="score semantic maps (mIoU)")
     detections: int = Field(100, ge=1, description="instance rows an image (top k over queries x classes)")
-    object_mask_threshold: float = Field(0.8, ge=0, le=1)
-    overlap_threshold: float = Field(0.8, ge=0, le=1)
+    object_mask_threshold: float = Field(
+        0.8, ge=0, le=1, description="least score of a panoptic segment; at scale mini 0.2"
+    )
+    overlap_threshold: float = Field(
+        0.8, ge=0, le=1, description="least share of its own mask that a panoptic segment has to keep"
+    )
     min_size_test: int = Field(0, ge=0, description="0: images are not resized")
-    max_size_test: int = Field(0, ge=0)
+    max_size_test: int = Field(0, ge=0, description="longest side of a resized image, in pixels")
     size_areas: tuple[int, int] | None = Field(
         None, description="COCO's small/medium/large limits in pixels; None: 32^2, 96^2"
     )
@@ -405,15 +440,15 @@ class EvaluationConfig(Section):
 class RuntimeConfig(Section):
     """What must not change the result: outside every id."""
 
-    checkpoint_period: int = Field(200, ge=1)
+    checkpoint_period: int = Field(200, ge=1, description="iterations between checkpoints")
     eval_period: int = Field(0, ge=0, description="iterations between evaluations during training; 0: only the last")
     probe_images: int = Field(64, ge=1, description="validation images of an evaluation during training")
-    log_period: int = Field(10, ge=1)
+    log_period: int = Field(10, ge=1, description="iterations between lines of the log and of metrics.jsonl")
     workers: int = Field(0, ge=0, description="data loading processes")
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, description="threads of a process")
     accumulation: int = Field(1, ge=1, description="micro-batches an optimiser step")
-    device: str = "auto"
-    compile: bool = False
+    device: str = Field("auto", description="auto, cpu, cuda, or one GPU such as cuda:0")
+    compile: bool = Field(False, description="torch.compile for the network")
     deterministic: bool = Field(
         True,
         description="GPUs: kernels that add in a fixed order, slower (make bench-gpu measures it), and no search for"
@@ -443,7 +478,7 @@ class Config(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
-    seed: int = Field(0, ge=0, le=MAX_SEED)
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of weights, order of images and noise")
     extra_cfg: dict[str, Any] = Field(
         default_factory=dict,
         description="keys of detectron2 that runs of earlier versions were given; nothing reads one, none can be set",
@@ -498,7 +533,7 @@ def valid_keys(prefix: str = "", model: type[BaseModel] = Config) -> list[str]:
     """Every dotted key of the configuration that can be set, for error messages."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
-        nested = _models(field.annotation)
+        nested = models_in(field.annotation)
         for inner in nested:
             keys += valid_keys(f"{prefix}{name}.", inner)
         if not nested and name != "extra_cfg":
@@ -506,10 +541,11 @@ def valid_keys(prefix: str = "", model: type[BaseModel] = Config) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections that a field's annotation names; none for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [m for part in getattr(annotation, "__args__", ()) for m in _models(part)]
+    return [m for part in getattr(annotation, "__args__", ()) for m in models_in(part)]
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:

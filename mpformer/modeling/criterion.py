@@ -35,7 +35,7 @@ from mpformer.runtime import distributed
 
 _IGNORED = -1
 _LEAST_WEIGHT = 1e-9
-"""Where nothing weighs anything, with `no_object_weight` 0 and no object in the batch, the class loss is 0, not 0 / 0."""
+"""With `no_object_weight` 0 and no object in the batch nothing weighs anything: the class loss is 0, not 0 / 0."""
 _CACHED = 640 * 1024
 """Points of all rows that are worked on at a time on CPU. Sixteen rows of the paper's 40,768 points."""
 

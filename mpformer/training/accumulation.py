@@ -18,7 +18,7 @@ from mpformer.runtime.distributed import total
 from mpformer.runtime.rank import current_rank
 
 _LEAST_WEIGHT = 1e-9
-"""Without objects and with `no_object_weight` 0 nothing weighs anything: every loss of the class is 0, and so its share."""
+"""Without objects and with `no_object_weight` 0 nothing weighs anything: each class loss is 0, and so is its share."""
 
 _NAME = re.compile(r"loss_(ce|mask|dice)")
 

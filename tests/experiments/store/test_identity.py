@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from experiments.store import identity
-from experiments.store.identity import canonical, eval_id, run_id, run_identity
+from experiments.store.identity import canonical, eval_id, part_of, run_id, run_identity
 from experiments.suites.scales import base
+from mpformer.config.listing import Key, keys
 from mpformer.config.schema import Config, Section, Toggles, plain, validate
 from mpformer.runtime.errors import UserError
 
@@ -125,6 +126,38 @@ def test_a_toggle_added_later_orphans_no_old_run(monkeypatch: pytest.MonkeyPatch
     assert identity._digest(run_identity(PILOTED.model_copy(update={"toggles": old}))) == before[-12:]
     new = old.model_copy(update={"smoothing": 0.5})
     assert identity._digest(run_identity(PILOTED.model_copy(update={"toggles": new}))) != before[-12:]
+
+
+def other(value: Any, text: str) -> Any:
+    """A value that the key's type admits and that is not its own."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float) and "|" not in text:
+        return value / 2 if isinstance(value, float) and value else value + 1
+    names = [name for name in text.split(" | ") if name not in ("text", "integer", "null", str(value))]
+    return names[0] if names else value
+
+
+@pytest.mark.parametrize("key", keys(PILOTED), ids=lambda key: key.name)
+def test_what_the_listing_says_of_ids_is_so(key: Key) -> None:
+    """Issue 12, 3: `mpformer config` says of each key which id it changes."""
+    changed = {"seed": 7, **CHANGES, **NO_CHANGES, **{f"toggles.{name}": v for name, v in PILOT_CHANGES.items()}}
+    value = changed.get(key.name, other(key.default, key.type))
+    try:
+        config = PILOTED.replace({key.name: value})
+    except UserError:
+        pytest.skip("has one valid value, or hangs on another key")
+    if config == PILOTED:
+        pytest.skip("no other value was found")
+    ids = {"run": run_id(config) != run_id(PILOTED), "evaluation": eval_id(config) != eval_id(PILOTED)}
+    said = part_of(key.name).removeprefix("piloted ")
+    assert ids == {name: name == said for name in ids}
+
+
+@pytest.mark.parametrize("name", PILOT_CHANGES)
+def test_piloting_toggles_are_part_of_piloted_runs_ids_alone(name: str) -> None:
+    plain_run = BASE.replace({f"toggles.{name}": PILOT_CHANGES[name]})
+    assert (part_of(f"toggles.{name}") == "piloted run") == (run_id(plain_run) == run_id(BASE))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}])
