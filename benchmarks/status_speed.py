@@ -4,6 +4,8 @@ Targets, on one idle core: 1,000 runs planned in under 2 s, `status` over 2,000 
 linear in runs, the command started in under 1 s. Every figure is that of a fresh process, `mpformer` as users call it.
 Run directories are complete (record, attempts, claims, metrics, layers' files); a third each is done, at work on
 another machine, and failed or waiting in Slurm, which is asked through small scripts in place of its clients.
+``--latency 1`` instead measures `status` of 1,000 runs where each open and each listing of a directory of the store
+takes a millisecond more, as on a busy file server, and counts them (an audit hook of the interpreter sees both).
 Cold means that the kernel's caches were dropped before each call, which needs root; without it only the warm figures
 are printed.
 """
@@ -39,7 +41,12 @@ CLIENTS = ("squeue", "sacct", "scontrol")
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--repeats", type=int, default=5)
-    repeats = asked.parse_args().repeats
+    asked.add_argument("--latency", type=float, metavar="MS")
+    given = asked.parse_args()
+    repeats = given.repeats
+    if given.latency is not None:
+        slow_disk(given.latency, repeats)
+        return
     print(f"load {os.getloadavg()[0]:.1f}, median of {repeats}; wall seconds, processor seconds in brackets")
     with tempfile.TemporaryDirectory() as folder:
         line("start of the command (--version)", ["--version"], Path(folder), repeats)
@@ -58,6 +65,39 @@ def main() -> None:
         line(
             "plan of 1,000 runs, 2,000 in the store", ["plan", "components", "--seeds", "0-199", *where], root, repeats
         )
+
+
+SLOW = """
+import atexit, os, runpy, sys, time
+root, seconds, seen = sys.argv.pop(1), float(sys.argv.pop(1)) / 1000, []
+def wait(event, found):
+    if event in ("open", "os.listdir", "os.scandir") and str(found[0]).startswith(root):
+        seen.append(event)
+        time.sleep(seconds)
+sys.addaudithook(wait)
+atexit.register(lambda: print(len(seen), file=sys.stderr))
+runpy.run_module("experiments.cli.main", run_name="__main__", alter_sys=True)
+"""
+
+
+def slow_disk(milliseconds: float, repeats: int, size: int = 1000) -> None:
+    """Print what `status` takes where opening a file or listing a directory of the store takes this much longer."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_store(root, size)
+        environment = {**os.environ, "PATH": f"{root}/bin:{os.environ['PATH']}", "COLUMNS": "200"}
+        for latency in (0.0, milliseconds):
+            times, count = [], 0
+            for _ in range(repeats):
+                began = time.perf_counter()
+                command = [sys.executable, "-c", SLOW, folder, str(latency), "status", "--root", folder]
+                done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+                times.append(time.perf_counter() - began)
+                count = int(done.stderr.split()[-1])
+            wall = statistics.median(times)
+            print(
+                f"status of {size} runs, {latency:g} ms on each of {count} opens and listings: {wall:.2f} s", flush=True
+            )
 
 
 def line(what: str, arguments: list[str], clients: Path, repeats: int, cold: bool = False) -> None:

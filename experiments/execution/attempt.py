@@ -246,6 +246,7 @@ class _Attempt:
         threads = {} if options.threads is None else {"runtime.threads": options.threads}
         self.config = config.replace(threads)
         self._progress_at = 0.0
+        self._progress_seconds = 1.0
         self._stop_at = 0.0
         self._reserve = self.attempt.path / ".reserve"
 
@@ -262,6 +263,7 @@ class _Attempt:
 
     def _begin(self) -> None:
         self.attempt.path.mkdir(parents=True, exist_ok=True)
+        self._progress_seconds = self.attempt.progress_seconds
         self._reserve.write_bytes(os.urandom(RESERVE_BYTES))
         found = self.run.progress_mark()
         execution = provenance.execution()
@@ -397,18 +399,17 @@ class _Attempt:
 
     def _progress(self, values: Mapping[str, Any]) -> None:
         now = time.monotonic()
-        if now - self._progress_at < 1.0 and values.get("iteration") != values.get("max_iter"):
+        if now - self._progress_at < self._progress_seconds and values.get("iteration") != values.get("max_iter"):
             return
         self._progress_at = now
         self._write_progress({"stage": "train", **values})
 
     def _evaluation_progress(self, values: Mapping[str, Any]) -> None:
+        reason = self._stop()
+        if reason:
+            raise Interrupted(reason, self.config.schedule.max_iter)
         now = time.monotonic()
-        if self.noted.reason() or now - self._progress_at >= 1.0:
-            reason = self._stop()
-            if reason:
-                raise Interrupted(reason, self.config.schedule.max_iter)
-        if now - self._progress_at >= 1.0:
+        if now - self._progress_at >= self._progress_seconds:
             self._progress_at = now
             self._write_progress({"stage": "evaluate", **values})
 

@@ -11,7 +11,6 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from experiments.status import scheduler, standing
 from experiments.status.states import State, should_start
 from experiments.store import claims, journal
 from experiments.store.claims import Claim, ClaimLost
+from experiments.store.files import side_by_side
 from experiments.store.journal import Submission
 from experiments.store.run_dir import Store
 from experiments.suites import planning
@@ -113,8 +113,7 @@ def _unwritable(root: Path, error: OSError) -> UserError:
 def record(plan: Plan, store: Store, command: str) -> None:
     """Write the suite's record and the runs' immutable files; raises UserError if the store cannot be written."""
     try:
-        with ThreadPoolExecutor(16) as pool:  # each file waits for its disk
-            list(pool.map(lambda run: store.run(run.run_id).create(run.config, run.row.name), plan.unique))
+        side_by_side(lambda run: store.run(run.run_id).create(run.config, run.row.name), plan.unique)
         planning.write_record(plan, store, command)
     except OSError as error:
         raise _unwritable(store.root, error) from None

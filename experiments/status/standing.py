@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from experiments.status import scheduler
-from experiments.status.scheduler import NOWHERE, Answer
-from experiments.status.states import RunState, derive, finished, unfinished
+from experiments.status.scheduler import Answer
+from experiments.status.states import RunState, finished, unfinished
+from experiments.store.files import side_by_side
 from experiments.store.launches import queued_runs
 from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan
@@ -28,25 +29,18 @@ def look(store: Store, runs: Iterable[Key], max_age: float = 0.0) -> Standing:
     Slurm is asked about runs alone that are not done and were given to it; an answer of the last ``max_age`` seconds is
     used again.
     """
-    found = {key: finished(store.run(key[0]), key[1]) for key in dict.fromkeys(runs)}
-    open_ = {run_id for (run_id, _), state in found.items() if state is None}
+    keys = list(dict.fromkeys(runs))
+    done = side_by_side(lambda key: finished(store.run(key[0]), key[1]), keys)
+    states = {key: state for key, state in zip(keys, done, strict=True) if state is not None}
+    rest = [key for key in keys if key not in states]
     queued = queued_runs(store)
-    placements, answer = scheduler.placements(store, open_, max_age)
-    states = {
-        key: unfinished(store.run(key[0]), queued, placements) if state is None else state
-        for key, state in found.items()
-    }
-    return Standing(states, answer)
+    placements, answer = scheduler.placements(store, {run_id for run_id, _ in rest}, max_age)
+    others = side_by_side(lambda key: unfinished(store.run(key[0]), queued, placements), rest)
+    states |= zip(rest, others, strict=True)
+    return Standing({key: states[key] for key in keys}, answer)
 
 
 def look_at_plan(plan: Plan, store: Store, max_age: float = 0.0) -> dict[str, RunState]:
     """Return the state of each of a plan's runs by run id, what Slurm says included."""
     found = look(store, [(run.run_id, run.eval_id) for run in plan.unique], max_age)
     return {run_id: state for (run_id, _), state in found.states.items()}
-
-
-def remembered(store: Store, runs: Iterable[Key]) -> dict[Key, RunState]:
-    """Return the states with what Slurm said when it was last asked, from the store alone."""
-    queued = queued_runs(store)
-    placements = scheduler.remembered(store) or NOWHERE
-    return {key: derive(store.run(key[0]), key[1], queued, placements) for key in dict.fromkeys(runs)}

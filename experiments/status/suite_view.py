@@ -16,10 +16,11 @@ from experiments.status import failures, notify, standing, usage
 from experiments.status.scheduler import Answer
 from experiments.status.standing import Standing
 from experiments.status.states import RunState, State
+from experiments.store.files import side_by_side
 from experiments.store.metrics import evaluations, last_evaluation
 from experiments.store.records import RecordError
 from experiments.store.run_dir import RunDir, Store
-from experiments.store.suite_record import SuiteRecord
+from experiments.store.suite_record import SuiteRecord, SuiteRow, SuiteRun
 from mpformer.runtime.errors import choices
 
 _HEAD = ("suite", "scale", "dataset", "title", "primary", "baseline")
@@ -224,7 +225,7 @@ def _after_looking(store: Store, found: Standing, warn: Callable[[str], None]) -
 
 
 def _view(store: Store, record: SuiteRecord, found: Standing) -> SuiteView:
-    runs = list(_runs(store, record, found))
+    runs = side_by_side(lambda planned: _line(store, *planned, found), record.runs())
     speeds, deltas = _speeds(store, runs), _deltas(store, runs, record)
     lines = (
         replace(run, left=_time_left(store, run, speeds), delta=delta) for run, delta in zip(runs, deltas, strict=True)
@@ -232,12 +233,11 @@ def _view(store: Store, record: SuiteRecord, found: Standing) -> SuiteView:
     return SuiteView(**{name: getattr(record, name) for name in _HEAD}, answer=found.answer, runs=tuple(lines))
 
 
-def _runs(store: Store, record: SuiteRecord, found: Standing) -> Iterator[RunLine]:
-    """What the runs' own files say; what is left and the differences need the suite's other runs too."""
-    for row, run in record.runs():
-        directory, state = store.run(run.run_id), found.states[run.run_id, run.eval_id]
-        score, log_lines = _score(directory, state), _log_lines(directory, state)
-        yield RunLine(row.name, run.seed, run.eval_id, state, score, log_lines)
+def _line(store: Store, row: SuiteRow, run: SuiteRun, found: Standing) -> RunLine:
+    """What a run's own files say; what is left and the differences need the suite's other runs too."""
+    directory, state = store.run(run.run_id), found.states[run.run_id, run.eval_id]
+    score, log_lines = _score(directory, state), _log_lines(directory, state)
+    return RunLine(row.name, run.seed, run.eval_id, state, score, log_lines)
 
 
 def _score(run: RunDir, state: RunState) -> Score:

@@ -1,6 +1,7 @@
 """What one execution of a run leaves below ``attempts/<n>/``: how it began and ended, what it did, where it ran."""
 
 import contextlib
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments.store import records
-from experiments.store.files import append_json, json_lines, tail, write_json
+from experiments.store.files import append_json, json_lines, on_network, tail, write_text
 from experiments.store.records import Record
 
 
@@ -151,7 +152,7 @@ class AttemptRecord(Record):
 
 @dataclass(frozen=True)
 class Progress(Record):
-    """``progress.json``, the last sign of what an attempt is doing: rewritten every second or so."""
+    """``progress.json``, the last sign of what an attempt is doing: rewritten every second, or every ten."""
 
     stage: str = ""
     """``start``, ``train`` or ``evaluate``."""
@@ -274,8 +275,17 @@ class AttemptDir:
         return records.load_sound(Progress, self.path / "progress.json") or Progress()
 
     def write_progress(self, values: Mapping[str, Any]) -> None:
-        """Replace the last sign of what it does; raises OSError, and ValueError for values that are not finite."""
-        write_json(self.path / "progress.json", {**values, "time": time.time()})
+        """Replace the last sign of what it does; raises OSError, and ValueError for values that are not finite.
+
+        The disk is not waited for: what a crash of the machine takes away is a picture of progress.
+        """
+        text = json.dumps({**values, "time": time.time()}, indent=1, allow_nan=False)
+        write_text(self.path / "progress.json", f"{text}\n", durable=False)
+
+    @property
+    def progress_seconds(self) -> float:
+        """How often the last sign is to be replaced at most: a server of files is spared."""
+        return 10.0 if on_network(self.path) else 1.0
 
     def provenance(self) -> Provenance | None:
         """Return where it ran; None if that is not known."""

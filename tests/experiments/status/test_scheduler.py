@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from experiments.status import scheduler, standing
-from experiments.status.states import RunState
+from experiments.status.states import RunState, derive
 from experiments.store.journal import BatchRun, Submission, of_launch
 from tests.support.fake_slurm import ARRAY, LAUNCH, NAME, FakeSlurm, Submitted
 
@@ -17,11 +17,11 @@ def test_the_snapshot_serves_whoever_does_not_ask(submitted: Submitted, slurm: F
     slurm.queued(0, "PENDING", "Priority")
     submitted.state()
     calls = slurm.calls("squeue")
-    state = standing.remembered(submitted.store, [(run.run_id, run.eval_id)])[run.run_id, run.eval_id]
+    state = derive(submitted.store.run(run.run_id), run.eval_id, placements=scheduler.remembered(submitted.store))
     assert (state.label, state.detail) == ("QUEUED", "Priority")
     assert slurm.calls("squeue") == calls
     submitted.attempt(outcome="failed", failure_class="nan", detail="later", ended=time.time() + 1)
-    state = standing.remembered(submitted.store, [(run.run_id, run.eval_id)])[run.run_id, run.eval_id]
+    state = derive(submitted.store.run(run.run_id), run.eval_id, placements=scheduler.remembered(submitted.store))
     assert state.label == "FAILED(nan)", "files that are newer than the snapshot come first"
 
 
