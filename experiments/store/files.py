@@ -127,11 +127,11 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
 _NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "gluster", "afs", "9p", "panfs", "fuse.")
 
 
-def on_network(directory: Path) -> bool:
+def on_network(directory: Path, table: Path = Path("/proc/self/mountinfo")) -> bool:
     """Whether a directory is on a network file system, by Linux' table of mounts; False without one."""
     try:
         device = directory.stat().st_dev
-        mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        mounts = [line.split() for line in table.read_text().splitlines()]
     except OSError:
         return False
     number = f"{os.major(device)}:{os.minor(device)}"
