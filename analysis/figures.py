@@ -228,7 +228,7 @@ def forest(frame: "pd.DataFrame", measure: str, baseline: str) -> "Figure":
     figure, (axis,) = new_figure(1, 1, width=0.78 * WIDTH, height=0.9 + 0.34 * len(labels))
     for place, (label, style) in enumerate(looks(labels).items()):
         values = frame.loc[frame["row"] == label, "value"].to_numpy(float)
-        bounds = mean_interval(values.tolist())
+        bounds = bounded_interval(values.tolist(), -100.0, 100.0)
         if bounds is not None:
             axis.plot(bounds, (place, place), color=style["color"], linewidth=1.8)
         axis.plot(values, np.full(len(values), place + 0.2), "o", color=style["color"], markersize=3, alpha=0.6)

@@ -141,7 +141,7 @@ def claim(runs: Sequence[RunJumps]) -> tuple[str, str]:
 
 def _difference(first: RunJumps, second: RunJumps) -> tuple[float, float, float, str]:
     if len(first.once.keys() & second.once.keys()) >= MIN_SEEDS:
-        test = paired_t(first.once, second.once)
+        test = paired_t(first.once, second.once, (-100.0, 100.0))
         assert test.low is not None
         assert test.high is not None
         return test.effect, test.low, test.high, f"{test.n} paired seeds"

@@ -117,33 +117,47 @@ def bounded_interval(
     The t interval of arcsin √share, transformed back: it stays in the range, also where a value is at its end. Raises
     ValueError for a value outside the range.
     """
-    shares = (_finite(values) - low) / (high - low)
-    if ((shares < -_ROUNDING) | (shares > 1 + _ROUNDING)).any():
-        raise ValueError(f"a value lies outside {low:g} … {high:g}")
-    found = mean_interval(np.arcsin(np.sqrt(np.clip(shares, 0, 1))).tolist(), level)
+    found = mean_interval(_arcsine(values, low, high).tolist(), level)
     if found is None:
         return None
     ends = np.sin(np.clip(found, 0, np.pi / 2)) ** 2
     return low + (high - low) * float(ends[0]), low + (high - low) * float(ends[1])
 
 
-def paired_t(first: Mapping[int, float], second: Mapping[int, float]) -> PairedTest:
+def _arcsine(values: Sequence[float], low: float, high: float) -> np.ndarray:
+    """arcsin √share of values between ``low`` and ``high``; raises ValueError for one outside."""
+    shares = (_finite(values) - low) / (high - low)
+    if ((shares < -_ROUNDING) | (shares > 1 + _ROUNDING)).any():
+        raise ValueError(f"a value lies outside {low:g} … {high:g}")
+    return np.arcsin(np.sqrt(np.clip(shares, 0, 1)))
+
+
+Bounds = tuple[float, float]
+
+
+def paired_t(first: Mapping[int, float], second: Mapping[int, float], bounds: Bounds | None = None) -> PairedTest:
     """Compare two rows over the seeds that both have: values by seed. Raises ValueError if they share none.
 
-    Differences that do not vary at all have no t statistic: p is 1 if they are 0, and 0 otherwise.
+    ``bounds`` are what a difference can be, such as −100 and 100 of two percentages: interval and test are then those
+    of the differences on the arcsine scale (:func:`bounded_interval`), so that the interval stays inside and agrees
+    with p; the effect is the plain mean. Differences that do not vary at all have no t statistic: p is 1 if they are
+    0, and 0 otherwise.
     """
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         raise ValueError("the rows share no seed")
     differences = _finite([second[seed] - first[seed] for seed in seeds])
     effect, n = float(differences.mean()), len(seeds)
-    interval = mean_interval(differences.tolist())
+    known = differences.tolist()
+    interval = mean_interval(known) if bounds is None else bounded_interval(known, *bounds)
     if interval is None:
         return PairedTest(effect, n, reason=f"n = {n}, no significance: needs {MIN_SEEDS} shared seeds")
     spread = float(differences.std(ddof=1))
     if spread == 0:
         return PairedTest(effect, n, *interval, p=float(effect == 0), reason="the differences do not vary")
-    return PairedTest(effect, n, *interval, p=_t_p(effect, spread, n), standardised=effect / spread)
+    shown = differences if bounds is None else _arcsine(known, *bounds) - _arcsine([0.0], *bounds)
+    p = _t_p(float(shown.mean()), float(shown.std(ddof=1)), n)
+    return PairedTest(effect, n, *interval, p=p, standardised=effect / spread)
 
 
 def _t_p(effect: float, spread: float, n: int) -> float:
@@ -245,13 +259,19 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def verdict(
-    values: Sequence[float], published: float | None, tolerance: float | None, *, not_comparable: str = ""
+    values: Sequence[float],
+    published: float | None,
+    tolerance: float | None,
+    *,
+    not_comparable: str = "",
+    bounds: Bounds | None = None,
 ) -> Verdict:
     """Ours against a published number, by the 95 % interval of our mean.
 
     *within* if the interval lies inside ``published ± tolerance``, *outside* if it is disjoint from it, else
     *underpowered* (always below three values). ``not_comparable`` is the reason why scale, dataset or schedule
-    differ, empty if they do not. For differences pass the paired differences and the published difference.
+    differ, empty if they do not. For differences pass the paired differences and the published difference. ``bounds``
+    are what a value can be: the interval stays inside (:func:`bounded_interval`).
     """
     if not_comparable:
         return Verdict("not comparable", not_comparable, published, tolerance)
@@ -261,7 +281,7 @@ def verdict(
         )
     if tolerance < 0:
         raise ValueError("tolerance must not be negative")
-    interval = mean_interval(values)
+    interval = mean_interval(values) if bounds is None else bounded_interval(values, *bounds)
     if interval is None:
         return Verdict("underpowered", f"n = {len(values)}, needs {MIN_SEEDS}", published, tolerance)
     return _judge(interval, published, tolerance)

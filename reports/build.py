@@ -87,8 +87,11 @@ def _collected(
 
 
 def _with_published(report: SuiteReport) -> SuiteReport:
-    published, note = paper_numbers.beside(report, paper_numbers.read())
-    return replace(report, table=replace(report.table, published=published, published_note=note))
+    numbers = paper_numbers.read()
+    published, note = paper_numbers.beside(report, numbers)
+    table = report.table
+    named = table.paper_table or paper_numbers.number_of(table.suite, numbers)
+    return replace(report, table=replace(table, paper_table=named, published=published, published_note=note))
 
 
 def check(

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 from experiments.store.attempt_dir import Provenance
 from experiments.store.suite_record import SuiteRecord
 from mpformer.config.datasets import DATASETS
+from mpformer.config.paper_settings import setting, setting_names
 from mpformer.config.presets import BESIDES, PRESETS
 from mpformer.config.schema import BACKBONE_CONFIGS, Toggles
 from reports.definitions import definitions
@@ -17,8 +19,43 @@ from reports.runs import RunView
 _DEFAULTS = Toggles().model_dump(mode="json")
 
 
-def preset(toggles: Mapping[str, Any], changes: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """Name of the preset that a row is, by its toggles and the other keys that it changes, or an empty string.
+def preset(
+    record: SuiteRecord, toggles: Mapping[str, Any], changes: Mapping[str, Any], config: Mapping[str, Any]
+) -> str:
+    """Name of the preset that a row is, or an empty string.
+
+    A preset is a method at its setting. What a row (or its launch) changes besides what the preset sets makes it
+    something else, unless model, data and schedule are together a published setting.
+    """
+    name = preset_toggles(toggles, changes)
+    changed = (
+        key for key in (*changes, *record.overrides) if key.partition(".")[0] in ("dataset", "model", "schedule")
+    )
+    others = [key for key in changed if key not in BESIDES.get(name, {})]
+    return name if not others or _is_published(config) else ""
+
+
+def _is_published(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration's data, model and schedule are those of a setting of the paper."""
+    return bool(config) and _setting_of(config) in _published_settings()
+
+
+@cache
+def _published_settings() -> tuple[dict[str, Any], ...]:
+    return tuple(_setting_of(setting(name).model_dump(mode="json")) for name in setting_names())
+
+
+def _setting_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a setting fixes; not where files lie, nor what a preset sets."""
+    dataset = {key: config["dataset"].get(key) for key in ("name", "task", "augmentation")}
+    model = {key: value for key, value in config["model"].items() if key not in ("init_weights", "init_checksum")}
+    of_presets = {key.partition(".")[2] for known in BESIDES.values() for key in known}
+    schedule = {key: value for key, value in config["schedule"].items() if key not in of_presets}
+    return {"dataset": dataset, "model": model, "schedule": schedule}
+
+
+def preset_toggles(toggles: Mapping[str, Any], changes: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Name of the preset by toggles and the other keys that it sets, or an empty string.
 
     Without piloting the other toggles do not count.
     """
@@ -110,7 +147,7 @@ def _seeds(table: Table) -> str:
 
 def _presets(table: Table) -> str:
     named = [f"{row.name} is {row.preset}" for row in table.rows if row.preset]
-    return f"Presets: {', '.join(named)}." if named else "No row is one of the presets."
+    return f"Presets: {', '.join(named)}." if named else ""
 
 
 def footnotes(table: Table) -> list[str]:
@@ -136,7 +173,8 @@ def _significance(table: Table) -> str:
         return "Fewer than three paired seeds: differences are shown, no significance is claimed."
     return (
         f"* p < 0.05 after Holm over the rows of this table, paired t test over seeds on {table.primary} alone; other "
-        "columns carry no verdict."
+        "columns carry no verdict. Intervals and tests of percentages are t intervals and tests on the arcsine scale: "
+        "they stay in what a percentage, or a difference of two, can be."
     )
 
 

@@ -106,14 +106,43 @@ def collect(
     record: SuiteRecord, reader: Reader, columns: Sequence[str] = (), decimals: int | None = None
 ) -> SuiteReport:
     """Build the table of one suite's record; ``columns`` and ``decimals`` override the suite's."""
-    rows = tuple(_row_runs(row, reader, record) for row in record.rows)
+    rows = _told_apart([_row_runs(row, reader, record) for row in record.rows])
     chosen = definitions.columns(list(columns or record.columns), decimals, record.dataset)
     grid = [[cell(row, column, record) for column in chosen] for row in rows]
+    chosen, grid, left_out = _applying(chosen, grid, keep=columns or (record.primary,))
     grid = _with_deltas(rows, grid, chosen, record.primary)
     grid = _with_best(grid, chosen)
     ticks = tick_columns(rows) if record.ticks else ()
-    table_rows = [_table_row(row, cells, ticks) for row, cells in zip(rows, grid, strict=True)]
-    return SuiteReport(record, rows, _table(record, rows, table_rows, chosen, ticks))
+    named = [caption.preset(record, row.toggles, row.changes, config_of(row)) for row in rows]
+    table_rows = [_table_row(row, cells, ticks, name) for row, cells, name in zip(rows, grid, named, strict=True)]
+    return SuiteReport(record, rows, _table(record, rows, table_rows, chosen, ticks, left_out))
+
+
+def config_of(row: RowRuns) -> Mapping[str, Any]:
+    """The row's full configuration, of whichever seed was launched; empty if none was."""
+    return next((view.config for view in row.views if view.config), {})
+
+
+def _told_apart(rows: Sequence[RowRuns]) -> tuple[RowRuns, ...]:
+    """The rows; those that share a label are called by their names too."""
+    labels = [row.label for row in rows]
+    return tuple(replace(r, label=f"{r.label} ({r.name})") if labels.count(r.label) > 1 else r for r in rows)
+
+
+Grid = list[list[Cell]]
+
+
+def _applying(
+    columns: tuple[Column, ...], grid: Grid, keep: Sequence[str]
+) -> tuple[tuple[Column, ...], Grid, list[str]]:
+    """The columns that apply to some row, their cells, and why each of the others is left out (not those to keep)."""
+    reasons = [{row[k].reason if row[k].short == _NOT_APPLICABLE else "" for row in grid} for k in range(len(columns))]
+    kept = [k for k, c in enumerate(columns) if c.key in keep or len(reasons[k]) != 1 or "" in reasons[k]]
+    left = [f"{columns[k].label}: {min(reasons[k])} (column left out)." for k in range(len(columns)) if k not in kept]
+    return tuple(columns[k] for k in kept), [[row[k] for k in kept] for row in grid], left
+
+
+_NOT_APPLICABLE = "n/a"
 
 
 def _row_runs(row: SuiteRow, reader: Reader, record: SuiteRecord) -> RowRuns:
@@ -149,20 +178,22 @@ def cell(row: RowRuns, column: Column, record: SuiteRecord) -> Cell:
     """One cell without its delta: the mean over the runs that count, or what there is instead and why."""
     planned = len(row.views)
     if row.not_applicable or not planned:
-        return _missing(row.not_applicable or "no run planned", "n/a", planned)
+        return _missing(row.not_applicable or "no run planned", _NOT_APPLICABLE, planned)
     reasons = record.not_applicable_columns
     if column.key in reasons:
-        return _missing(f"does not apply: {reasons[column.key]}", "n/a", planned)
+        return _missing(f"does not apply: {reasons[column.key]}", _NOT_APPLICABLE, planned)
     values = tuple(_seed_values(row.done, column.key, lambda view: view.result))
     if row.done and not values:
-        return _missing(_unmeasured(row, column), "n/a", planned)
+        return _missing(_unmeasured(row, column), _NOT_APPLICABLE, planned)
     if not values:
         return _untrusted(row, column)
     whole = len(values) == planned
     flags = (MIXED,) if len({commit for view in row.done for commit in view.commits}) > 1 else ()
     reason = "" if whole else "; ".join(filter(None, (_why(row.views), _valueless(row, column))))
     short = "" if whole else f"{len(values)} of {planned} seeds"
-    return replace(_value_cell(Kind.VALUE if whole else Kind.PARTIAL, values, planned, reason, short), flags=flags)
+    found = _value_cell(Kind.VALUE if whole else Kind.PARTIAL, values, planned, reason, short)
+    low, high = compare.mean_interval([value.value for value in values], column.bounds)
+    return replace(found, flags=flags, low=low, high=high)
 
 
 def _unmeasured(row: RowRuns, column: Column) -> str:
@@ -203,21 +234,23 @@ def _untrusted(row: RowRuns, column: Column) -> Cell:
     ):
         values = tuple(_seed_values(views, column.key, result))
         if values:
-            first = next(v for v in views if v.seed == values[0].seed)
-            short = {"probe": first.standing.short, "stale": _standing(first).short}.get(word, word)
-            suffix = _probed(views, values) if word == "probe" else ""
-            shown = _value_cell(kind, values, len(row.views), _why(row.views) + suffix, short)
-            return replace(shown, n=0, std=None)
+            found = [view for view in views if view.seed in {value.seed for value in values}]
+            short, suffix = (
+                _probed(found) if word == "probe" else ({"stale": _standing(found[0]).short}.get(word, word), "")
+            )
+            only = values[0].value if len(values) == 1 else None  # they enter no mean
+            return Cell(kind, only, None, 0, len(row.views), _why(row.views) + suffix, short, values)
     standings = [_standing(view) for view in row.views]
     shorts = list(dict.fromkeys(standing.short for standing in standings))
     return _missing(_why(row.views), "; ".join(shorts), len(row.views))
 
 
-def _probed(views: Sequence[RunView], values: Sequence[SeedValue]) -> str:
-    """What a probe's number is: of fewer images, and of an iteration before the current one."""
-    seeds = {value.seed for value in values}
-    at = dict.fromkeys(view.evaluations[-1].get("iteration") for view in views if view.seed in seeds)
-    return f"; the number is a probe on a few images at iteration {', '.join(map(str, at))}"
+def _probed(views: Sequence[RunView]) -> tuple[str, str]:
+    """What a probe's number is, in short and in a clause: of few images, and of an iteration before the current one."""
+    at = sorted({int(view.evaluations[-1].get("iteration", 0)) for view in views})
+    whole = max(view.max_iter for view in views)
+    short = f"probe {' … '.join(map(str, dict.fromkeys((at[0], at[-1]))))}" + (f"/{whole}" if whole else "")
+    return short, f"; the number is a probe on a few images at iteration {', '.join(map(str, at))}"
 
 
 def _stale(view: RunView) -> bool:
@@ -273,7 +306,7 @@ def _with_deltas(
     others = [index for index, base in bases.items() if base is not None]
     for index in others:
         base = plain[rows.index(bases[index])]
-        grid[index] = [_with_delta(mine, theirs) for mine, theirs in zip(grid[index], base, strict=True)]
+        grid[index] = [_with_delta(*three) for three in zip(grid[index], base, columns, strict=True)]
     tested = [k for k, column in enumerate(columns) if column.key == primary]
     for k in tested:
         corrected = compare.holm({rows[i].name: d.p for i in others if (d := grid[i][k].delta) is not None})
@@ -282,10 +315,10 @@ def _with_deltas(
     return grid
 
 
-def _with_delta(mine: Cell, base: Cell) -> Cell:
+def _with_delta(mine: Cell, base: Cell, column: Column) -> Cell:
     if mine.n == 0 or base.n == 0:
         return mine
-    return replace(mine, delta=compare.paired_delta(mine.values, base.values))
+    return replace(mine, delta=compare.paired_delta(mine.values, base.values, column.difference_bounds))
 
 
 def _corrected(cell: Cell, p_holm: float | None) -> Cell:
@@ -332,20 +365,12 @@ def tick(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _table_row(row: RowRuns, cells: list[Cell], ticks: Sequence[TickColumn]) -> TableRow:
+def _table_row(row: RowRuns, cells: list[Cell], ticks: Sequence[TickColumn], preset: str) -> TableRow:
     toggles = effective_toggles(row.toggles)
     shown = tuple(tick(toggles.get(column.key)) for column in ticks)
     probed = next((cell.reason for cell in cells if cell.kind is Kind.PARTIAL and cell.n == 0), "")
     note = row.not_applicable or probed or _why(row.views)
-    return TableRow(
-        row.name,
-        row.label,
-        tuple(cells),
-        shown,
-        row.baseline == row.name,
-        caption.preset(row.toggles, row.changes),
-        note,
-    )
+    return TableRow(row.name, row.label, tuple(cells), shown, row.baseline == row.name, preset, note)
 
 
 def _table(
@@ -354,6 +379,7 @@ def _table(
     table_rows: Sequence[TableRow],
     columns: tuple[Column, ...],
     ticks: tuple[TickColumn, ...],
+    left_out: Sequence[str],
 ) -> Table:
     views = [view for row in rows for view in row.views]
     commits = sorted({commit.label for row in rows for view in row.done for commit in view.commits})
@@ -362,7 +388,7 @@ def _table(
         scale=record.scale,
         dataset=record.dataset,
         title=record.title,
-        paper_table=record.paper_table or "unknown",
+        paper_table="" if record.paper_table.startswith("unknown") else record.paper_table,
         primary=record.primary,
         caption="",
         columns=columns,
@@ -370,9 +396,10 @@ def _table(
         tick_columns=ticks,
         commits=tuple(commits),
         progress=_progress(views),
+        trained=_trained(views),
         warnings=_warnings(commits),
     )
-    notes = tuple(Footnote(text) for text in caption.footnotes(table))
+    notes = tuple(Footnote(text) for text in [*caption.footnotes(table), *left_out])
     return replace(table, caption=caption.caption(table, views, record), footnotes=notes)
 
 
@@ -388,3 +415,18 @@ def _warnings(commits: Sequence[str]) -> tuple[str, ...]:
 def _progress(views: Sequence[RunView]) -> tuple[tuple[str, int], ...]:
     states = [view.standing.state for view in views]
     return tuple((state, states.count(state)) for state in State if state in states)
+
+
+def _trained(views: Sequence[RunView]) -> tuple[tuple[str, float], ...]:
+    """(state, share of all iterations): what is done counts whole, what is under way by its iterations, and what ended
+    without a result whole too, for that is what it will take again.
+    """
+    shares: dict[str, float] = {}
+    for view in views:
+        whole = view.standing.state not in _UNDER_WAY
+        share = 1.0 if whole else min(1.0, view.iteration / view.max_iter) if view.max_iter else 0.0
+        shares[view.standing.state] = shares.get(view.standing.state, 0.0) + share
+    return tuple((state, shares[state] / len(views)) for state in State if shares.get(state))
+
+
+_UNDER_WAY = (State.RUNNING, State.REQUEUED, State.QUEUED, State.PLANNED)

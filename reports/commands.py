@@ -39,7 +39,7 @@ def report(
     from experiments.status import suite_view
     from experiments.store.run_dir import Store
     from experiments.suites import catalogue
-    from reports import build
+    from reports import build, paper_numbers
 
     if everything and suites:
         raise UserError(f"--all is every suite that was launched; leave it out, or {', '.join(suites)}")
@@ -51,6 +51,8 @@ def report(
     if check:
         return _check_report(suites, root, scale, dataset)
     suite_view.refresh(root, warn)
+    for line in paper_numbers.warnings(paper_numbers.read()):
+        warn(line)
     paths = build.build(
         suites,
         root,
@@ -66,6 +68,23 @@ def report(
     else:
         click.echo("\n".join(str(path) for path in paths))
     return 0
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Say which lines meet which suites; exit code 1 if a name is unknown.")
+def numbers(check: bool) -> int:
+    """List the published numbers (reports/paper_numbers.csv) that reports show beside ours."""
+    from reports import paper_numbers
+
+    known = paper_numbers.read()
+    if not check:
+        click.echo("\n".join(f"line {number.line}: {number.summary}" for number in known))
+        return 0
+    click.echo("\n".join(paper_numbers.met(known)))
+    wrong = paper_numbers.warnings(known)
+    for line in wrong:
+        warn(line)
+    return 1 if wrong else 0
 
 
 def _check_report(suites: tuple[str, ...], root: Path, scale: str, dataset: str | None) -> int:

@@ -217,7 +217,8 @@ def _forest_plan(report: SuiteReport) -> Plan:
     few = f" Shown: the {MOST_EFFECTS} largest of {len(report.rows) - 1}." if len(ranked) == MOST_EFFECTS else ""
     caption = (
         f"{column}: each row less its baseline, paired by seed. Dots: seeds; squares: their mean; lines: its "
-        f"95 % interval (paired t), from three pairs on, not corrected for their number (the table's stars are).{few}"
+        f"95 % interval (paired t on the arcsine scale), from three pairs on, not corrected for their number (the "
+        f"table's stars are).{few}"
     )
     return Plan("effects", "Effects", caption, data, draw)
 

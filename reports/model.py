@@ -33,6 +33,16 @@ class Column:
     decimals: int = 1
     direction: int = 1
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """What a value can be; None without bounds."""
+        return (0.0, 100.0) if self.unit == "%" else None
+
+    @property
+    def difference_bounds(self) -> tuple[float, float] | None:
+        """What a difference of two values can be; None without bounds."""
+        return (-100.0, 100.0) if self.unit == "%" else None
+
 
 @dataclass(frozen=True)
 class SeedValue:
@@ -61,7 +71,11 @@ class Delta:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table with everything that is needed to judge it."""
+    """One number of a table with everything that is needed to judge it.
+
+    Only values of runs that count have a mean. What is stale, void or a probe (``n`` is 0) has its ``values``, and as
+    ``mean`` the value itself if it is the only one.
+    """
 
     kind: Kind
     mean: float | None = None
@@ -71,6 +85,8 @@ class Cell:
     reason: str = ""  # why it is not a plain value; empty for VALUE
     short: str = ""  # the reason in one or two words, for narrow formats
     values: tuple[SeedValue, ...] = ()
+    low: float | None = None  # 95 % interval of the mean; None where n < 3
+    high: float | None = None
     delta: Delta | None = None
     best: bool = False
     flags: tuple[str, ...] = ()  # "mixed commits", ...
@@ -78,7 +94,12 @@ class Cell:
     @property
     def has_number(self) -> bool:
         """Whether there is a number to print, trusted or not."""
-        return self.mean is not None
+        return bool(self.values)
+
+    @property
+    def value_kind(self) -> Kind:
+        """What the seeds' numbers are: results each, also where seeds are missing and their mean is none."""
+        return Kind.VALUE if self.n else self.kind
 
 
 @dataclass(frozen=True)
@@ -125,6 +146,8 @@ class Published:
     where: str
     source: str
     how_sure: str
+    name: str = ""  # of the row
+    comparable: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +169,7 @@ class Table:
     published: tuple[Published, ...] = ()
     published_note: str = ""
     progress: tuple[tuple[str, int], ...] = ()  # (state, number of runs), in order of the life of a run
+    trained: tuple[tuple[str, float], ...] = ()  # (state, its runs' share of all iterations), of what is begun
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -157,6 +181,32 @@ class Table:
     def groups(self) -> tuple[tuple[str, int], ...]:
         """Headers over the columns: (label, number of columns), in order."""
         return grouped([column.group for column in self.columns])
+
+    @property
+    def published_in(self) -> dict[tuple[str, str], str]:
+        """The published numbers that stand beside ours, by row and column: those that may be compared."""
+        found: dict[tuple[str, str], dict[str, None]] = {}
+        for item in self.published:
+            if item.comparable:
+                shown = f"Δ {item.published}" if item.kind == "delta" else item.published
+                found.setdefault((item.name, item.metric), {})[shown] = None
+        return {place: "; ".join(texts) for place, texts in found.items()}
+
+    @property
+    def published_columns(self) -> tuple[str, ...]:
+        """The columns that have a column of published numbers beside them."""
+        return tuple(c.key for c in self.columns if any(metric == c.key for _, metric in self.published_in))
+
+    @property
+    def groups_with_published(self) -> tuple[tuple[str, int], ...]:
+        """As ``groups``, where published numbers stand in columns of their own."""
+        labels = [c.group for c in self.columns for _ in range(1 + (c.key in self.published_columns))]
+        return grouped(labels)
+
+    @property
+    def percent(self) -> float:
+        """How much of all iterations is done, in percent."""
+        return 100 * sum(share for state, share in self.trained if state in ("DONE", "TRAINED", "RUNNING", "REQUEUED"))
 
     @property
     def runs(self) -> int:

@@ -87,6 +87,7 @@ def tooltip(cell: Cell, column: Column) -> str:
         f"{column.label}: {text.mean(cell, column)} {text.spread(cell, column)}".strip(),
         f"n = {cell.n} of {cell.planned}",
     ]
+    parts += [found] if (found := text.mean_interval(cell, column)) else []
     if cell.kind is not Kind.VALUE:
         parts.append(f"{cell.kind}: {cell.reason}")
     parts += [f"seed {value.seed}: {text.number(value.value, column.decimals + 1)}" for value in cell.values]
@@ -158,7 +159,7 @@ def run_page(report: SuiteReport, run: provenance.RunSection, *, index_link: str
     alone.
     """
     baseline = report.baseline_of(run.row) is None
-    preset = caption.preset(run.row.toggles, run.row.changes)
+    preset = caption.preset(report.record, run.row.toggles, run.row.changes, run.view.config)
     template = _environment().get_template("run.html.j2")
     return template.render(table=report.table, run=run, preset=preset, baseline=baseline, index_link=index_link)
 

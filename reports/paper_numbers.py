@@ -5,7 +5,9 @@ The file is meant to be extended with a text editor: one number a line, columns
 - ``table``, ``page``, ``dataset`` (coco, ade20k, cityscapes), ``task``, ``backbone`` (R50, Swin-L …), ``schedule``
   (50ep, 90k …), ``row`` (a row's name or label, or Mask2Former or MP-Former),
 - ``metric`` (as in our tables; ``any`` for a claim), ``variant`` (empty, or how the number was made), ``kind``
-  (``value``, ``delta`` of the row to Mask2Former, ``claim`` in words), ``value``, ``tolerance`` (needed for a verdict),
+  (``value``, ``delta`` of the row to Mask2Former, ``claim`` in words, or ``suite``: the line says which of our suites
+  the table is, and reports number that suite), ``value`` (of a ``suite`` line the suite's name), ``tolerance`` (needed
+  for a verdict),
 - ``source``, ``how_sure``, ``notes``.
 
 What is not known is written ``not stated`` or ``not available``; what is not in the file is not available, and no
@@ -13,34 +15,38 @@ report fills it in.
 """
 
 import csv
+import difflib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from analysis import statistics
+from experiments.suites import catalogue
+from experiments.suites.rows import Row, Suite
 from mpformer.config.dotted import leaves
+from mpformer.config.paper_settings import BACKBONES
 from mpformer.runtime.errors import UserError
-from reports import caption, text
-from reports.collect import RowRuns, SuiteReport
+from reports import caption, definitions, text
+from reports.collect import RowRuns, SuiteReport, config_of
 from reports.compare import by_seed
 from reports.model import Cell, Column, Published
 
 FILE = Path(__file__).with_name("paper_numbers.csv")
-KINDS = ("value", "delta", "claim")
+KINDS = ("value", "delta", "claim", "suite")
 NOT_STATED = ("not stated", "not available")
 COMPARABLE_VARIANTS = ("", "mean of 3 runs", "as reported")
 _IMAGES = {"coco": 118287}
+_IN_SUITES = ("coco", "ade20k", "cityscapes")
 _TASKS = ("instance", "panoptic", "semantic", *NOT_STATED)
-_DATASETS = ("coco", "ade20k", "cityscapes")
 
 
 @dataclass(frozen=True)
 class Number:
-    """One line of the file; ``value`` is None for a claim, whose words are in ``words``."""
+    """One line of the file; ``value`` is None for a claim or a suite, whose words are in ``words``."""
 
     line: int
     table: str
@@ -59,6 +65,13 @@ class Number:
     source: str
     how_sure: str
     notes: str
+
+    @property
+    def summary(self) -> str:
+        """Where it stands, what it is of, and the number."""
+        shown = self.words if self.value is None else f"{self.value:g}"
+        place = f"{self.table}, {self.row}, {self.dataset} {self.task}, {self.backbone}, {self.schedule}"
+        return f"{place}, {self.metric} ({self.kind}): {shown}"
 
     @property
     def where(self) -> str:
@@ -98,12 +111,12 @@ def _number(fields: Mapping[str | None, Any], line: int, path: Path) -> Number:
     if None in fields or None in fields.values():
         raise UserError(f"{where}: needs {len(FIELDS)} fields; quote a field that has a comma")
     known = {str(key): str(value).strip() for key, value in fields.items()}
-    for key, valid in (("kind", KINDS), ("task", _TASKS), ("dataset", _DATASETS)):
+    for key, valid in (("kind", KINDS), ("task", _TASKS)):
         if known[key] not in valid:
             raise UserError(f"{where}: unknown {key} {known[key]!r}; valid: {', '.join(valid)}")
     if missing := [key for key in ("table", "row", "metric", "value", "source", "how_sure") if not known[key]]:
         raise UserError(f"{where}: {missing[0]} is empty; write `not stated` if it is not known")
-    claim = known["kind"] == "claim"
+    claim = known["kind"] in ("claim", "suite")
     value = None if claim else _float(known["value"], "value", where)
     tolerance = _float(known["tolerance"], "tolerance", where) if known["tolerance"] else None
     if tolerance is not None and tolerance < 0:
@@ -137,11 +150,13 @@ def setting(report: SuiteReport, config: Mapping[str, Any]) -> Setting:
     """The setting of a row, from its full configuration."""
     if not config:
         return Setting(report.table.scale, report.table.dataset, "", "", "")
+    return _setting(report.table.scale, config)
+
+
+def _setting(scale: str, config: Mapping[str, Any]) -> Setting:
     dataset = config["dataset"]
     schedule = schedule_name(dataset["name"], config["schedule"])
-    return Setting(
-        report.table.scale, dataset["name"], dataset["task"], caption.backbone(config["model"]["backbone"]), schedule
-    )
+    return Setting(scale, dataset["name"], dataset["task"], caption.backbone(config["model"]["backbone"]), schedule)
 
 
 def schedule_name(dataset: str, schedule: Mapping[str, Any]) -> str:
@@ -159,6 +174,7 @@ def beside(report: SuiteReport, numbers: Sequence[Number]) -> tuple[tuple[Publis
     found = [
         _compare(report, row, number) for row in report.rows for number in numbers if _concerns(report, row, number)
     ]
+    found.sort(key=lambda item: not item.comparable)
     note = "Ours against published numbers: *within*, *outside* and *underpowered* by the 95 % interval over seeds."
     none = (
         "No published number of this table's setting is available; the published columns stay empty rather than "
@@ -169,26 +185,30 @@ def beside(report: SuiteReport, numbers: Sequence[Number]) -> tuple[tuple[Publis
 
 def family(toggles: Mapping[str, Any], changes: Mapping[str, Any] = MappingProxyType({})) -> str:
     """Which published method a row is by what it sets: Mask2Former, MP-Former, or neither."""
-    return {"mask2former": "Mask2Former", "mp-former/paper": "MP-Former", "mp-former/release": "MP-Former"}.get(
-        caption.preset(toggles, changes), ""
-    )
+    return _FAMILIES.get(caption.preset_toggles(toggles, changes), "")
+
+
+_FAMILIES = {"mask2former": "Mask2Former", "mp-former/paper": "MP-Former", "mp-former/release": "MP-Former"}
 
 
 def _is_row(row: RowRuns, number: Number) -> bool:
-    names = {row.name.casefold(), row.label.casefold(), family(row.toggles, row.changes).casefold()}
-    return number.row.casefold() in names - {""}
+    return number.row.casefold() in _names(row, row.toggles)
+
+
+def _names(row: RowRuns | Row, toggles: Mapping[str, Any]) -> set[str]:
+    """What a line may call a row: its name, its label, or the method that it is."""
+    return {row.name.casefold(), row.label.casefold(), family(toggles, row.changes).casefold()} - {""}
 
 
 def _concerns(report: SuiteReport, row: RowRuns, number: Number) -> bool:
     """Whether a number is about this row at all: same row, dataset and task, and a column of the table."""
-    ours = setting(report, _config(row))
+    ours = setting(report, config_of(row))
+    return _is_row(row, number) and _same_place(ours, number, {column.key for column in report.table.columns})
+
+
+def _same_place(ours: Setting, number: Number, columns: Collection[str]) -> bool:
     same = number.dataset == ours.dataset and number.task in (ours.task, *NOT_STATED)
-    shown = number.metric == "any" or number.metric in {column.key for column in report.table.columns}
-    return _is_row(row, number) and same and shown
-
-
-def _config(row: RowRuns) -> Mapping[str, Any]:
-    return next((view.config for view in row.views if view.config), {})
+    return same and number.kind != "suite" and (number.metric == "any" or number.metric in columns)
 
 
 def difference_of_settings(ours: Setting, number: Number) -> str:
@@ -215,7 +235,7 @@ def difference_of_kinds(report: SuiteReport, row: RowRuns) -> str:
     something else, or differs in anything but piloting (its data, model, schedule, evaluation or query positions).
     """
     baseline = report.baseline_of(row)
-    ours, theirs = _config(row), _config(baseline) if baseline is not None else {}
+    ours, theirs = config_of(row), config_of(baseline) if baseline is not None else {}
     if baseline is None or not ours or not theirs:
         return ""
     if theirs["toggles"].get("mp_queries"):
@@ -243,24 +263,27 @@ def _compare(report: SuiteReport, row: RowRuns, number: Number) -> Published:
     cell, column = _cell(report, row, number.metric)
     values = _ours(report, row, cell, column, number.kind)
     kinds = difference_of_kinds(report, row) if number.kind == "delta" else ""
-    why = "; ".join(part for part in (kinds, difference_of_settings(setting(report, _config(row)), number)) if part)
+    why = "; ".join(part for part in (kinds, difference_of_settings(setting(report, config_of(row)), number)) if part)
     if not values:
-        return _published(number, row, _shown(number, column), "—", "—", "no number of ours", cell.reason)
-    verdict = statistics.verdict(values, number.value, number.tolerance, not_comparable=why)
+        found = _published(number, row, _shown(number, column), "—", "—", "no number of ours", cell.reason)
+        return replace(found, comparable=not why)
+    bounds = column.difference_bounds if number.kind == "delta" else column.bounds
+    verdict = statistics.verdict(values, number.value, number.tolerance, not_comparable=why, bounds=bounds)
     mean = sum(values) / len(values)
     caveat = _caveat(report, row, number) if verdict.kind != "not comparable" else ""
     difference = "—" if verdict.kind == "not comparable" else text.signed(mean - number.value, column.decimals)
     ours = text.signed(mean, column.decimals) if number.kind == "delta" else text.number(mean, column.decimals)
     reason = "; ".join(part for part in (verdict.reason, caveat) if part)
-    return _published(
+    found = _published(
         number, row, _shown(number, column), f"{ours} (n = {len(values)})", difference, verdict.kind, reason
     )
+    return replace(found, comparable=not why)
 
 
 def _caveat(report: SuiteReport, row: RowRuns, number: Number) -> str:
     if number.schedule not in NOT_STATED:
         return ""
-    return f"the source does not state its schedule; ours is {setting(report, _config(row)).schedule}"
+    return f"the source does not state its schedule; ours is {setting(report, config_of(row)).schedule}"
 
 
 def _cell(report: SuiteReport, row: RowRuns, metric: str) -> tuple[Cell, Column]:
@@ -301,6 +324,7 @@ def _published(
         number.where,
         number.source,
         number.how_sure,
+        row.name,
     )
 
 
@@ -354,3 +378,102 @@ def outside(tables: Sequence[tuple[str, Sequence[Published]]]) -> list[str]:
         for item in published
         if item.verdict == "outside"
     ]
+
+
+# ------------------------------------------------------------------ which lines meet which suites
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row of a suite at the paper's scale: where a line of the file may belong."""
+
+    suite: str
+    names: frozenset[str]
+    setting: Setting
+    columns: frozenset[str]
+
+
+def number_of(suite: str, numbers: Sequence[Number]) -> str:
+    """The paper's table that a suite is, if the file says so (in a line of kind ``suite``), else an empty string."""
+    return ", ".join(dict.fromkeys(n.table for n in numbers if n.kind == "suite" and n.words == suite))
+
+
+def places() -> list[Place]:
+    """Every row of every suite, on each dataset that the suite has at the paper's scale."""
+    suites = catalogue.all_suites().values()
+    return [place for suite in suites for dataset in suite.datasets("paper") for place in _places(suite, dataset)]
+
+
+def _places(suite: Suite, dataset: str) -> list[Place]:
+    base = suite.base("paper", dataset)
+    found = []
+    for row in suite.rows("paper", dataset):
+        if not row.not_applicable:
+            config = base.replace(row.changes).model_dump(mode="json")
+            names = frozenset(_names(row, config["toggles"]))
+            found.append(Place(suite.name, names, _setting("paper", config), frozenset(suite.columns)))
+    return found
+
+
+def meeting(number: Number, known: Sequence[Place]) -> list[str]:
+    """The suites that have a row, dataset, task, column and setting of a line, each with what may differ."""
+    if number.kind == "suite":
+        return [number.words] if number.words in catalogue.all_suites() else []
+    found: dict[str, str] = {}
+    for place in known:
+        if number.row.casefold() in place.names and _same_place(place.setting, number, place.columns):
+            differs = difference_of_settings(place.setting, number)
+            found[place.suite] = "" if found.get(place.suite) == "" else differs
+    return [name + (f" (not comparable: {why})" if why else "") for name, why in found.items()]
+
+
+def misnamed(number: Number, known: Sequence[Place]) -> str:
+    """Which name of a line is none that any suite has, with the nearest ones; empty if all are known."""
+    words = {
+        "dataset": {place.setting.dataset for place in known},
+        "backbone": _backbones(),
+        "row": {name for place in known for name in place.names},
+    }
+    given = {"dataset": number.dataset, "backbone": number.backbone, "row": number.row.casefold()}
+    if number.kind == "suite":
+        words, given = {"suite": set(catalogue.all_suites())}, {"suite": number.words}
+    for kind, name in given.items():
+        if name not in words[kind]:
+            near = difflib.get_close_matches(name, sorted(words[kind]), cutoff=0.4) or sorted(words[kind])[:5]
+            return f"unknown {'row or method' if kind == 'row' else kind} {name!r}; nearest: {', '.join(near)}"
+    return ""
+
+
+@cache
+def _backbones() -> frozenset[str]:
+    return frozenset({caption.backbone(known.config.model_dump()) for known in BACKBONES.values()} | set(NOT_STATED))
+
+
+def warnings(numbers: Sequence[Number]) -> list[str]:
+    """A line for each number whose dataset, backbone, suite, row or method no suite has: it would never be shown."""
+    doubtful = [number for number in numbers if not _well_known(number)]
+    known = places() if doubtful else []
+    named = ((number, misnamed(number, known)) for number in doubtful)
+    return [f"{FILE.name}, line {number.line}: {why}" for number, why in named if why]
+
+
+def _well_known(number: Number) -> bool:
+    """Whether a line's names are known without resolving the rows of all suites."""
+    plain = number.dataset in _IN_SUITES and number.backbone in _backbones() and number.row in _FAMILIES.values()
+    return plain and number.kind != "suite"
+
+
+def met(numbers: Sequence[Number]) -> list[str]:
+    """A line for each number: the suites that it meets, or why it meets none."""
+    known = places()
+    return [f"line {number.line}: {number.summary}: {_met(number, known)}" for number in numbers]
+
+
+def _met(number: Number, known: Sequence[Place]) -> str:
+    found = meeting(number, known)
+    metrics = {column for place in known for column in place.columns}
+    if found or number.metric in metrics or number.metric == "any":
+        return ", ".join(found) or misnamed(number, known) or "no suite has this row, task and column on this dataset"
+    near = difflib.get_close_matches(number.metric, sorted(metrics))
+    also = "" if number.metric not in definitions.COLUMNS else " (--column shows it)"
+    return f"no suite has a column {number.metric!r}{also}" + (f"; nearest: {', '.join(near)}" if near else "")

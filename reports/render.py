@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 
 from reports import escape, text
-from reports.model import Cell, Column, Delta, Kind, Table, TableRow
+from reports.model import Cell, Column, Delta, Kind, Published, Table, TableRow
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -44,6 +44,7 @@ def environment(escaped: Callable[[object], str], **syntax: str) -> jinja2.Envir
 def _markdown() -> jinja2.Environment:
     env = environment(escape.markdown)
     env.globals.update(cell=_markdown_cell, tick=_markdown_tick, seeds=text.seeds, marks=marks, header=_header)
+    env.globals.update(published_parts=published_parts)
     return env
 
 
@@ -87,7 +88,7 @@ def to_json(table: Table) -> str:
 
 CSV_FIELDS = (
     *("suite", "scale", "dataset", "row", "label", "preset", "metric", "unit", "kind", "mean", "std", "n", "planned"),
-    *("delta", "delta_n", "delta_low", "delta_high", "p", "p_holm", "best", "reason", "flags", "runs"),
+    *("delta", "delta_n", "delta_low", "delta_high", "p", "p_holm", "published", "best", "reason", "flags", "runs"),
 )
 
 
@@ -105,6 +106,7 @@ def to_csv(table: Table) -> str:
 
 def _csv_line(table: Table, row: TableRow, cell: Cell, column: Column) -> dict[str, Any]:
     named = {"suite": table.suite, "scale": table.scale, "dataset": table.dataset, "row": row.name, "label": row.label}
+    named |= {"published": table.published_in.get((row.name, column.key), "")}
     words = {"preset": row.preset, "metric": column.key, "unit": column.unit, "kind": cell.kind, "reason": cell.reason}
     words |= {"flags": "; ".join(cell.flags), "runs": " ".join(value.run_id for value in cell.values)}
     delta = cell.delta
@@ -151,7 +153,19 @@ def _markdown_tick(value: str) -> str:
 
 def _header(table: Table) -> list[str]:
     """Column headers with their group, since Markdown has no spanning cells."""
-    return [f"{column.group}: {column.label}" if column.group == "Cost" else column.label for column in table.columns]
+    named = [(c, f"{c.group}: {c.label}" if c.group == "Cost" else c.label) for c in table.columns]
+    return [
+        label for c, name in named for label in (name, *(["published"] if c.key in table.published_columns else []))
+    ]
+
+
+def published_parts(table: Table) -> list[tuple[list[Published], str]]:
+    """The published numbers that may be compared, and under a title to fold away, those that may not."""
+    parts = [([p for p in table.published if p.comparable], "")]
+    parts += [
+        ([p for p in table.published if not p.comparable], "Published numbers that ours may not be compared with")
+    ]
+    return [(items, title) for items, title in parts if items]
 
 
 def _latex_cell(cell: Cell, column: Column, cells: Sequence[Cell]) -> Safe:

@@ -17,8 +17,9 @@ from experiments.store.mlflow_record import Copied
 from experiments.store.suite_record import SuiteRecord
 from mpformer.config.dotted import leaves
 from reports import caption, chart
-from reports.collect import RowRuns, SuiteReport
+from reports.collect import RowRuns, SuiteReport, trusted
 from reports.escape import slug
+from reports.model import Kind
 from reports.runs import Attempt, Commit, RunView
 
 
@@ -137,6 +138,13 @@ class RunSection:
     config: str
     metrics: tuple[tuple[str, str], ...]
     architecture: Markup
+
+    @property
+    def kind(self) -> Kind:
+        """What its numbers are: results only where the run counts."""
+        if self.view.void is not None:
+            return Kind.VOID
+        return Kind.VALUE if trusted(self.view) else Kind.STALE
 
     @property
     def anchor(self) -> str:

@@ -22,8 +22,12 @@ def signed(value: float, decimals: int) -> str:
 
 
 def mean(cell: Cell, column: Column) -> str:
-    """The cell's number alone, or a dash."""
-    return "—" if cell.mean is None else number(cell.mean, column.decimals)
+    """The cell's number alone, or a dash. Of several values that are no results there is no mean, but their range."""
+    if cell.mean is not None or not cell.values:
+        return "—" if cell.mean is None else number(cell.mean, column.decimals)
+    values = [value.value for value in cell.values]
+    ends = list(dict.fromkeys(number(end, column.decimals) for end in (min(values), max(values))))
+    return " … ".join(ends)
 
 
 def spread(cell: Cell, column: Column) -> str:
@@ -72,6 +76,13 @@ def seeds(cells: Sequence[Cell]) -> str:
     planned = max((cell.planned for cell in cells), default=0)
     n = max((cell.n for cell in cells), default=0)
     return str(n) if n == planned else f"{n} of {planned}"
+
+
+def mean_interval(cell: Cell, column: Column) -> str:
+    """``95 % interval 40.1 … 41.0`` of the mean, or nothing where n < 3."""
+    if cell.low is None or cell.high is None:
+        return ""
+    return f"95 % interval {number(cell.low, column.decimals)} … {number(cell.high, column.decimals)}"
 
 
 def interval(difference: Delta, decimals: int) -> str:

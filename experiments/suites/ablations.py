@@ -106,8 +106,8 @@ def class_embedding(scale: str, dataset: str) -> Iterator[Row]:
 @suite(title="Position embedding of the learnable queries", baseline="mask2former,query_position=on")
 def query_position(scale: str, dataset: str) -> Iterator[Row]:
     """On as in Mask2Former, off as in the public MP-Former release: how much of a gap comes from it alone."""
-    yield from grid({"query_position": [True, False]}, common=MASK2FORMER, prefix="mask2former,")
-    yield from grid({"query_position": [True, False]}, common=MP_FORMER, prefix="mp-former,")
+    yield from grid({"query_position": [True, False]}, common=MASK2FORMER, prefix="mask2former,", title="Mask2Former")
+    yield from grid({"query_position": [True, False]}, common=MP_FORMER, prefix="mp-former,", title="MP-Former")
 
 
 @suite(title="Poly against step schedule", baseline="mask2former,poly")

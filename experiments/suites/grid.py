@@ -14,12 +14,14 @@ def grid(
     *,
     common: Mapping[str, Any] | None = None,
     prefix: str = "",
+    title: str = "",
     not_applicable: str = "",
 ) -> list[Row]:
     """Return a row per combination of the axes' values, the last axis varying fastest.
 
     An axis is a toggle's name, any dotted configuration key, or ``seed``, which gives each row those seeds instead of
-    multiplying rows. ``common`` changes hold for every row. Names read ``point_noise=0.2,flip_noise=0``.
+    multiplying rows. ``common`` changes hold for every row. Names read ``point_noise=0.2,flip_noise=0``, with
+    ``prefix`` before them; labels ``point noise 0.2, flip noise 0``, with ``title`` (else the prefix) before them.
     Raises UserError for an unknown axis or an empty one.
     """
     keys = {_key(axis): values for axis, values in axes.items()}
@@ -31,7 +33,8 @@ def grid(
     for values in itertools.product(*keys.values()):
         changes = dict(zip(keys, values, strict=True))
         name = prefix + ",".join(f"{_short(key)}={_text(value)}" for key, value in changes.items())
-        rows.append(Row(name, _label(changes), {**(common or {}), **changes}, not_applicable, seeds))
+        label = ", ".join(filter(None, (title or prefix.strip(" ,"), _label(changes))))
+        rows.append(Row(name, label, {**(common or {}), **changes}, not_applicable, seeds))
     return rows
 
 

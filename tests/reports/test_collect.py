@@ -1,6 +1,8 @@
 """Store → tables: what a cell says in every state a run can be in."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from reports.collect import SuiteReport, collect, records, tick
 from reports.formats import render
 from reports.model import Cell, Kind, grouped
 from reports.runs import FAILURES, Reader
+from tests.reports.conftest import LIVE
 from tests.support.present import present
 
 Gather = Callable[..., SuiteReport]
@@ -80,7 +83,7 @@ def test_fewer_seeds_than_planned_are_said(gather: Gather) -> None:
 def test_running_seed_shows_its_probe_and_iteration(gather: Gather) -> None:
     report = gather("components")
     found = cell(report, "guided", "AP")
-    assert (found.kind, found.n, found.short) == (Kind.PARTIAL, 0, "800/1200")
+    assert (found.kind, found.n, found.short) == (Kind.PARTIAL, 0, "probe 800/1200")
     assert found.has_number
     assert "seed 0: iteration 800 of 1200" in found.reason
     assert "probe on a few images at iteration 800" in found.reason
@@ -119,6 +122,78 @@ def test_an_evaluation_at_another_threshold_is_stale_and_says_so(gather: Gather,
     assert "stale: made with threshold 0.8" in found.reason
 
 
+def log_probe(store: Path, row: str, seed: int, iteration: int) -> None:
+    """One more run of the row that trains: it has logged this iteration, and its last probe 290 before."""
+    source = next((store / "runs").glob(f"{LIVE}*"))
+    run_id = f"{source.name}-{seed}"
+    shutil.copytree(source, store / "runs" / run_id)
+    path = store / "runs" / run_id / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"run_id": run_id, "seed": seed}))
+    lines = [json.loads(line) for line in (store / "runs" / run_id / "metrics.jsonl").read_text().splitlines()]
+    kept = [line for line in lines if line["kind"] == "train" and line["iteration"] <= iteration]
+    probe = next(line for line in lines if line["kind"] == "evaluation") | {"iteration": iteration - 290}
+    text = "\n".join(json.dumps(line) for line in [*kept, probe, kept[-1] | {"iteration": iteration}])
+    (store / "runs" / run_id / "metrics.jsonl").write_text(text + "\n")
+    record = json.loads((store / "suites" / "components@mini.json").read_text())
+    rows = {each["name"]: each for each in record["rows"]}
+    rows[row]["runs"][seed] |= {"run_id": run_id}
+    (store / "suites" / "components@mini.json").write_text(json.dumps(record))
+
+
+def test_probes_say_their_own_iteration_and_enter_no_mean(gather: Gather, store: Path) -> None:
+    log_probe(store, "guided", 1, 640)
+    found = cell(gather("components"), "guided", "AP")
+    assert (found.kind, found.n, found.mean, len(found.values)) == (Kind.PARTIAL, 0, None, 2)
+    assert found.short == "probe 350 … 800/1200", "not the iterations that the runs have reached"
+    assert "at iteration 350, 800" in found.reason
+    low, high = sorted(value.value for value in found.values)
+    column = gather("components").table.columns[0]
+    assert text.mean(found, column) == f"{low:.1f} … {high:.1f}"
+
+
+def test_what_does_not_count_never_looks_like_a_result(gather: Gather) -> None:
+    """Wherever a page prints the number of a seed or a row, it is marked as what it is."""
+    report = gather("components")
+    page = pages.suite_page(report, (), None) + str(pages.card(report.table))
+    printed = re.findall(r'<span class="number (\w+)(?: best)?"><span class="num">([^<]*)', page)
+    assert len(printed) > 80
+    for row in report.table.rows:
+        for found, column in zip(row.cells, report.table.columns, strict=True):
+            shown = (
+                {(str(found.kind), text.mean(found, column) + text.flags(found))}
+                if found.n or not found.values
+                else set()
+            )
+            shown |= {(str(found.value_kind), text.number(v.value, column.decimals + 1)) for v in found.values}
+            assert shown <= set(printed), (row.name, column.key)
+    stray = re.sub(r"<(script|style|pre|svg).*?</\1>|<span class=\"number.*?</span></span>", "", page, flags=re.DOTALL)
+    for row in report.table.rows:
+        for found, column in zip(row.cells, report.table.columns, strict=True):
+            if found.kind in (Kind.STALE, Kind.VOID):
+                assert f">{text.mean(found, column)}<" not in stray
+
+
+def test_the_bar_fills_by_iterations(gather: Gather) -> None:
+    table = gather("components").table
+    shares = dict(table.trained)
+    counts = dict(table.progress)
+    assert shares["DONE"] == pytest.approx(counts["DONE"] / table.runs)
+    assert shares["RUNNING"] == pytest.approx(800 / 1200 / table.runs)
+    assert "PLANNED" not in shares
+    assert f"{table.percent:.0f} % of all iterations" in pages.suite_page(gather("components"), (), None)
+
+
+def test_rows_that_share_a_label_are_told_apart(gather: Gather, store: Path) -> None:
+    path = store / "suites" / "components@mini.json"
+    record = json.loads(path.read_text())
+    for row in record["rows"][1:3]:
+        row["label"] = "point noise 0.2"
+    path.write_text(json.dumps(record))
+    labels = [row.label for row in gather("components").table.rows]
+    assert len(set(labels)) == len(labels)
+    assert labels[1] == f"point noise 0.2 ({record['rows'][1]['name']})"
+
+
 def test_void_alone_is_a_void_cell(gather: Gather, store: Path) -> None:
     record = json.loads((store / "suites" / "components@mini.json").read_text())
     row = next(row for row in record["rows"] if row["name"] == "point-noise")
@@ -145,9 +220,11 @@ def test_mixed_commits_are_flagged(gather: Gather) -> None:
 
 def test_metric_that_does_not_apply_says_why(gather: Gather) -> None:
     report = gather("headline", "nuclei")
-    found = cell(report, "mp-former", "PQ")
+    assert "PQ" not in [column.key for column in report.table.columns], "n/a everywhere: a note instead of a column"
+    assert any(n.text.startswith("PQ: does not apply: nuclei has one class") for n in report.table.footnotes)
+    asked = gather("headline", "nuclei", columns=["AP", "PQ"])
+    found = cell(asked, "mp-former", "PQ")
     assert (found.kind, found.reason) == (Kind.MISSING, "does not apply: nuclei has one class and no stuff")
-    assert any(n.text.startswith("PQ: does not apply") for n in report.table.footnotes)
 
 
 def test_one_seed_says_no_significance(gather: Gather) -> None:
@@ -189,7 +266,7 @@ def test_equal_numbers_are_best_of_nothing(gather: Gather, store: Path) -> None:
         content = json.loads(path.read_text())
         content["metrics"] = {"AP": 0.0, "mIoU-L": None}
         path.write_text(json.dumps(content))
-    report = gather("headline", "nuclei")
+    report = gather("headline", "nuclei", columns=["AP", "mIoU-L", "Util"])
     assert not any(row.cells[0].best for row in report.table.rows)
     assert "nothing is left to average over" in cell(report, "mp-former", "mIoU-L").reason
     assert cell(report, "mp-former", "Util").reason == "Util was not measured"

@@ -13,8 +13,10 @@ import pytest
 
 from mpformer.config.dotted import put
 from mpformer.runtime.errors import UserError
-from reports import paper_numbers
+from reports import pages, paper_numbers
+from reports.build import _with_published
 from reports.collect import SuiteReport
+from reports.formats import render
 from reports.paper_numbers import FIELDS, Number, beside, outside, read, schedule_name
 
 Gather = Callable[..., SuiteReport]
@@ -86,7 +88,6 @@ def test_the_committed_file_holds_every_known_number() -> None:
         ({"tolerance": "-1"}, "line 2: tolerance -1 is negative"),
         ({"source": ""}, "line 2: source is empty; write `not stated`"),
         ({"task": "detection"}, "line 2: unknown task 'detection'; valid: instance"),
-        ({"dataset": "lvis"}, "line 2: unknown dataset 'lvis'; valid: coco"),
     ],
 )
 def test_a_bad_line_is_one_clear_message(tmp_path: Path, change: dict[str, str], message: str) -> None:
@@ -213,6 +214,59 @@ def test_outside_is_what_the_check_fails_on(gather: Gather) -> None:
     lines = outside([("headline@paper", published)])
     assert len(lines) == 1
     assert lines[0].startswith("headline@paper: MP-Former, AP (value): ours 15.7 (n = 3), published 60.0")
+
+
+def test_comparable_numbers_stand_in_the_table(gather: Gather) -> None:
+    lines = [number(), number(value=15.7, source="another"), number(value=2.0, kind="delta"), number(schedule="12ep")]
+    report = paper_report(gather)
+    table = replace(report.table, published=beside(report, lines)[0])
+    assert table.published_in == {("mp-former", "AP"): "15.6; 15.7; Δ +2.0"}
+    assert table.published_columns == ("AP",)
+    assert sum(width for _, width in table.groups_with_published) == len(table.columns) + 1
+    markdown = render(table, "md")
+    assert "| published |" in markdown
+    assert markdown.index("<details>") > markdown.index("15.6; 15.7; Δ +2.0")
+    assert "15.6; 15.7; Δ +2.0" in render(table, "csv")
+    page = pages.suite_page(replace(report, table=table), (), None)
+    assert '<td class="published">15.6; 15.7; Δ +2.0</td>' in page
+    assert page.index("1 published number that ours may not be compared with") > page.index("Published beside ours")
+    assert not any(item.comparable for item in beside(gather("headline"), lines)[0]), "never at scale mini"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"row": "MP-Fromer"}, "unknown row or method 'mp-fromer'; nearest: mp-former"),
+        ({"backbone": "R-50"}, "unknown backbone 'R-50'; nearest: R50"),
+        ({"dataset": "ade20"}, "unknown dataset 'ade20'; nearest: ade20k"),
+        ({"kind": "suite", "words": "headlines", "value": None}, "unknown suite 'headlines'; nearest: headline"),
+    ],
+)
+def test_a_line_that_no_suite_can_meet_is_a_warning(change: dict[str, Any], said: str) -> None:
+    (warning,) = paper_numbers.warnings([number(), number(**change)])
+    assert said in warning
+    assert warning.startswith("paper_numbers.csv, line 2: ")
+
+
+def test_the_committed_file_has_no_name_that_no_suite_has() -> None:
+    assert paper_numbers.warnings(read()) == []
+
+
+def test_which_lines_meet_which_suites() -> None:
+    first, last, column = paper_numbers.met([number(), number(schedule="12ep"), number(metric="PQ_thing")])
+    assert "coco-panoptic" in first
+    assert "not comparable: schedule 12ep, ours 100ep" not in last
+    assert "no suite has a column 'PQ_thing'; nearest: PQ_th" in column
+
+
+def test_a_suite_is_numbered_as_soon_as_the_file_says_so(gather: Gather, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _with_published(gather("headline")).table.paper_table == ""
+    line = number(table="Table 4", kind="suite", value=None, words="headline")
+    monkeypatch.setattr(paper_numbers, "read", lambda: (line,))
+    report = _with_published(gather("headline"))
+    assert report.table.paper_table == "Table 4"
+    assert report.table.published == ()
+    assert "paper table <b>Table 4</b>" in pages.suite_page(report, (), None)
 
 
 def test_schedule_names() -> None:
