@@ -122,7 +122,9 @@ def visualize(
 
     if everywhere and worst is None:
         raise UserError("--everywhere says where to look for the worst objects: give --worst N too")
-    found = [visualizing.newest_evaluation(Store(root).find(name)) for name in (run, run2) if name is not None]
+    store = Store(root)
+    names = [store.find(name).run_id for name in (run, run2) if name is not None]
+    found = [visualizing.newest_evaluation(store.reading(name)) for name in names]
     visualizing.check_comparable(found)
     chosen = visualizing.chosen_images(found, images, worst if everywhere else None)
     visualizing.complete(found, chosen, data_root)

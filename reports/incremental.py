@@ -25,13 +25,20 @@ def fingerprint(record: SuiteRecord, store: Store, options: Sequence[object]) ->
     """A digest of a suite's record, the files of its runs, the code of the reports, and how they are asked for."""
     folders = sorted({run.run_id for _, run in record.runs()})
     parts: list[object] = [record, list(options)]
-    parts += [_files(store.run(name).path) for name in folders]
+    parts += [_files(run.path) or _file(run.archive) for run in map(store.run, folders)]
     parts += [_files(Path(str(module)).parent) for module in (__file__, analysis.__file__)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _files(folder: Path) -> list[tuple[str, int, int]]:
     return sorted(_walk(str(folder)))
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    try:
+        return path.stat().st_mtime_ns, path.stat().st_size
+    except OSError:
+        return None
 
 
 def _walk(folder: str) -> Iterator[tuple[str, int, int]]:

@@ -73,7 +73,7 @@ def repeat_row(record: SuiteRecord, row: RowRuns) -> str:
 
 def _launch(record: SuiteRecord, row: RowRuns, view: RunView) -> list[str]:
     """The launch of a row into a store of its own, since the run's store has the runs already."""
-    root = view.directory.path.parents[1].resolve()
+    root = view.directory.root.resolve()
     words = ["mpformer", "launch", record.suite]
     if record.file and not record.package:
         words += ["--suites", str(root / record.file)]

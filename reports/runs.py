@@ -251,7 +251,7 @@ class Reader:
         """The run at this evaluation setting, ``wanted`` where it is known, with its standing."""
         key = (run_id, eval_id)
         if key not in self._views:
-            bare = RunView(seed, eval_id, self.store.run(run_id), wanted=wanted or {})
+            bare = RunView(seed, eval_id, self.store.reading(run_id), wanted=wanted or {})
             self._views[key] = replace(bare, standing=standing(bare, self.queued, self.placements))
         return self._views[key]
 

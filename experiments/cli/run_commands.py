@@ -1,4 +1,4 @@
-"""Commands about single runs: ``logs``, ``void``, ``diff``, ``compare``, ``reevaluate``, ``prune``, ``import-runs``."""
+"""Commands about single runs: ``logs``, ``void``, ``diff``, ``compare``, ``reevaluate``, ``prune``, ``archive`` …"""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,7 +29,7 @@ def logs(run: str, follow: bool, attempt: int | None, job: bool, root: Path) -> 
     from experiments.store.run_dir import Store
 
     store = Store(root)
-    found = store.find(run)
+    found = store.reading(store.find(run).run_id)
     if job:
         text = job_log(store, found)
         if not text:
@@ -51,6 +51,7 @@ def void(run: str, reason: str, root: Path) -> None:
     if not reason.strip():
         raise UserError("--reason is shown wherever the run's number was: give one")
     found = Store(root).find(run)
+    found.unpack()
     found.declare_void(reason)
     click.echo(f"{found.run_id} is void: {reason}")
 
@@ -66,7 +67,7 @@ def diff(first: str, second: str, root: Path, as_json: bool) -> None:
     from experiments.store.run_dir import Store
 
     store = Store(root)
-    found = differences.difference(store.find(first), store.find(second))
+    found = differences.difference(*(store.reading(store.find(name).run_id) for name in (first, second)))
     if as_json:
         return print_json(found)
     if not found:
@@ -88,7 +89,8 @@ def compare(run: str, run2: str, metric: str, resamples: int, as_json: bool, roo
     from experiments.runs import comparing, visualizing
     from experiments.store.run_dir import Store
 
-    found = [visualizing.newest_evaluation(Store(root).find(name)) for name in (run, run2)]
+    store = Store(root)
+    found = [visualizing.newest_evaluation(store.reading(store.find(name).run_id)) for name in (run, run2)]
     visualizing.check_comparable(found)
     test = comparing.bootstrap(found[0], found[1], metric, resamples)
     if as_json:
@@ -191,6 +193,30 @@ def prune(runs: tuple[str, ...], dry_run: bool, yes: bool, root: Path, as_json: 
         click.echo(f"removed {pruning.remove(leavings, store)} of {len(leavings)} things: {total}", err=as_json)
     else:
         click.echo(f"{total} could go; nothing was removed: --yes does that", err=as_json)
+
+
+@cli.command()
+@click.argument("suite")
+@scale_options
+@click.option("--unpack", is_flag=True, help="The other way round: archived runs become directories again.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@root_option
+@json_option
+def archive(
+    suite: str, scale: str, dataset: str | None, unpack: bool, dry_run: bool, root: Path, as_json: bool
+) -> None:
+    """Pack each finished run of SUITE into one file; report, status and import-runs read it as before."""
+    from experiments.runs import archiving
+    from experiments.status import suite_view
+    from experiments.store.run_dir import Store
+
+    records = suite_view.chosen(root, suite, scale, dataset)
+    found = (archiving.unpack if unpack else archiving.archive)(Store(root), records, dry_run)
+    if as_json:
+        return print_json([asdict(one) for one in found])
+    for one in found:
+        click.echo(f"{one.what:<17} {one.run_id}{f': {one.reason}' if one.reason else ''}")
+    return click.echo(f"{sum(one.what != 'kept' for one in found)} of {len(found)} runs")
 
 
 @cli.command("import-runs")

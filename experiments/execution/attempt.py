@@ -103,6 +103,10 @@ def run_attempt(
     """
     run = Store(root).run(run_id)
     config = _checked(run, config)
+    if run.packed:
+        if not options.anew and complete(run, stage, config):
+            return Ending(Outcome.SKIPPED, detail="nothing is left to do")
+        run.unpack()
     if not current_rank().main:
         return follow(run, config, stage, options, runner or Model())
     try:

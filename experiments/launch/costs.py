@@ -241,7 +241,7 @@ def _survey(store: Store) -> _Survey:
             if key := _stored_key(run, config, keys):
                 samples.setdefault(key, []).append(_sample(run, trained, profile_of(launch or _launch(run))))
             alike = runs.setdefault(_kind(config), []) if not launch else []
-            if not launch and len(alike) < SAMPLE and _evaluated(run):
+            if not launch and len(alike) < SAMPLE and not run.packed and _evaluated(run):
                 alike.append(run)
     return _Survey(samples, runs)
 

@@ -6,13 +6,15 @@ place and renamed, results and all; a run that is here already, planned and unto
 
 import errno
 import shutil
+import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.status import usage
-from experiments.store import claims
+from experiments.store import archive, claims
 from experiments.store.identity import SCHEME, run_id
+from experiments.store.records import RecordError
 from experiments.store.run_dir import RESULT, RUN, TRAINED, RunDir, Store
 from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
@@ -40,6 +42,18 @@ def import_runs(store: Store, other: Store, dry_run: bool = False) -> list[Impor
 
 
 def _import(store: Store, run: RunDir, dry_run: bool) -> Imported:
+    if not run.packed:
+        return _taken_over(store, run, dry_run)
+    with tempfile.TemporaryDirectory(prefix="mpformer.") as folder:
+        copy = RunDir(Path(folder, run.run_id), run.path)
+        try:
+            archive.unpack(run.archive, copy.path)
+        except RecordError as error:
+            return Imported(run.run_id, "refused", str(error))
+        return _taken_over(store, copy, dry_run)
+
+
+def _taken_over(store: Store, run: RunDir, dry_run: bool) -> Imported:
     problem = check(run)
     if problem:
         return Imported(run.run_id, "refused", problem)
@@ -92,6 +106,8 @@ def check(run: RunDir) -> str:
 
 def _touched(run: RunDir) -> bool:
     """Whether anything but a plan is here."""
+    if run.packed:
+        return True
     names = {path.name for path in run.path.iterdir()} if run.path.exists() else set()
     return bool(names - {RUN, "claims", "reservations"}) or bool(claims.highest(run.path / "claims"))
 

@@ -38,11 +38,12 @@ def find(store: Store, named: Sequence[RunDir] = ()) -> tuple[list[Leaving], lis
     """
     busy = _busy(store)
     kept = [f"{run.run_id} is kept: something works on it or is going to" for run in named if run.run_id in busy]
-    found = [_leaving(run.path, "you named it") for run in named if run.run_id not in busy]
-    gone = {run.run_id for run in named}
+    gone = [run.archive if run.packed else run.path for run in named if run.run_id not in busy]
+    found = [_leaving(path, "you named it") for path in gone]
     for run in store.runs():
-        if run.run_id not in gone and run.run_id not in busy:
+        if run not in named and run.run_id not in busy:
             found += _of_run(run)
+    found += [_leaving(path, _TORN) for path in (store.root / "runs").glob(".*") if _age(path) > OLD]
     found += _of_launches(store, busy)
     return found, kept
 
@@ -101,13 +102,16 @@ def _of_run(run: RunDir) -> Iterator[Leaving]:
     yield from _torn(run.path)
 
 
+_TORN = "half-written by a process that is gone"
+
+
 def _torn(folder: Path) -> Iterator[Leaving]:
     """Files that somebody was writing when they died."""
     for at, _, names in os.walk(folder):
         for name in names:
             path = Path(at) / name
             if name.startswith(".") and name != ".reserve" and _age(path) > OLD:
-                yield _leaving(path, "half-written by a process that is gone")
+                yield _leaving(path, _TORN)
 
 
 def _age(path: Path) -> float:

@@ -42,8 +42,12 @@ def chosen(runs: Sequence[RunDir], overrides: Sequence[tuple[str, Any]], base: d
 
 
 def check(chosen: Sequence[Evaluation], data_root: Path) -> None:
-    """Raise UserError unless every run can be scored here: its data, its weights, and nobody at work on it."""
+    """Raise UserError unless every run can be scored here: its data, its weights, and nobody at work on it.
+
+    Archived ones are unpacked.
+    """
     for one in chosen:
+        one.run.unpack()
         if one.run.void_file.exists():
             raise UserError(f"{one.run.run_id} is void: `mpformer launch` does it again")
         missing = datasets.resolve(one.config, data_root)[1].missing

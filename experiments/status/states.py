@@ -222,7 +222,7 @@ class _Last:
         """What the logs tell of its end: its own, unless it said itself how it ended, and its job's."""
         ours = self.attempt is not None and (placement is None or (self.of(placement) and self.record.silent))
         log = self.attempt.log if self.attempt is not None and ours else None
-        store = self.run.path.parent.parent
+        store = self.run.root
         return failures.read((log, scheduler.log_of(store, placement) if placement is not None else None))
 
 
@@ -269,7 +269,7 @@ def _gone(last: _Last, placement: Placement) -> RunState | None:
         if placement.time - placement.submission.created < SUBMISSION_SECONDS:
             return last.state(State.QUEUED, "being submitted", job=placement.element, live=True)
         return None  # the launcher died before it reached Slurm
-    if scheduler.log_of(last.run.path.parent.parent, placement) is None:
+    if scheduler.log_of(last.run.root, placement) is None:
         detail = f"job {placement.element} left the queue before it began: it was cancelled while it waited"
         return last.state(State.CANCELLED, detail, job=placement.element)
     found = last.failure(placement)

@@ -72,7 +72,7 @@ def used_by(run: RunDir) -> Used | None:
 def _jobs(run: RunDir) -> Jobs:
     """The accounted jobs of a run, of all its launches."""
     found: dict[str, Mapping[str, Any]] = dict(record.read(run.path).jobs)
-    for path in sorted((run.path.parents[1] / "launches").glob(f"*/{FILE}")):
+    for path in sorted((run.root / "launches").glob(f"*/{FILE}")):
         with contextlib.suppress(OSError):
             found |= _by_run(path, path.stat().st_mtime_ns).get(run.run_id, {})
     return found

@@ -5,17 +5,20 @@ was started. Nothing here imports torch, and reading never writes.
 """
 
 import contextlib
+import functools
+import hashlib
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from experiments.store import records
+from experiments.store import archive, records
 from experiments.store.attempt_dir import AttemptDir
 from experiments.store.files import is_finite, names_in, read_json, write_json, write_text
-from experiments.store.records import Record, RecordError
+from experiments.store.records import R, Record, RecordError
 from experiments.store.suite_record import SuiteRecord
 from mpformer.runtime.errors import UserError
 
@@ -106,6 +109,42 @@ class RunDir:
     """One run's directory."""
 
     path: Path
+    place: Path | None = None
+    """Its place in the store, where ``path`` is a copy that was unpacked for reading."""
+
+    @property
+    def root(self) -> Path:
+        """Root of the store that it is in."""
+        return (self.place or self.path).parents[1]
+
+    @property
+    def archive(self) -> Path:
+        """The file that it is packed into, if it is (:mod:`experiments.store.archive`)."""
+        return self.path.with_name(f"{self.run_id}{archive.SUFFIX}")
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is an archive alone."""
+        return not self.path.exists() and self.archive.exists()
+
+    def pack(self, without: Collection[Path] = ()) -> None:
+        """Put its files but for these into an archive in its place; raises OSError."""
+        archive.pack(self.path, self.archive, without)
+
+    def unpack(self) -> None:
+        """Put a directory in the place of its archive, if it is packed; raises RecordError for a damaged one."""
+        if self.packed:
+            archive.unpack(self.archive, self.path)
+            self.archive.unlink(missing_ok=True)
+
+    def _sound(self, kind: type[R], file: Path) -> R | None:
+        """A record out of its directory, or else out of its archive; None if it is missing or damaged."""
+        return records.load_sound(kind, file) or self._packed_record(kind, file)
+
+    def _packed_record(self, kind: type[R], file: Path) -> R | None:
+        name = file.relative_to(self.path).as_posix()
+        content = archive.read(self.archive, name)
+        return None if content is None else records.decode(kind, content, f"{self.archive}: {name}")
 
     @property
     def run_id(self) -> str:
@@ -129,7 +168,7 @@ class RunDir:
 
     def exists(self) -> bool:
         """Whether the run has been planned into the store."""
-        return self._file.exists()
+        return self._file.exists() or self.archive.exists()
 
     def create(self, config: "Config", row: str) -> None:
         """Write ``run.json`` unless it is there, sound: it is immutable."""
@@ -147,14 +186,14 @@ class RunDir:
 
     def record(self) -> RunRecord:
         """Return what the run is; raises RecordError if that is missing or damaged."""
-        record = records.load(RunRecord, self._file)
+        record = records.load(RunRecord, self._file) or self._packed_record(RunRecord, self._file)
         if record is None:
             raise RecordError(f"{self._file} is missing: {RunRecord.remedy}")
         return record
 
     def sound_record(self) -> RunRecord | None:
         """The same, None if it is missing or damaged; raises RecordError for a newer one."""
-        return records.load_sound(RunRecord, self._file)
+        return self._sound(RunRecord, self._file)
 
     def config(self) -> "Config":
         """Return the run's full configuration."""
@@ -193,7 +232,7 @@ class RunDir:
 
     def trained(self) -> Trained | None:
         """Return how it was trained, if the train stage is complete."""
-        trained = records.load_sound(Trained, self.trained_file)
+        trained = self._sound(Trained, self.trained_file)
         return trained if trained is not None and trained.weights_sha256 else None
 
     @property
@@ -248,7 +287,7 @@ class RunDir:
 
     def result(self, eval_id: str) -> Result | None:
         """Return the result if it is valid, complete and finite: the run is then DONE for this setting."""
-        result = records.load_sound(Result, self.evaluation(eval_id) / RESULT)
+        result = self._sound(Result, self.evaluation(eval_id) / RESULT)
         return result if result is not None and result.valid(self.run_id, eval_id) else None
 
     def write_result(self, result: Result, folder: Path | None = None) -> None:
@@ -268,6 +307,22 @@ class RunDir:
         records.save(self.cancel_file, CancelRequest(time.time()))
 
 
+@functools.cache
+def _copy(packed: Path) -> RunDir:
+    """An archive's copy for this process, without checkpoints; it goes with the process."""
+    if not _COPIES:
+        _COPIES.append(tempfile.TemporaryDirectory(prefix="mpformer."))
+    place = packed.with_name(packed.name.removesuffix(archive.SUFFIX))
+    copy = Path(_COPIES[0].name, hashlib.sha256(str(packed.absolute()).encode()).hexdigest()[:8], place.name)
+    copy.parent.mkdir()
+    archive.unpack(packed, copy, without=("checkpoints",))
+    return RunDir(copy, place)
+
+
+_COPIES: list[tempfile.TemporaryDirectory[str]] = []
+"""Where copies are, once there is one."""
+
+
 @dataclass(frozen=True)
 class Store:
     """A store of runs under ``root``."""
@@ -279,13 +334,25 @@ class Store:
         return RunDir(self.root / "runs" / run_id)
 
     def runs(self) -> Iterator[RunDir]:
-        """Yield every run, in the order of names."""
-        for name in sorted(names_in(self.root / "runs")):
-            yield self.run(name)
+        """Yield every run, packed ones too, in the order of names."""
+        return map(self.run, self._names())
+
+    def _names(self) -> list[str]:
+        return sorted({name.removesuffix(archive.SUFFIX) for name in names_in(self.root / "runs")})
+
+    def reading(self, run_id: str) -> RunDir:
+        """Return a run to read every file of but checkpoints; a packed one is unpacked for this process alone.
+
+        One whose archive is damaged is returned as it is: its records then say so.
+        """
+        run = self.run(run_id)
+        with contextlib.suppress(RecordError):
+            return _copy(run.archive) if run.packed else run
+        return run
 
     def find(self, text: str) -> RunDir:
         """Return the one run whose id is, ends with or starts with ``text``; raises UserError with the candidates."""
-        names = sorted(names_in(self.root / "runs"))
+        names = self._names()
         found = [n for n in names if n == text] or [n for n in names if n.endswith(text) or n.startswith(text)]
         if len(found) == 1:
             return self.run(found[0])

@@ -143,7 +143,7 @@ def one_pass(mirror: "Mirror", store: Store, uri: str) -> Summary:
     where = places(store)
     queued = queued_runs(store)
     sent, damaged, count = mirror.sent, mirror.damaged, 0
-    for run in (run for run in store.runs() if run.exists()):
+    for run in (run for run in store.runs() if run.exists() and not run.packed):
         place = where.get(run.run_id) or Place(f"{run.record().config['dataset']['name']}/unlisted", {})
         if not mirror.settled(run, place):
             mirror.run(run, place, status(run, queued))

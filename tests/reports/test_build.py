@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from experiments.runs import archiving
+from experiments.store.run_dir import Store
 from experiments.store.suite_record import SuiteRecord
 from mpformer.runtime.errors import UserError
 from reports import figures, incremental
@@ -184,3 +186,20 @@ def test_a_format_of_figures_alone_draws_them_and_writes_no_page(store: Path) ->
     written = {path.name for path in build(["headline"], store, dataset="nuclei", formats=["png"])}
     assert {"layers.png", "layers.svg", "layers.csv"} <= written
     assert not any(name.endswith((".html", ".pdf")) for name in written)
+
+
+def test_a_report_of_archived_runs_is_the_same(store: Path, blank_figures: None) -> None:
+    def tables() -> list[str]:
+        build(["headline"], store, formats=LIGHT)
+        folder = store / "reports" / "headline@mini"
+        runs = sorted(path.name for path in (folder / "runs").iterdir())
+        return [(folder / name).read_text() for name in ("table.md", "table.json", "macros.tex")] + runs
+
+    before = tables()
+    opened = Store(store)
+    record = opened.suites()["headline@mini"]
+    packed = [one for one in archiving.archive(opened, [record]) if one.what == "archived"]
+    assert packed
+    assert not any((store / "runs" / one.run_id).exists() for one in packed)
+    assert tables() == before
+    assert not any((store / "runs" / one.run_id).exists() for one in packed), "reading unpacks nothing in its place"

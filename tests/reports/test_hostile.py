@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from reports.build import FILES, build, check
+from reports.build import build, check
+from reports.formats import TABLES
 
 NASTY = (
     "<script>alert(1)</script> \\input{/etc/passwd} ${PATH} $(id) \x1b[31mred\x1b[0m \u202e "
@@ -74,7 +75,7 @@ def rename(store: Path, run: Path) -> None:
 @pytest.fixture(scope="module")
 def written(hostile: Path, shared_blank_figures: None) -> dict[Path, str]:
     """Every text file of the report, by path."""
-    paths = build([], hostile, formats=(*FILES, "html"))
+    paths = build([], hostile, formats=(*TABLES, "html"))
     return {path: path.read_text() for path in paths}
 
 
