@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("--smoke", is_flag=True, help="First one short run a row; the arrays of jobs wait until all went well.")
 @click.option("--dry-run", is_flag=True, help="Print the batch scripts; submit and write nothing.")
 @click.option("--new", is_flag=True, help="Only runs that were never begun: what failed or was stopped is left alone.")
+@click.option("--forget-nodes", is_flag=True, help="Let jobs begin again on nodes on which the suite's starts died.")
 @click.option("--mlflow/--no-mlflow", "mirror", default=True, help="Mirror the runs to MLflow in the background.")
 @click.option(
     "--inline", "inline_", is_flag=True, help="Execute one run (--row, --seed) in this process, for a debugger."
@@ -52,6 +53,7 @@ def launch(
     smoke: bool,
     dry_run: bool,
     new: bool,
+    forget_nodes: bool,
     mirror: bool,
     inline_: bool,
     **asked: Any,
@@ -77,9 +79,12 @@ def launch(
     if inline_:
         return _inline(resolved, store, data_root)
     if isinstance(where, SlurmProfile):
+        if forget_nodes:
+            _forget_nodes(resolved, store, where)
         return _submit(resolved, store, data_root, on, where, smoke)
-    if smoke:
-        raise UserError("--smoke is for jobs in a queue; give a Slurm profile: --on PROFILE")
+    if smoke or forget_nodes:
+        flag = "--smoke" if smoke else "--forget-nodes"
+        raise UserError(f"{flag} is for jobs in a queue; give a Slurm profile: --on PROFILE")
     return _start_here(resolved, store, data_root, where, bool(asked["detach"]), mirror=mirror)
 
 
@@ -149,6 +154,13 @@ def _submit(
     if done.problem:
         click.echo(f"mpformer: {done.problem}; what was not queued starts with the next launch", err=True)
     return 1 if done.problem else 0
+
+
+def _forget_nodes(resolved: "Plan", store: "Store", profile: "SlurmProfile") -> None:
+    from experiments.slurm import submission
+
+    count = submission.forget_nodes(resolved, store, profile.exclude)
+    click.echo(f"{count} waiting jobs may begin on any node of theirs again")
 
 
 def _start_here(

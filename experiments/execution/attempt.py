@@ -7,6 +7,7 @@ the final weights, ``result.json`` after everything else of an evaluation.
 import contextlib
 import logging
 import os
+import socket
 import sys
 import time
 import traceback
@@ -18,6 +19,7 @@ from typing import Any, Literal, Protocol
 from experiments.execution import provenance
 from experiments.execution.capture import captured
 from experiments.execution.signals import Noted
+from experiments.status import failures
 from experiments.store import claims
 from experiments.store.attempt_dir import AttemptRecord, Ending, FailureClass, Outcome, Stop, StopReason
 from experiments.store.files import append_json, sync
@@ -438,7 +440,16 @@ def failure(error: BaseException, attempt: int = 0) -> Ending:
     line = " ".join(str(error).split())[:500] or type(error).__name__
     if isinstance(error, RunFailure):
         return Ending(Outcome.FAILED, FailureClass.of(error.failure_class), line, attempt)
-    return Ending(Outcome.FAILED, _failure_class(error), f"{type(error).__name__}: {line}", attempt)
+    kind = _failure_class(error)
+    if kind is FailureClass.ERROR and failures.classify(line).kind is FailureClass.GPU:
+        return gpu_failure(line, attempt)
+    return Ending(Outcome.FAILED, kind, f"{type(error).__name__}: {line}", attempt)
+
+
+def gpu_failure(line: str, attempt: int) -> Ending:
+    """Return the ending that an error of a GPU means: the attempt is lost, by no fault of the run's, on this node."""
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return Ending(Outcome.LOST, FailureClass.GPU, f"{line} (on {node})", attempt)
 
 
 def _failure_class(error: BaseException) -> FailureClass:

@@ -22,6 +22,9 @@ FAILED = 81
 AGAIN = 82
 """Exit code of a job that is to be queued again: its run is checkpointed, or its attempt was killed."""
 
+BROKEN = 83
+"""Exit code of a job whose GPU failed: not the run's doing, as any code that is not named here."""
+
 DEATHS = "MPFORMER_DEATHS"
 """Variable that names the file of deaths."""
 

@@ -36,12 +36,14 @@ from experiments.execution.attempt import (
     Runner,
     Stage,
     complete,
+    gpu_failure,
     own_attempt,
     this_start,
 )
 from experiments.execution.worker import Child, Task
-from experiments.slurm.batch_shell import AGAIN, FAILED
+from experiments.slurm.batch_shell import AGAIN, BROKEN, FAILED
 from experiments.slurm.inside_job import deaths, last_words, oom_kills, said_by_slurm, seconds, time_left
+from experiments.status import failures
 from experiments.store import claims
 from experiments.store.attempt_dir import AttemptRecord, Ending, FailureClass, Outcome, RankFailure
 from experiments.store.run_dir import RunDir, Store
@@ -261,7 +263,9 @@ class _Main:
             self.early_deaths += 1
             early = self.early_deaths < MAX_DEATHS
             return Ending(Outcome.SKIPPED) if early else replace(ending, outcome=Outcome.FAILED)
-        ending = replace(ending, attempt=attempt)
+        told = failures.read([self.run_dir.attempt(attempt).log])
+        broken = ending.outcome is Outcome.LOST and told.kind is FailureClass.GPU
+        ending = gpu_failure(told.lines[-1], attempt) if broken else replace(ending, attempt=attempt)
         conclude(self.run_dir, ending)
         return ending
 
@@ -302,7 +306,7 @@ class _Main:
             self.run_dir.attempt(ending.attempt).add_event(
                 "REQUEUED", f"the job is to be queued again, with {left} left"
             )
-        sys.exit(AGAIN)
+        sys.exit(BROKEN if ending.failure_class is FailureClass.GPU else AGAIN)
 
     def _wait_for_the_end(self) -> None:
         end = time.monotonic() + END_SECONDS

@@ -27,11 +27,12 @@ from experiments.slurm.batches import Batch, Target, divide, without
 from experiments.slurm.job import SlurmJob
 from experiments.slurm.limits import Limits
 from experiments.slurm.report_job import ReportJob
-from experiments.status import scheduler
+from experiments.status import scheduler, slurm_client
 from experiments.status.slurm_client import SlurmError
 from experiments.store import journal
+from experiments.store.files import append_line
 from experiments.store.journal import BatchRun, Journal, Submission
-from experiments.store.launches import SLURM, LaunchDir, LaunchRecord, recorded
+from experiments.store.launches import FORGET, SLURM, LaunchDir, LaunchRecord, recorded, with_deaths
 from experiments.store.run_dir import Store
 from experiments.suites import catalogue, planning
 from experiments.suites.planning import Plan, PlannedRun
@@ -268,6 +269,23 @@ def _report_on_the_lost(plan: Plan, store: Store, data_root: Path, target: Targe
             report = Batch(1 + max(one.batch for one in batches), "report", (), (("afterany", tuple(ids)),))
             with contextlib.suppress(SlurmError):
                 _submit_one(work, target, report, ids, answer.cluster, book)
+
+
+def forget_nodes(plan: Plan, store: Store, exclude: str | None) -> int:
+    """Let the waiting jobs of the suite's launches begin on nodes again that they avoid; returns how many jobs.
+
+    ``exclude`` are the nodes that they avoid all the same, the profile's. Raises SlurmError.
+    """
+    whose, names = (plan.suite.name, plan.scale, plan.dataset), set()
+    for launched, about in with_deaths(store):
+        if (about.suite, about.scale, about.dataset) == whose:
+            names |= {one.name for one in journal.of_launch(store, launched.id).submissions()}
+            append_line(launched.deaths_file, FORGET)
+    jobs, _ = scheduler.live_elements(store, {run.run_id for run in plan.unique})
+    waiting = [job for job in jobs if job.waiting and job.name in names]
+    for job in waiting:
+        slurm_client.call("scontrol", "update", f"JobId={job.id}", f"ExcNodeList={exclude or ''}")
+    return len(waiting)
 
 
 PAUSES = (1.0, 3.0, 6.0, 12.0, 24.0)

@@ -30,6 +30,8 @@ _NO_REASON = "due to job requeue"
 _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("oom", ("out of memory", "outofmemoryerror", "memoryerror", "bad_alloc", "allocate memory")),
     ("oom", ("oom-kill", "oom_kill", "oom kill", "exceeded job memory limit", "exceeded memory limit")),
+    ("gpu", ("uncorrectable ecc", "nvrm: xid", "fallen off the bus", "nccl error", "unhandled cuda error")),
+    ("gpu", ("watchdog caught collective operation timeout", "no cuda-capable device", "cuda unknown error")),
     ("timeout", ("due to time limit", "timed-out too many times", "timed-out and not checkpointable")),
     ("node", ("due to node failure", "node_fail", "node failure", "boot fail")),
     (

@@ -16,6 +16,7 @@ from experiments.status import failures, notify, standing, usage
 from experiments.status.scheduler import Answer
 from experiments.status.standing import Standing
 from experiments.status.states import RunState, State
+from experiments.store import launches
 from experiments.store.files import side_by_side
 from experiments.store.metrics import evaluations, last_evaluation
 from experiments.store.records import RecordError
@@ -128,6 +129,8 @@ class SuiteView:
     answer: Answer | None
     """What Slurm answered; None where no unfinished run was ever given to it."""
     runs: tuple[RunLine, ...]
+    bad_nodes: Mapping[str, int] = field(default_factory=dict)
+    """Nodes that the suite's jobs avoid, with the number of starts that died there."""
 
     @property
     def name(self) -> str:
@@ -155,6 +158,7 @@ class SuiteView:
             "counts": self.counts,
             "scheduler": _plain_answer(self.answer),
             "left": vars(self.left),
+            "bad_nodes": dict(self.bad_nodes),
             "runs": [run.plain() for run in self.runs],
         }
 
@@ -230,7 +234,19 @@ def _view(store: Store, record: SuiteRecord, found: Standing) -> SuiteView:
     lines = (
         replace(run, left=_time_left(store, run, speeds), delta=delta) for run, delta in zip(runs, deltas, strict=True)
     )
-    return SuiteView(**{name: getattr(record, name) for name in _HEAD}, answer=found.answer, runs=tuple(lines))
+    head = {name: getattr(record, name) for name in _HEAD}
+    return SuiteView(**head, answer=found.answer, runs=tuple(lines), bad_nodes=_bad_nodes(store, record, found))
+
+
+def _bad_nodes(store: Store, record: SuiteRecord, found: Standing) -> dict[str, int]:
+    """The bad nodes of the suite's launches whose jobs Slurm still has."""
+    waiting = {run_id for (run_id, _), state in found.states.items() if state.live}
+    nodes: dict[str, int] = {}
+    for launched, about in launches.with_deaths(store):
+        ours = (about.suite, about.scale, about.dataset) == (record.suite, record.scale, record.dataset)
+        if ours and not waiting.isdisjoint(about.runs):
+            nodes |= launches.bad_nodes(launched.deaths_file)
+    return nodes
 
 
 def _line(store: Store, row: SuiteRow, run: SuiteRun, found: Standing) -> RunLine:

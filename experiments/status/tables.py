@@ -112,9 +112,15 @@ def text(view: SuiteView) -> str:
 
 
 def notes(views: Sequence[SuiteView]) -> list[str]:
-    """Return one line for each thing that Slurm did not answer."""
+    """Return one line for each thing that Slurm did not answer, and for each node that a suite's jobs avoid."""
     problems = [problem for view in views if view.answer for problem in view.answer.problems]
-    return [f"{problem}: states are what files and accounting say" for problem in dict.fromkeys(problems)]
+    silent = [f"{problem}: states are what files and accounting say" for problem in dict.fromkeys(problems)]
+    return silent + [
+        f"node {node} is left out: the infrastructure ended {count} starts of {view.suite} there; "
+        f"mpformer launch {view.suite} --forget-nodes takes it back"
+        for view in views
+        for node, count in view.bad_nodes.items()
+    ]
 
 
 def _title(view: SuiteView) -> str:

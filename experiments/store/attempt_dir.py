@@ -38,6 +38,8 @@ class FailureClass(StrEnum):
     TIMEOUT = "timeout"
     NAN = "nan"
     NODE = "node"
+    GPU = "gpu"
+    """A GPU, its driver or the links between GPUs failed under it."""
     PREEMPTED = "preempted"
     """Its job made room for another one, and Slurm did not queue it again."""
     DISK = "disk"

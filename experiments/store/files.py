@@ -66,7 +66,12 @@ def append_json(path: Path, line: Mapping[str, Any], *, durable: bool = False) -
     A line that a crash cut short is ended first, so that it spoils no other. Raises OSError, also for a line of which
     a full disk took a part only: the part is taken back.
     """
-    data = (json.dumps(dict(line)) + "\n").encode()
+    append_line(path, json.dumps(dict(line)), durable=durable)
+
+
+def append_line(path: Path, line: str, *, durable: bool = False) -> None:
+    """The same of a line of any text."""
+    data = f"{line}\n".encode()
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(descriptor).st_size

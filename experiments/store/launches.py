@@ -91,12 +91,27 @@ class Death:
 
 def deaths(path: Path) -> tuple[Death, ...]:
     """Return what a file of deaths says, without the lines that are not whole."""
-    found = []
-    for line in tail(path, 1 << 20).splitlines():
-        with contextlib.suppress(ValueError):
-            at, job, start, node, code, seconds = line.split()
-            found.append(Death(int(at), job, int(start), node, int(code), int(seconds)))
-    return tuple(found)
+    return tuple(death for death in map(_death, tail(path, 1 << 20).splitlines()) if death is not None)
+
+
+def _death(line: str) -> Death | None:
+    try:
+        at, job, start, node, code, seconds = line.split()
+        return Death(int(at), job, int(start), node, int(code), int(seconds))
+    except ValueError:
+        return None
+
+
+FORGET = "forget"
+"""A line of the file by which the nodes that are named before it are forgotten."""
+
+
+def bad_nodes(path: Path) -> dict[str, int]:
+    """Return the nodes on which two starts or more have died, by a file of deaths, with the number of these."""
+    lines = tail(path, 1 << 20).splitlines()
+    since = max((number + 1 for number, line in enumerate(lines) if line == FORGET), default=0)
+    nodes = [death.node for death in map(_death, lines[since:]) if death is not None and death.node != "?"]
+    return {node: nodes.count(node) for node in dict.fromkeys(nodes) if nodes.count(node) > 1}
 
 
 @dataclass(frozen=True)
@@ -119,6 +134,11 @@ class LaunchDir:
     def stop_file(self) -> Path:
         """Present when its workers are to end."""
         return self.path / "stop.json"
+
+    @property
+    def deaths_file(self) -> Path:
+        """What its jobs' batch shells noted: see :class:`Death`."""
+        return self.path / DEATHS
 
     @property
     def jobs(self) -> Path:
@@ -188,9 +208,17 @@ def launch_dir(store: Store, launch: str) -> LaunchDir:
     return LaunchDir(store.launches / launch)
 
 
-def recorded(store: Store) -> Iterator[tuple[LaunchDir, LaunchRecord]]:
-    """Yield the launches with their records, in the order of their ids; those that cannot be read are left out."""
-    for path in sorted(store.launches.glob("*/launch.json")):
+def with_deaths(store: Store) -> Iterator[tuple[LaunchDir, LaunchRecord]]:
+    """Yield the launches, with their records, of whose jobs the infrastructure ended starts."""
+    return recorded(store, DEATHS)
+
+
+def recorded(store: Store, file: str = "launch.json") -> Iterator[tuple[LaunchDir, LaunchRecord]]:
+    """Yield the launches that have this file, with their records, in the order of their ids.
+
+    Those whose record cannot be read are left out.
+    """
+    for path in sorted(store.launches.glob(f"*/{file}")):
         found = LaunchDir(path.parent)
         with contextlib.suppress(RecordError):
             record = found.record()

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import chaos
+from tests.support import chaos, truth
 
 pytestmark = pytest.mark.slurm
 
@@ -31,3 +32,28 @@ def test_overlapping_trainings_would_be_seen(tmp_path: Path) -> None:
     with witness.open("a") as file:
         file.write(json.dumps({"process": "a", "time": 7.0}) + "\n")
     assert chaos.overlapping(witness)
+
+
+@pytest.mark.parametrize(
+    ("state", "jobs", "process", "kind"),
+    [
+        ("CANCELLED", {"7_0": "RUNNING"}, None, "Slurm has a job, status says CANCELLED"),
+        ("LOST", {"7_0": "PENDING"}, None, "Slurm has a job, status says LOST"),
+        ("QUEUED", {"7_0": "RUNNING"}, 12, "a process works, status says QUEUED"),
+        ("RUNNING", {}, None, "nothing works or waits, status says RUNNING"),
+        ("RUNNING", {"7_0": "PENDING"}, None, "the job waits, status says RUNNING"),
+        ("RUNNING", {"7_0": "RUNNING"}, None, ""),
+        ("REQUEUED", {"7_0": "PENDING"}, None, ""),
+        ("FAILED", {"7_0": "COMPLETING"}, None, ""),
+        ("LOST", {}, None, ""),
+    ],
+)
+def test_contradictions_would_be_seen(state: str, jobs: dict[str, str], process: int | None, kind: str) -> None:
+    processes = {} if process is None else {"r": process}
+    now = truth.Facts(True, {"r": jobs} if jobs else {}, processes)
+    run = {"run_id": "r", "state": state}
+    assert truth.contradiction(run, now, now) == kind
+    away = replace(now, answered=False)
+    assert truth.contradiction(run, now, away) == (kind if process else "")
+    changed = replace(now, jobs={"r": {"8_0": "PENDING"}}, processes={})
+    assert truth.contradiction(run, now, changed) == ""

@@ -4,8 +4,9 @@
 
 Starts a private cluster (slurm/devcluster), launches the suite once in peace and once while daemons, nodes, jobs and
 processes die at random times, and launches again what was cancelled, as its user would. Prints one JSON object with
-the counts; exits with 1 unless every run is done with the numbers of the undisturbed launch and none was ever trained
-by two processes at a time. `test_chaos.py` is the short form.
+the counts; exits with 1 unless every run is done with the numbers of the undisturbed launch, none was ever trained by
+two processes at a time, and `status --json` never contradicted squeue and the process table. `test_chaos.py` is the
+short form.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from mpformer.runtime.errors import UserError
 from tests.support import tiny_jobs
 from tests.support.small_runs import Paced, numbers
 from tests.support.tiny_jobs import ROOT, client, fail_node, kill_attempt, parent_of, tiny_plan
+from tests.support.truth import Watch
 
 ROWS = ("mask2former", "mp-former")
 CALM_SECONDS = 900.0
@@ -295,23 +297,28 @@ def unleash(
     chaos = Chaos(cluster, plan, Store(base / "chaos"), base / "data", target, pace, random.Random(seed))
     chaos.launch()
     began = time.monotonic()
-    chaos.disturb(seconds, every)
-    disturbed = time.monotonic() - began
-    chaos.calm()
-    return _report(chaos, peace, disturbed, time.monotonic() - began)
+    with Watch(chaos.store, plan.suite.name) as watch:
+        chaos.disturb(seconds, every)
+        disturbed = time.monotonic() - began
+        chaos.calm()
+    return _report(chaos, peace, watch, disturbed, time.monotonic() - began)
 
 
-def _report(chaos: Chaos, peace: Chaos, disturbed: float, took: float) -> dict[str, Any]:
+def _report(chaos: Chaos, peace: Chaos, watch: Watch, disturbed: float, took: float) -> dict[str, Any]:
     runs = chaos.plan.unique
     done = [run for run in runs if derive(chaos.directory(run.run_id), run.eval_id).state is State.DONE]
     same = [run for run in done if _numbers(chaos, run) == _numbers(peace, run)]
     overlaps = chaos.overlaps()
     return {
-        "ok": len(same) == len(runs) and not overlaps,
+        "ok": len(same) == len(runs) and not overlaps and not watch.contradictions,
         "runs": len(runs),
         "done": len(done),
         "numbers of the undisturbed launch": len(same),
         "trained by two processes at a time": len(overlaps),
+        "samples of status": watch.samples,
+        "runs called UNKNOWN in them": watch.unknown,
+        "contradictions by kind": dict(watch.kinds),
+        "contradictions": watch.contradictions,
         "disturbed for (s)": round(disturbed),
         "took (s)": round(took),
         "what happened": dict(sorted(chaos.counts.items())),
@@ -324,9 +331,9 @@ def _numbers(chaos: Chaos, run: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _cluster(nodes: int) -> Iterator[Cluster]:
+def _cluster(nodes: int, accounting: bool) -> Iterator[Cluster]:
     cluster = Cluster(Path(tempfile.mkdtemp(prefix="devcluster-chaos-")))
-    cluster.call("up", "--nodes", str(nodes))
+    cluster.call("up", "--nodes", str(nodes), *(["--accounting"] if accounting else []))
     os.environ["SLURM_CONF"] = str(cluster.conf)
     try:
         yield cluster
@@ -343,12 +350,13 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=8, help="runs of the suite, an even number (default 8)")
     parser.add_argument("--iterations", type=int, default=120, help="iterations a run (default 120)")
     parser.add_argument("--pace", type=float, default=0.5, help="seconds of pause a line of metrics (default 0.5)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random disturbances")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the random disturbances")
+    parser.add_argument("--accounting", action="store_true", help="with slurmdbd")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--keep", type=Path, help="folder for the stores; default: a temporary one")
     asked = parser.parse_args()
     base = asked.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
-    with _cluster(asked.nodes) as cluster:
+    with _cluster(asked.nodes, asked.accounting) as cluster:
         found = unleash(
             cluster,
             base,
@@ -359,7 +367,7 @@ def main() -> int:
             pace=asked.pace,
             seed=asked.seed,
         )
-    print(json.dumps(found, indent=1))
+    print(json.dumps({"seed": asked.seed, "accounting": asked.accounting, **found}, indent=1))
     if asked.keep is None:
         shutil.rmtree(base, ignore_errors=True)
     return 0 if found["ok"] else 1

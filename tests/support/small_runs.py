@@ -1,6 +1,7 @@
 """The real model, small, and a trainer that pauses: what tests of running, killing and resuming have in common."""
 
 import json
+import os
 import sys
 import time
 import uuid
@@ -60,7 +61,8 @@ class Paced:
 
         def log(line: dict[str, Any]) -> None:
             callbacks.log(line)
-            append_json(directory / "witness.jsonl", {"process": process, "time": time.time()})
+            trace = {"process": process, "pid": os.getpid(), "time": time.time()}
+            append_json(directory / "witness.jsonl", trace)
             time.sleep(pause)
 
         return Model().train(config, directory, data_root, replace(callbacks, log=log))
