@@ -3,8 +3,10 @@
 import getpass
 import re
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 
+from experiments.launch.profiles import SlurmProfile
 from experiments.status import slurm_client
 from experiments.status.slurm_client import SlurmError
 from mpformer.runtime.errors import UserError
@@ -47,13 +49,15 @@ def ask(*command: str) -> str:
         raise UserError(f"Slurm does not answer: {error.said}; try again later") from None
 
 
-def limits(max_array: int | None = None, max_submit: int | None = None) -> Limits:
-    """Return the limits of this site; what is given overrides what the site says. Raises UserError."""
+def limits(profile: SlurmProfile) -> Limits:
+    """Return the limits of this site for jobs of a profile; what that says overrides the site. Raises UserError."""
+    max_array, max_submit = profile.max_array, profile.max_submit
     settings = _settings(ask("scontrol", "show", "config"))
     array = _smallest(_number(settings, "MaxArraySize", -1), _scheduler_parameter(settings, "max_array_tasks"))
     cluster = settings.get("ClusterName", "")
-    mine = len(ask("squeue", "-h", "-r", "-o", "%i", "-u", getpass.getuser()).split())
-    found = [] if max_submit is not None else _association_limits(settings, cluster, mine)
+    places = ask("squeue", "-h", "-r", "-o", "%q|%a", "-u", getpass.getuser()).splitlines()
+    mine = len(places)
+    found = [] if max_submit is not None else _association_limits(settings, cluster, places, profile)
     most = _number(settings, "MaxJobCount", 0)
     if most is not None:
         found.append((most - mine, "MaxJobCount"))  # the others' jobs are not counted: that takes the whole table
@@ -64,27 +68,40 @@ def limits(max_array: int | None = None, max_submit: int | None = None) -> Limit
     return Limits(cluster, max(1, array), None if submit is None else max(0, submit), reason)
 
 
-def _association_limits(settings: dict[str, str], cluster: str, mine: int) -> list[tuple[int, str]]:
-    """What accounting lets this user still submit, where it enforces limits."""
+def _association_limits(
+    settings: dict[str, str], cluster: str, places: list[str], profile: SlurmProfile
+) -> list[tuple[int, str]]:
+    """What accounting lets this user still submit under a profile's account and QOS, where it enforces limits.
+
+    ``places`` are QOS and account of each job in the queue. Without an account in the profile the user's default one is
+    not known here: the tightest of all counts.
+    """
     enforced = settings.get("AccountingStorageEnforce", "").split(",")
     if not {"limits", "safe"} & {word.strip().lower() for word in enforced}:
         return []
     columns = ("MaxSubmitJobs", "GrpSubmitJobs", "DefaultQOS", "QOS")
-    asked = ("show", "assoc", "where", f"user={getpass.getuser()}", f"cluster={cluster}", f"format={','.join(columns)}")
+    where = [f"user={getpass.getuser()}", f"cluster={cluster}"]
+    where += [f"account={profile.account}"] if profile.account else []
+    asked = ("show", "assoc", "where", *where, f"format={','.join(columns)}")
     rows = [dict(zip(columns, line.split("|"), strict=False)) for line in ask("sacctmgr", "-nP", *asked).splitlines()]
-    found = [(int(row[key]), key) for row in rows for key in columns[:2] if row.get(key, "").isdigit()]
-    return [(most - mine, name) for most, name in [*found, *_qos_limits(rows)]]
+    taken = sum(profile.account in (None, place.partition("|")[2]) for place in places)
+    found = [(int(row[key]) - taken, key) for row in rows for key in columns[:2] if row.get(key, "").isdigit()]
+    return [*found, *_qos_limits({profile.qos} if profile.qos else _usual_qos(rows), places)]
 
 
-def _qos_limits(rows: list[dict[str, str]]) -> list[tuple[int, str]]:
+def _usual_qos(rows: list[dict[str, str]]) -> set[str]:
+    """The QOS that a job without one may get, by the user's associations."""
     names = {row.get("DefaultQOS", "") for row in rows} or {""}
-    names |= {name for row in rows for name in row.get("QOS", "").split(",") if not row.get("DefaultQOS")}
+    return names | {name for row in rows for name in row.get("QOS", "").split(",") if not row.get("DefaultQOS")}
+
+
+def _qos_limits(names: set[str], places: list[str]) -> list[tuple[int, str]]:
     keys = ("MaxSubmitPU", "MaxSubmitPA", "GrpSubmit")
     lines = ask("sacctmgr", "-nP", "show", "qos", f"format=Name,{','.join(keys)}").splitlines()
-    parted = [line.split("|") for line in lines]
+    queued = Counter(place.partition("|")[0] for place in places)
     return [
-        (int(value), f"{key} of QOS {name}")
-        for name, *values in parted
+        (int(value) - queued[name], f"{key} of QOS {name}")
+        for name, *values in (line.split("|") for line in lines)
         if name in names
         for key, value in zip(keys, values, strict=False)
         if value.isdigit()

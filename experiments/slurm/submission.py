@@ -79,7 +79,7 @@ def launch(
         _report_on_the_lost(plan, store, data_root, target)
         if not beginning.missing:
             return done
-        limits = site.limits(target.profile.max_array, target.profile.max_submit)
+        limits = site.limits(target.profile)
         batches, left = divide(beginning.missing, store, target, limits)
         if not batches:
             raise UserError(f"nothing more may be submitted now: {limits.reason} leaves room for {limits.submit} jobs")
@@ -114,7 +114,7 @@ def _limits_or_defaults(profile: SlurmProfile) -> tuple[Limits, str]:
     """The site's limits, or Slurm's defaults and why."""
     try:
         site.require()
-        return site.limits(profile.max_array, profile.max_submit), ""
+        return site.limits(profile), ""
     except UserError as error:
         assumed = Limits(array=profile.max_array or site.DEFAULT_ARRAY - 1, submit=profile.max_submit)
         return assumed, f"arrays of up to {assumed.array} jobs, Slurm's default: {error}"

@@ -391,12 +391,13 @@ def test_limits_of_accounting_are_those_of_this_user(cluster: Any) -> None:
     client("sacctmgr", "-iQ", "add", "user", user, "account=lab", "MaxSubmitJobs=30")
     client("sacctmgr", "-iQ", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=20")
     enforced = {"AccountingStorageEnforce": "associations,limits"}
-    found = {name: room for room, name in limits._association_limits(enforced, "dev", 5)}
+    places = ["normal|lab"] * 5
+    found = {name: room for room, name in limits._association_limits(enforced, "dev", places, profile())}
     assert found["MaxSubmitJobs"] == 25
     assert found["MaxSubmitPU of QOS normal"] == 15
-    assert limits._association_limits({"AccountingStorageEnforce": "associations"}, "dev", 5) == []
-    assert limits.limits().cluster == "dev"
-    assert limits.limits().array == 6
+    assert limits._association_limits({"AccountingStorageEnforce": "associations"}, "dev", places, profile()) == []
+    assert limits.limits(profile()).cluster == "dev"
+    assert limits.limits(profile()).array == 6
 
 
 def test_the_real_thing_from_smoke_runs_to_the_report(tmp_path: Path, store: Store) -> None:

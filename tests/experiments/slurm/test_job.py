@@ -174,6 +174,33 @@ def test_attempts_that_get_on_are_no_crash_loop(make: Callable[..., SlurmJob], s
         _again(job)
 
 
+class _Broken:
+    """A trainer whose GPU fails: by an exception, or under a process that NCCL's watchdog then ends."""
+
+    def __init__(self, killed: bool) -> None:
+        self.killed = killed
+
+    def train(self, *_: Any) -> dict[str, Any]:
+        if self.killed:
+            print("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)", flush=True)
+            os.kill(os.getpid(), signal.SIGABRT)
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_gpu_that_fails_is_not_the_runs_doing(
+    make: Callable[..., SlurmJob], counter: Make, one: RunDir, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    with pytest.raises(SystemExit) as ended:
+        make(_Broken(killed))()
+    assert ended.value.code == batch_shell.BROKEN
+    state = derive(one, make(None).task.eval_id)
+    assert state.label == "LOST(gpu)"
+    assert state.detail.endswith("(on n7)")
+    assert make(counter())() == "done"
+
+
 def test_starts_that_the_infrastructure_ended_are_no_crash_loop(
     make: Callable[..., SlurmJob], counter: Make, one: RunDir, slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

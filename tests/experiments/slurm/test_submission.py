@@ -30,6 +30,7 @@ from experiments.slurm.report_job import ReportJob
 from experiments.status import scheduler, standing
 from experiments.store import journal
 from experiments.store.files import read_json
+from experiments.store.launches import bad_nodes, deaths, launch_dir
 from experiments.store.run_dir import Store
 from experiments.suites import catalogue, datasets, planning
 from experiments.suites.planning import Plan, Request
@@ -296,6 +297,23 @@ def test_the_last_job_launches_what_was_left_over_and_what_was_preempted(
     assert ("--class preempted" in words[-1]) == again
 
 
+def test_nodes_are_forgotten_for_the_suites_waiting_jobs(data: Path, store: Store, shaky: Path) -> None:
+    (shaky / "failures").write_text("0")
+    target = Target("test", profile())
+    first = submission.launch(plan(data), store, data, target).submissions[0]
+    launched = launch_dir(store, first.launch)
+    line = (
+        f"77_0|78|PENDING|BeginTime|1767268800|N/A||{first.name}\n77_1|79|RUNNING|None|1767268800|N/A|n0|{first.name}\n"
+    )
+    (shaky / "squeue.out").write_text(line)
+    launched.deaths_file.write_text("1 78 0 n1 105 9\n2 78 1 n1 105 9\n3 79 0 n2 137 9\n")
+    assert bad_nodes(launched.deaths_file) == {"n1": 2}
+    assert submission.forget_nodes(plan(data), store, "n9") == 1
+    assert bad_nodes(launched.deaths_file) == {}
+    assert len(deaths(launched.deaths_file)) == 3, "what counts for no crash loop stays"
+    assert "update JobId=77_0 ExcNodeList=n9" in (shaky / "scontrol.calls").read_text().splitlines()
+
+
 def test_only_new_runs(data: Path, store: Store) -> None:
     made = plan(data)
     assert choosing.only_new(made, store).runs == made.runs
@@ -319,7 +337,7 @@ AccountingStorageEnforce = associations,limits,qos
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What the clients print, by the first words that match."""
-    said = {"scontrol": CONFIG, "squeue -h -r -o %i -u": "1\n2\n3\n"}
+    said = {"scontrol": CONFIG, "squeue -h -r -o %q|%a -u": "normal|lab\nlong|lab\nnormal|lab\n"}
 
     def ask(*command: str) -> str:
         line = " ".join(command)
@@ -332,12 +350,14 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def test_limits_are_asked_and_can_be_overridden(answers: dict[str, str]) -> None:
     answers["sacctmgr -nP show assoc"] = "|400|normal|normal,long\n"
     answers["sacctmgr -nP show qos"] = "normal|100||\nlong|5||\n"
-    assert site.limits() == Limits("lab", 300, 97, "MaxSubmitPU of QOS normal")
-    assert site.limits(max_array=50, max_submit=60) == Limits("lab", 50, 57, "max_submit")
+    assert site.limits(profile()) == Limits("lab", 300, 98, "MaxSubmitPU of QOS normal")
+    assert site.limits(profile(qos="long")) == Limits("lab", 300, 4, "MaxSubmitPU of QOS long"), "that of the profile"
+    assert site.limits(profile(max_array=50, max_submit=60)) == Limits("lab", 50, 57, "max_submit")
     answers["sacctmgr -nP show qos"] = "normal|||\nlong|5||\n"
-    assert site.limits() == Limits("lab", 300, 397, "GrpSubmitJobs")
+    assert site.limits(profile()) == Limits("lab", 300, 397, "GrpSubmitJobs")
+    assert site.limits(profile(account="other")) == Limits("lab", 300, 400, "GrpSubmitJobs"), "its jobs alone count"
     answers["scontrol"] = CONFIG.replace(",limits", "").replace(",max_array_tasks=300", "")
-    assert site.limits() == Limits("lab", 500, 9997, "MaxJobCount")
+    assert site.limits(profile()) == Limits("lab", 500, 9997, "MaxJobCount")
 
 
 def test_a_controller_that_does_not_answer_is_one_line(
@@ -371,7 +391,10 @@ def shaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Slurm whose ``sbatch`` fails as often as the file ``failures`` says, with the words of the file ``said``."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    says = {"scontrol": "echo 'ClusterName = lab'", "sacct": "echo 'accounting storage is disabled' >&2; exit 1"}
+    says = {
+        "scontrol": 'echo "$@" >> "$0.calls"; echo ClusterName = lab',
+        "sacct": "echo 'accounting storage is disabled' >&2; exit 1",
+    }
     for name, body in {**says, "squeue": 'cat "$(dirname "$0")/squeue.out"', "sbatch": SBATCH}.items():
         (folder / name).write_text(body if body.startswith("#!") else f"#!/bin/sh\n{body}\n")
         (folder / name).chmod(0o755)

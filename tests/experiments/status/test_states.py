@@ -103,6 +103,8 @@ def test_the_attempts_own_word_comes_before_slurms(submitted: Submitted, slurm: 
          "srun: error: n0: task 0: Out Of Memory", "FAILED(oom)"),
         ("slurmstepd: error: StepId=1234.0 exceeded memory limit (9 > 5), being killed\nsrun: error: Terminated",
          "FAILED(oom)"),
+        ("RuntimeError: CUDA error: uncorrectable ECC error encountered", "FAILED(gpu)"),
+        ("[rank0]: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)", "FAILED(gpu)"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "FAILED(oom)"),
         ("slurmstepd: error: *** STEP 1234.0 ON n0 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***", "TIMEOUT"),
         ("slurmstepd: error: *** JOB 1234 ON n0 CANCELLED AT 2026-01-01T00:00:00 DUE TO NODE FAILURE ***",

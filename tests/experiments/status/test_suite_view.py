@@ -10,9 +10,10 @@ from experiments.status import suite_view, tables
 from experiments.status.states import State
 from experiments.status.suite_view import Delta, RunLine, TimeLeft, WorkLeft
 from experiments.store.files import write_json
+from experiments.store.launches import LaunchRecord, launch_dir
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import Plan
-from tests.support.fake_slurm import FakeSlurm, Submitted, suite_record
+from tests.support.fake_slurm import LAUNCH, FakeSlurm, Submitted, suite_record
 
 
 def test_accounting_that_is_away_is_said(submitted: Submitted, slurm: FakeSlurm) -> None:
@@ -31,10 +32,22 @@ def test_a_machine_without_slurm_says_so(submitted: Submitted, monkeypatch: pyte
     assert "squeue is not installed here" in tables.notes([view])[0]
 
 
+def test_nodes_that_a_suites_jobs_avoid_are_named(submitted: Submitted, slurm: FakeSlurm) -> None:
+    slurm.queued(0, "PENDING", "BeginTime")
+    record, launched = suite_record(submitted.plan), launch_dir(submitted.store, LAUNCH)
+    runs = tuple(run.run_id for run in submitted.plan.unique)
+    launched.write(LaunchRecord("headline", "mini", "shapes", runs=runs))
+    launched.deaths_file.write_text("1 78 0 n1 105 9\n2 78 1 n1 137 9\n3 78 2 n2 137 9\n")
+    (view,) = suite_view.views(submitted.store.root, [record])
+    assert view.plain()["bad_nodes"] == {"n1": 2}
+    (note,) = tables.notes([view])
+    assert note.startswith("node n1 is left out: the infrastructure ended 2 starts of headline there; mpformer launch")
+
+
 def test_the_keys_of_status_json_stay(submitted: Submitted, slurm: FakeSlurm) -> None:
     slurm.queued(0, "PENDING", "Priority")
     plain = json.loads(json.dumps(suite_view.views(submitted.store.root, [suite_record(submitted.plan)])[0].plain()))
-    head = "suite scale dataset title primary baseline counts scheduler left runs"
+    head = "suite scale dataset title primary baseline counts scheduler left bad_nodes runs"
     assert list(plain) == head.split()
     assert list(plain["scheduler"]) == ["time", "controller", "accounting", "problems"]
     assert list(plain["left"]) == ["runs", "running", "seconds", "unknown"]
