@@ -9,7 +9,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,10 @@ def launch(
         code = code_snapshot.take(store)
         work = _Work(plan, store.root.resolve(), done.id, data_root.resolve(), code, retry, runner, bool(left))
         started = without(beginning.missing, left)
-        _write_launch(work, target, limits, started, command)
-        problem = _submit(work, target, batches, limits.cluster, beginning)
+        # a report that is to launch something more stands for its own launch
+        last = None if left or target.profile.resubmit else _waiting_report(plan, store)
+        _write_launch(work, target, limits, started, command, own_report=last is None)
+        problem = _submit(work, target, batches, limits.cluster, beginning, last)
     submissions = tuple(journal.of_launch(store, done.id).submissions())
     done = replace(done, started=started, submissions=submissions, problem=problem)
     return replace(done, left_over=len(left), limit=limits.reason)
@@ -201,26 +203,37 @@ def _suites_file(plan: Plan, store: Store) -> tuple[str, ...]:
     return "--suites", str(store.root.resolve() / planning.keep_source(source, store))
 
 
-def _write_launch(work: _Work, target: Target, limits: Limits, started: Sequence[PlannedRun], command: str) -> None:
+def _write_launch(
+    work: _Work, target: Target, limits: Limits, started: Sequence[PlannedRun], command: str, own_report: bool
+) -> None:
     plan = work.plan
     about = LaunchRecord(
         plan.suite.name, plan.scale, plan.dataset, command, tuple(run.run_id for run in started), time.time(),
         target.profile.notify, executor=SLURM, profile=target.name, cluster=limits.cluster, code=str(work.code),
-        report=target.profile.report is not False,
+        report=own_report and target.profile.report is not False,
     )  # fmt: skip
     LaunchDir(work.directory).write(about)
 
 
-def _submit(work: _Work, target: Target, batches: Sequence[Batch], cluster: str, beginning: Beginning) -> str:
+def _submit(
+    work: _Work,
+    target: Target,
+    batches: Sequence[Batch],
+    cluster: str,
+    beginning: Beginning,
+    last: "_WaitingReport | None" = None,
+) -> str:
     """Submit the batches one after the other; returns why not all of them were, empty if they were.
 
-    After a refusal only the report follows, on what is in the queue.
+    After a refusal only the report follows, on what is in the queue; where one waits already, it waits for these too.
     """
     book = Journal(work.directory / journal.FILE)
     ids: dict[int, str] = {}
     problem = ""
     for batch in batches:
         if problem and (batch.stage != "report" or not ids):
+            continue
+        if batch.stage == "report" and last is not None and last.waits_for(ids.values()):
             continue
         try:
             beginning.confirm()
@@ -245,6 +258,35 @@ def _submit_one(work: _Work, target: Target, batch: Batch, ids: dict[int, str], 
     job_id = _insist(about, book, lambda: arrays.submit(array, functions))
     book.submitted(batch.number, job_id)
     return job_id
+
+
+@dataclass(frozen=True)
+class _WaitingReport:
+    """A report job of the suite that has not begun: one is enough."""
+
+    job_id: str
+    after: tuple[str, ...]
+    """The suite's arrays that Slurm still has."""
+
+    def waits_for(self, ids: Iterable[str]) -> bool:
+        """Have it wait for these arrays too; False if Slurm does not let it: it may have begun."""
+        after = ":".join(dict.fromkeys((*self.after, *ids)))
+        try:
+            slurm_client.call("scontrol", "update", f"JobId={self.job_id}", f"Dependency=afterany:{after}")
+        except SlurmError:
+            return False
+        return True
+
+
+def _waiting_report(plan: Plan, store: Store) -> _WaitingReport | None:
+    whose = (plan.suite.name, plan.scale, plan.dataset)
+    ours = [launched.id for launched, about in recorded(store) if (about.suite, about.scale, about.dataset) == whose]
+    batches = [one for one in journal.submissions(store, ours) if one.job_id is not None]
+    jobs = [job for job in scheduler.ask(batches).jobs if not job.over] if batches else []
+    waiting, live = {job.name for job in jobs if job.waiting}, {job.name for job in jobs}
+    reports = [one.job_id for one in batches if one.stage == "report" and one.name in waiting]
+    after = tuple(one.job_id for one in batches if one.stage != "report" and one.name in live and one.job_id)
+    return _WaitingReport(reports[-1], after) if reports and reports[-1] else None
 
 
 def _report_on_the_lost(plan: Plan, store: Store, data_root: Path, target: Target) -> None:

@@ -297,6 +297,29 @@ def test_the_last_job_launches_what_was_left_over_and_what_was_preempted(
     assert ("--class preempted" in words[-1]) == again
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_report_that_waits_waits_for_the_next_launch_too(data: Path, store: Store, shaky: Path, begun: bool) -> None:
+    """One a suite, however often it is launched again; one that has begun is followed by another."""
+    (shaky / "failures").write_text("0")
+    target = Target("test", profile(report=True))
+    (shaky / "sbatch").write_text(SBATCH.replace("echo 77", "echo $((76 + $(wc -l < sbatch.calls)))"))
+    submission.launch(plan(data, seeds=(0,)), store, data, target)
+    first, report = journal.submissions(store)
+    assert (first.job_id, report.job_id) == ("77", "78")
+    lines = [f"77_{index}|{79 + index}|RUNNING|None|1767268800|N/A|n0|{first.name}" for index in range(2)]
+    state = "RUNNING|None" if begun else "PENDING|Dependency"
+    lines.append(f"78_0|78|{state}|1767268800|N/A||{report.name}")
+    (shaky / "squeue.out").write_text("\n".join(lines) + "\n")
+    submission.launch(plan(data, seeds=(0, 1)), store, data, target)
+    later = journal.submissions(store)[2:]
+    asked = (shaky / "scontrol.calls").read_text().splitlines()
+    if begun:
+        assert [one.stage for one in later] == ["all", "report"]
+    else:
+        assert [one.stage for one in later] == ["all"]
+        assert "update JobId=78 Dependency=afterany:77:79" in asked
+
+
 def test_nodes_are_forgotten_for_the_suites_waiting_jobs(data: Path, store: Store, shaky: Path) -> None:
     (shaky / "failures").write_text("0")
     target = Target("test", profile())
