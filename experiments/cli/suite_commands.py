@@ -143,7 +143,7 @@ def _print_plan(resolved: "Plan", runs: Sequence[dict[str, Any]], cost: "Cost") 
 @click.argument("suite", required=False)
 @scale_options
 @root_option
-@click.option("--watch", is_flag=True, help="A live table; Ctrl-C ends it.")
+@click.option("--watch", is_flag=True, help="A live table, until nothing is left to wait for; Ctrl-C ends it too.")
 @json_option
 def status(suite: str | None, scale: str, dataset: str | None, root: Path, watch: bool, as_json: bool) -> None:
     """Show where the runs of SUITE stand (default: of every launched suite): by their files, then by Slurm."""
@@ -170,7 +170,7 @@ def status(suite: str | None, scale: str, dataset: str | None, root: Path, watch
 
 
 def _watch_status(views: Callable[[], list["SuiteView"]], period: float = 2.0) -> None:
-    """Show the tables anew every few seconds until Ctrl-C."""
+    """Show the tables anew every few seconds until nothing is left to wait for, or Ctrl-C."""
     from rich.console import Group
     from rich.live import Live
 
@@ -180,4 +180,6 @@ def _watch_status(views: Callable[[], list["SuiteView"]], period: float = 2.0) -
         while True:
             found = views()
             live.update(Group(*tables.notes(found), *(tables.table(view) for view in found)), refresh=True)
+            if not any(view.waited_for for view in found):
+                return
             time.sleep(period)

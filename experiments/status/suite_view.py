@@ -144,6 +144,11 @@ class SuiteView:
         return {label: labels.count(label) for label in dict.fromkeys(labels)}
 
     @property
+    def waited_for(self) -> bool:
+        """Whether something works on one of its runs or is about to."""
+        return any(run.state.active for run in self.runs)
+
+    @property
     def left(self) -> WorkLeft:
         """The work that is left of all its runs."""
         waited_for = [run for run in self.runs if run.state.state not in (State.DONE, State.VOID)]
