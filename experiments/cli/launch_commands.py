@@ -252,8 +252,16 @@ def _summary(states: "Sequence[RunState]", done: Any, console: "Console") -> int
 @plan_options
 @root_options
 @click.option("--class", "classes", multiple=True, help="Only this failure class, such as oom; may be repeated.")
+@click.option(
+    "--grow",
+    metavar="KEY=FACTOR,…",
+    help="More of what was short: memory=1.5 for the runs of class oom, time=2 for those of class timeout; times what "
+    "the profile says, on Slurm.",
+)
 @execution_options
-def retry(suite: str, root: Path, data_root: Path, classes: tuple[str, ...], on: str, **asked: Any) -> int:
+def retry(
+    suite: str, root: Path, data_root: Path, classes: tuple[str, ...], grow: str | None, on: str, **asked: Any
+) -> int:
     """Start the failed runs of SUITE again, those too that would fail again; earlier attempts are kept."""
     from experiments.launch import choosing
     from experiments.launch.profiles import SlurmProfile
@@ -263,10 +271,34 @@ def retry(suite: str, root: Path, data_root: Path, classes: tuple[str, ...], on:
     store = Store(root)
     where, rest = _place(on, asked)
     request = planning.as_launched(plan_request(suite, **rest), store)
-    resolved, kinds = choosing.only_failed(planning.make(request, data_root), store, classes)
+    every = planning.make(request, data_root)
+    if grow is not None:
+        return _retry_grown(every, store, data_root, on, where, grow)
+    resolved, kinds = choosing.only_failed(every, store, classes)
     if isinstance(where, SlurmProfile):
         return _submit(resolved, store, data_root, on, where, smoke=False, retry=kinds)
     return _start_here(resolved, store, data_root, where, bool(asked["detach"]), retry=kinds)
+
+
+def _retry_grown(
+    every: "Plan", store: "Store", data_root: Path, on: str, where: "LocalProfile | SlurmProfile", grow: str
+) -> int:
+    """Start the runs that each key helps against, with more of it than the profile says; 1 if not all could be."""
+    from experiments.launch import choosing, profiles
+
+    factors = profiles.growth(grow)
+    if not isinstance(where, profiles.SlurmProfile):
+        raise UserError("--grow is for jobs in a queue; give a Slurm profile: --on PROFILE")
+    grown = {key: where.grown(key, factor) for key, factor in factors.items()}  # type: ignore[arg-type]
+    chosen = {key: choosing.failed(every, store, (profiles.GROWS[key],)) for key in grown}
+    if not any(plan.runs for plan in chosen.values()):
+        choosing.only_failed(every, store, [profiles.GROWS[key] for key in grown])  # says what failed instead
+    codes = [
+        _submit(plan, store, data_root, on, grown[key], smoke=False, retry=(profiles.GROWS[key],))
+        for key, plan in chosen.items()
+        if plan.runs
+    ]
+    return max(codes)
 
 
 @cli.command()

@@ -13,6 +13,7 @@ from experiments.cli import (  # noqa: F401
     data_commands,
     launch_commands,
     model_commands,
+    profile_commands,
     run_commands,
     suite_commands,
 )

@@ -175,8 +175,10 @@ def _watch_status(views: Callable[[], list["SuiteView"]], period: float = 2.0) -
     from rich.live import Live
 
     from experiments.status import tables
+    from experiments.store import files
 
-    with Live(console=new_console(), auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):
+    live = Live(console=new_console(), auto_refresh=False)
+    with live, files.remembering(), contextlib.suppress(KeyboardInterrupt):
         while True:
             found = views()
             live.update(Group(*tables.notes(found), *(tables.table(view) for view in found)), refresh=True)

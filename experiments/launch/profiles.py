@@ -4,6 +4,7 @@ Facts about a site (partitions, accounts, modules, containers) live in ``slurm/p
 profile is named by its file's stem or by a path. Nothing in it can change a result, so nothing of it enters a run id.
 """
 
+import math
 import re
 import shlex
 import sys
@@ -247,6 +248,16 @@ class SlurmProfile(Section):
             own["sbatch"] = {key: value for key, value in self.sbatch.items() if key not in _WHOLE}
         return SlurmProfile.model_validate({**own, **changes})
 
+    def grown(self, key: Literal["memory", "time"], factor: float) -> "SlurmProfile":
+        """Return the profile with so many times the memory or the time, for evaluation too; raises UserError."""
+        if key == "memory" and str(self.memory or "0") == "0":
+            raise UserError(f"the profile's memory is {self.memory or 'not given'}: there is nothing to grow")
+        grow = _grown_memory if key == "memory" else _grown_time
+        changes: dict[str, Any] = {key: grow(getattr(self, key), factor)}
+        if self.evaluate is not None and key in self.evaluate:
+            changes["evaluate"] = {**self.evaluate, key: grow(self.evaluate[key], factor)}
+        return self.model_copy(update=changes)
+
     def _usual(self, name: Part) -> dict[str, Any]:
         short = {"time": min(self.minutes, SHORT_MINUTES)}
         one = {"gpus": 0, "nodes": 1, "tasks_per_node": 1, "cpus": 1, "memory": self.memory and "4GB"}
@@ -299,6 +310,32 @@ _KEYS: Mapping[str, str] = {
 
 _WHOLE = ("gres", "exclusive", "gpus", "gpus-per-socket", "gpu-bind", "gpu-freq", "mem-per-gpu", "cpus-per-gpu")
 """Options for the nodes of a training that a report has no use for."""
+
+
+def _grown_memory(value: str | int, factor: float) -> str:
+    number = str(value).rstrip("KMGTB")
+    unit = str(value)[len(number) :]
+    smaller = {"T": "G", "G": "M", "M": "K", "K": "K"}[unit[0]]  # half a gigabyte more is more than none
+    return f"{math.ceil(int(number) * factor * (1 if unit[0] == 'K' else 1024))}{smaller}{unit[1:]}"
+
+
+def _grown_time(value: str | int, factor: float) -> int:
+    return math.ceil(minutes(value) * factor)
+
+
+GROWS: Mapping[str, str] = {"memory": "oom", "time": "timeout"}
+"""Keys of a profile that a retry may grow, each with the failure class that it helps against."""
+
+
+def growth(text: str) -> dict[str, float]:
+    """Return what ``memory=1.5,time=2`` asks to grow by how much; raises UserError."""
+    found = dict(part.partition("=")[::2] for part in text.replace(" ", "").split(","))
+    for key, factor in found.items():
+        if key not in GROWS:
+            raise choices("key to grow", key, (f"{name}=FACTOR" for name in GROWS))
+        if not re.fullmatch(r"\d+(\.\d+)?", factor) or not 1 < float(factor) <= 100:
+            raise UserError(f"--grow {key}={factor}: the factor must be a number above 1, such as {key}=1.5")
+    return {key: float(factor) for key, factor in found.items()}
 
 
 def _count(gpus: str | int) -> int:

@@ -56,7 +56,7 @@ def submit(array: Array, functions: Sequence[Callable[[], Any]]) -> str:
         element.dump(array.folder / f"{index}.pkl")
     path = array.folder / "submission.sh"
     path.write_text(script(array))
-    return slurm_client.submit(path, _clean_environment())
+    return slurm_client.submit(path, clean_environment())
 
 
 def folder_problem(root: Path) -> str:
@@ -111,7 +111,7 @@ def _executor_type() -> type[Any]:
     return Scripts
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """This process's environment without what would change the submission and the jobs behind the profile's back.
 
     ``SBATCH_*`` override scripts, ``SLURM_*`` are an enclosing job's, ``SUBMITIT_*`` change what a signal means.

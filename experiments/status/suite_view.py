@@ -145,8 +145,8 @@ class SuiteView:
 
     @property
     def waited_for(self) -> bool:
-        """Whether something works on one of its runs or is about to."""
-        return any(run.state.active for run in self.runs)
+        """Whether something works on one of its runs or is about to, or one was not begun or not scored yet."""
+        return any(run.state.active or run.state.state in (State.PLANNED, State.TRAINED) for run in self.runs)
 
     @property
     def left(self) -> WorkLeft:

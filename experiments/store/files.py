@@ -6,7 +6,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,10 +42,47 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Return the parsed file, or None if it is absent or damaged."""
+    return _unless_kept(path, "json", lambda: _read_json(path))
+
+
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(_content(path))
     except (OSError, ValueError):
         return None
+
+
+_kept: dict[tuple[Path, object], tuple[tuple[int, int, int], Any]] | None = None
+"""What was made of files, with their inode, size and time of change; None: nothing is kept."""
+
+
+@contextlib.contextmanager
+def remembering() -> Iterator[None]:
+    """Read a file while the block runs only if it has changed since it was read: for tables that are watched.
+
+    What :func:`read_json`, :func:`json_lines` and :func:`tail` return must not be changed meanwhile.
+    """
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
+def _unless_kept(path: Path, kind: object, read: Callable[[], Any]) -> Any:
+    """What a file was read as, where that is kept and the file still the same; else what it is read as now."""
+    if _kept is None:
+        return read()
+    try:
+        found = os.stat(path)
+    except OSError:
+        return read()
+    mark = (found.st_ino, found.st_size, found.st_mtime_ns)
+    known = _kept.get((path, kind))
+    if known is None or known[0] != mark:
+        known = _kept[path, kind] = (mark, read())
+    return known[1]
 
 
 def _content(path: Path) -> bytes:
@@ -109,6 +146,10 @@ def sync(path: Path) -> None:
 
 def json_lines(path: Path) -> tuple[dict[str, Any], ...]:
     """Return the objects of a file with one JSON object a line; damaged lines are left out, an absent file is empty."""
+    return tuple(_unless_kept(path, "lines", lambda: _json_lines(path)))
+
+
+def _json_lines(path: Path) -> tuple[dict[str, Any], ...]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
@@ -146,6 +187,10 @@ def on_network(directory: Path, table: Path = Path("/proc/self/mountinfo")) -> b
 
 def tail(path: Path, size: int) -> str:
     """Return the last ``size`` bytes of a text file, empty if there is none."""
+    return str(_unless_kept(path, size, lambda: _tail(path, size)))
+
+
+def _tail(path: Path, size: int) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - size))

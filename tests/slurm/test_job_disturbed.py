@@ -84,7 +84,7 @@ def cases(world: tuple[Path, Store], shared_devcluster: Callable[..., Any]) -> d
         found[way] = case = Case(run, tiny_jobs.planned(run, store))
         made = job(run, store, data, runner=Paced(1.2, 0.1) if way == "time limit" else Paced(0.5))
         where = {"preemption": "n1", "node failure": "n2"}.get(way, "n0")
-        limits = {"time": 1, "signal_delay_s": 15} if way == "time limit" else {}
+        limits: dict[str, Any] = {"time": 1, "signal_delay_s": 15} if way == "time limit" else {}
         case.job = submit(made, store.root / "jobs", additional_parameters={"nodelist": where}, **limits)
     _disturb(found, cluster)
     for case in found.values():

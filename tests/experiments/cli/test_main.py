@@ -13,7 +13,7 @@ import pytest
 from experiments.cli import main
 from experiments.execution import attempt
 from experiments.launch import begin
-from experiments.store import claims
+from experiments.store import claims, files
 from experiments.store.files import read_json, write_json
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import Plan
@@ -264,6 +264,37 @@ def test_cancel_asks_first(run: Make, plan: Plan, store: Store, monkeypatch: pyt
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     assert run("cancel", "headline").code == 0
     assert chosen.cancel_file.exists()
+
+
+def test_watching_ends_when_nothing_is_left_to_wait_for(
+    run: Make, plan: Plan, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And reads meanwhile what has changed alone."""
+    begin.record(plan, store, "a test")
+    for each in plan.unique:
+        write_json(store.run(each.run_id).attempt(1).path / "stage.json", {"outcome": "failed", "launch": "x"})
+    claim, looks = claims.acquire(store.run(plan.unique[0].run_id).claims), []
+    read: list[Path] = []
+    real = files._content
+
+    def content(path: Path) -> bytes:
+        found = real(path)
+        read.append(path)
+        return found
+
+    def wait(seconds: float) -> None:
+        looks.append(len(read))
+        read.clear()
+        if len(looks) == 3 and claim is not None:
+            claim.release()
+
+    monkeypatch.setattr(files, "_content", content)
+    monkeypatch.setattr(time, "sleep", wait)
+    watched = run("status", "--watch")
+    assert watched.code == 0
+    assert len(looks) == 3, "until the run is free"
+    assert looks[0] > 0
+    assert looks[1:] == [0, 0]
 
 
 def test_watching_looks_again_until_interrupted(

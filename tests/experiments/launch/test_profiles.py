@@ -140,6 +140,30 @@ def test_what_is_preempted_is_launched_again_by_the_last_job_alone() -> None:
         parse({**SMALL, "resubmit": True, "report": False}, "here")
 
 
+@pytest.mark.parametrize(
+    ("memory", "factor", "expected"),
+    [("32GB", 1.5, "49152MB"), ("500M", 2, "1024000K"), ("1T", 1.25, "1280G"), ("3GB", 1.1, "3380MB")],
+)
+def test_memory_grows_by_its_factor(memory: str, factor: float, expected: str) -> None:
+    made = parse({**SMALL, "memory": memory, "evaluate": {"memory": memory}}, "here")
+    assert isinstance(made, SlurmProfile)
+    grown = made.grown("memory", factor)
+    assert (grown.memory, grown.part("evaluate").memory) == (expected, expected)
+    assert parse({**SMALL, "memory": expected}, "here"), "as a profile may say it"
+
+
+def test_time_grows_and_what_cannot_grow_says_so() -> None:
+    made = parse({**SMALL, "time": "1:30:00", "evaluate": {"time": 7}}, "here")
+    assert isinstance(made, SlurmProfile)
+    assert (made.grown("time", 1.5).minutes, made.grown("time", 1.5).part("evaluate").minutes) == (135, 11)
+    with pytest.raises(UserError, match="memory is not given: there is nothing to grow"):
+        made.grown("memory", 2)
+    assert profiles.growth("memory=1.5,time=2") == {"memory": 1.5, "time": 2.0}
+    for text, line in (("gpus=2", "unknown key to grow 'gpus'"), ("time=1", "above 1"), ("time", "above 1")):
+        with pytest.raises(UserError, match=line):
+            profiles.growth(text)
+
+
 def gpu_lines(made: SlurmProfile, folder: Path) -> list[str]:
     return [line for line in script(made, folder).splitlines() if line.startswith("#SBATCH --g")]
 

@@ -22,6 +22,7 @@ from experiments.slurm import batch_shell, inside_job
 from experiments.slurm import job as slurm_job
 from experiments.slurm.inside_job import oom_kills
 from experiments.slurm.job import MAX_DEATHS, Coded, SlurmJob
+from experiments.status import failures
 from experiments.status.states import State, derive
 from experiments.store import claims
 from experiments.store.claims import JobStart, acquire, holder
@@ -401,7 +402,7 @@ def test_the_next_start_reads_in_the_log_how_the_last_one_ended(
     """Slurm killed the whole step: nothing of it could say why."""
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.setenv("SUBMITIT_FOLDER", str(slurm))
-    start = f"{batch_shell.START}0 of job 77 on n0"
+    start = f"{failures.START}0 of job 77 on n0"
     (slurm / "77_0_log.out").write_text(f"{start}\n{words}\n{start}\n")
     record = {"stage": "all", "started": 1.0, "outcome": None, "launch": "test", "execution": {"job_id": "77"}}
     write_json(one.attempt(1).path / "stage.json", record)

@@ -29,7 +29,7 @@ from experiments.slurm.limits import Limits
 from experiments.slurm.report_job import ReportJob
 from experiments.status import scheduler, standing
 from experiments.store import journal
-from experiments.store.files import read_json
+from experiments.store.files import read_json, write_json
 from experiments.store.launches import bad_nodes, deaths, launch_dir
 from experiments.store.run_dir import Store
 from experiments.suites import catalogue, datasets, planning
@@ -318,6 +318,32 @@ def test_a_report_that_waits_waits_for_the_next_launch_too(data: Path, store: St
     else:
         assert [one.stage for one in later] == ["all"]
         assert "update JobId=78 Dependency=afterany:77:79" in asked
+
+
+def test_a_retry_grows_what_was_short_for_the_runs_that_it_helps(data: Path, store: Store, shaky: Path) -> None:
+    (shaky / "failures").write_text("0")
+    made = plan(data)
+    beginning.record(made, store, "")
+    for run, kind in zip(made.unique, ("oom", "timeout", "nan", "oom"), strict=True):
+        stage = {"outcome": "failed", "failure_class": kind, "launch": "x", "started": 1.0, "ended": 2.0}
+        write_json(store.run(run.run_id).attempt(1).path / "stage.json", stage)
+    (shaky / "site.yaml").write_text("{executor: slurm, time: 10, memory: 2GB, report: false}")
+    where = ["--on", str(shaky / "site.yaml"), "--root", str(store.root), "--data-root", str(data)]
+    done = CliRunner().invoke(cli, ["retry", "headline", "--grow", "memory=1.5,time=3", *where])
+    assert done.exit_code == 0, done.output
+    found = {}
+    for one in journal.submissions(store):
+        text = (store.launches / one.launch / "jobs" / "0" / "submission.sh").read_text()
+        asked = [line.partition("--")[2] for line in text.splitlines() if "--mem=" in line or "--time=" in line]
+        found[tuple(sorted(run.run_id for run in one.runs))] = sorted(asked)
+    ids = [run.run_id for run in made.unique]
+    assert found == {
+        tuple(sorted((ids[0], ids[3]))): ["mem=3072MB", "time=10"],
+        (ids[1],): ["mem=2GB", "time=30"],
+    }
+    nothing = CliRunner().invoke(cli, ["retry", "headline", "--grow", "time=3", "--row", "mp-former", *where])
+    assert isinstance(nothing.exception, UserError)
+    assert "no failed run to retry of class timeout" in str(nothing.exception)
 
 
 def test_nodes_are_forgotten_for_the_suites_waiting_jobs(data: Path, store: Store, shaky: Path) -> None:

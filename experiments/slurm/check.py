@@ -1,0 +1,28 @@
+"""What a site says of a profile's job arrays before anything is submitted: ``sbatch --test-only``."""
+
+import tempfile
+from pathlib import Path
+
+from experiments.launch.profiles import PARTS, SlurmProfile
+from experiments.slurm import arrays, code_snapshot
+from experiments.slurm.arrays import Array
+from experiments.status import slurm_client
+from experiments.status.slurm_client import SlurmError
+
+
+def refusals(profile: SlurmProfile) -> dict[str, str]:
+    """Return the site's words against each kind of array that the profile gives; empty where it would take it."""
+    parts = {"runs": profile} | {name: profile.part(name) for name in PARTS if getattr(profile, name)}
+    return {name: _refusal(name, part) for name, part in parts.items()}
+
+
+def _refusal(name: str, profile: SlurmProfile) -> str:
+    with tempfile.TemporaryDirectory() as place:
+        array = Array(profile, f"check.{name}", 1, Path(place) / "jobs" / "0", code_snapshot.ROOT)
+        script = Path(place) / "script.sh"
+        script.write_text(arrays.script(array))
+        try:
+            slurm_client.call("sbatch", "--test-only", str(script), environment=arrays.clean_environment())
+        except SlurmError as error:
+            return error.said
+    return ""
