@@ -60,7 +60,7 @@ def preset_toggles(toggles: Mapping[str, Any], changes: Mapping[str, Any] = Mapp
     Without piloting the other toggles do not count.
     """
     for name, known in PRESETS.items():
-        besides = BESIDES.get(name, {})
+        besides: Mapping[str, Any] = BESIDES.get(name, {})
         same = _effective(known.model_dump(mode="json")) == _effective(toggles)
         if same and besides == {key: changes.get(key) for key in besides}:
             return name

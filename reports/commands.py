@@ -40,6 +40,7 @@ def report(
     from experiments.store.run_dir import Store
     from experiments.suites import catalogue
     from reports import build, paper_numbers
+    from reports.formats import FORMATS
 
     if everything and suites:
         raise UserError(f"--all is every suite that was launched; leave it out, or {', '.join(suites)}")
@@ -59,7 +60,7 @@ def report(
         scale=scale,
         dataset=dataset,
         out=out,
-        formats=formats or tuple(build.FORMATS),
+        formats=formats or tuple(FORMATS),
         columns=columns,
         decimals=decimals,
     )

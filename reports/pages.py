@@ -64,10 +64,10 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = "".join((TEMPLATES / name).read_text() for name in ("page.js", "jumps.js"))
+    script = "".join((TEMPLATES / name).read_text() for name in ("page.js", "jumps.js", "table.js"))
     css = "".join((TEMPLATES / name).read_text() for name in ("style.css", "jumps.css"))
     env.globals.update(css=Markup(css), script=Markup(script), script_hash=script_hash(script))
-    env.globals.update(text=text, slug=slug, tooltip=tooltip, when=when, took=took, primary=primary, json=json.dumps)
+    env.globals.update(text=text, slug=slug, when=when, took=took, primary=primary, json=json.dumps)
     return env
 
 
@@ -81,19 +81,69 @@ def script_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def tooltip(cell: Cell, column: Column) -> str:
-    """What a cell says when pointed at: its kind and reason, its seeds, its difference."""
-    parts = [
-        f"{column.label}: {text.mean(cell, column)} {text.spread(cell, column)}".strip(),
-        f"n = {cell.n} of {cell.planned}",
-    ]
+def facts(cell: Cell, column: Column) -> list[str]:
+    """What is said of a cell besides its seeds: its kind and reason, its interval, its difference."""
+    parts = [f"{text.mean(cell, column)} {text.spread(cell, column)}".strip() + f", n = {cell.n} of {cell.planned}"]
     parts += [found] if (found := text.mean_interval(cell, column)) else []
     if cell.kind is not Kind.VALUE:
         parts.append(f"{cell.kind}: {cell.reason}")
-    parts += [f"seed {value.seed}: {text.number(value.value, column.decimals + 1)}" for value in cell.values]
     if cell.delta is not None:
         parts.append(f"difference {text.delta(cell, column)}, {text.interval(cell.delta, column.decimals)}")
-    return "\n".join(parts)
+    return [clean(part) for part in parts]
+
+
+def table_data(report: SuiteReport, files: Mapping[str, str]) -> dict[str, Any]:
+    """The table as its script works with it: unrounded numbers by seed, each with the page of its run (``files``)."""
+    table = report.table
+    cells = [cell for row in table.rows for cell in row.cells]
+    columns = []
+    for k, column in enumerate(table.columns):
+        values = [value.value for row in table.rows for value in row.cells[k].values]
+        shown = {"label": column.label, "group": column.group, "decimals": column.decimals}
+        ends = {"low": min(values, default=0), "high": max(values, default=0)}
+        columns.append({**shown, "direction": column.direction, **ends})
+    rows = [
+        {
+            "name": clean(row.name),
+            "label": clean(row.label),
+            "anchor": slug(row.name),
+            "baseline": clean(runs.baseline),
+            "cells": [_cell_data(*pair, files) for pair in zip(row.cells, table.columns, strict=True)],
+        }
+        for row, runs in zip(table.rows, report.rows, strict=True)
+    ]
+    return {"columns": columns, "rows": rows, "seeds": sorted({v.seed for cell in cells for v in cell.values})}
+
+
+def _cell_data(cell: Cell, column: Column, files: Mapping[str, str]) -> dict[str, Any]:
+    values = [(value.seed, value.value, files.get(value.run_id, "")) for value in cell.values]
+    return {"kind": cell.kind, "n": cell.n, "values": values, "facts": facts(cell, column)}
+
+
+def row_groups(report: SuiteReport, least: int = 8) -> list[tuple[str, list[int]]]:
+    """(title, rows) in table order: rows that are compared with one baseline, or that change the same keys.
+
+    One group without a title where the table has fewer than ``least`` rows, or would fall into groups of one.
+    """
+    several = len({row.baseline for row in report.rows}) > 1
+    labels = {row.name: row.label for row in report.rows}
+
+    def key(row: RowRuns) -> str:
+        if several:
+            return f"compared with {labels.get(row.baseline, row.baseline)}"
+        return ", ".join(sorted(_key_words(name) for name in row.changes)) or "as the suite's base"
+
+    parts: list[tuple[str, list[int]]] = []
+    for index, row in enumerate(report.rows):
+        if not parts or parts[-1][0] != key(row):
+            parts.append((key(row), []))
+        parts[-1][1].append(index)
+    whole = len(report.rows) < least or len(parts) < 2 or len(parts) > len(report.rows) / 2
+    return [("", list(range(len(report.rows))))] if whole else parts
+
+
+def _key_words(key: str) -> str:
+    return key.rpartition(".")[2].replace("_", " ")
 
 
 def when(moment: Any) -> str:
@@ -136,6 +186,7 @@ def suite_page(
     ``opening`` is what :func:`reports.jump_picture.view` makes of its two runs.
     """
     cases = [case_view(case, number) for number, case in enumerate(found.cases)] if found else []
+    rows = provenance.sections(report) if runs is None else runs
     return _environment().get_template("suite.html.j2").render(
         table=report.table,
         letters=marks(report.table),
@@ -145,7 +196,9 @@ def suite_page(
         gallery_rule=mask_pictures.RULE,
         gallery_names=found.names if found else (),
         gallery_seed=found.seed if found else None,
-        rows=provenance.sections(report) if runs is None else runs,
+        rows=rows,
+        groups=row_groups(report),
+        data=table_data(report, {s.view.run_id: s.file for _, sections in rows for s in sections}),
         downloads=downloads,
         index_link=index_link,
         explorer_link=explorer_link,

@@ -13,6 +13,7 @@ import pytest
 
 from reports.build import build
 from reports.explorer import build_explorer
+from tests.support.make_fixture_store import RowSpec, make_run, make_suite
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -66,11 +67,11 @@ def overflow(page: Any) -> int:
     return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
 
 
-@pytest.fixture
-def site(store: Path, blank_figures: None) -> Path:
+@pytest.fixture(scope="module")
+def site(shared_store: Path, shared_blank_figures: None) -> Path:
     """The overview and the pages of all suites, without drawing figures."""
-    build([], store, formats=["html", "md"])
-    return store / "reports"
+    build([], shared_store, formats=["html", "md"])
+    return shared_store / "reports"
 
 
 def test_pages(site: Path, open_page: Any, tmp_path: Path) -> None:
@@ -84,9 +85,10 @@ def test_pages(site: Path, open_page: Any, tmp_path: Path) -> None:
     assert hostile.locator("table.paper tbody th").nth(4).inner_text().startswith("<script>alert(1)</script> \\input")
     assert hostile.evaluate("[...document.scripts].filter((script) => !script.type).length") == 1  # the others are data
 
-    # a number links to its row, the row to the pages of its runs, which can be linked to and copied from
+    # a number opens what is behind it, that leads to its row, the row to the pages of its runs, which can be linked to
     page = open_page(site / "headline@mini" / "index.html")
     page.locator("td.cell a").nth(5).click()
+    page.locator("#cell a", has_text="The row's runs").click()
     assert page.url.endswith("#row-mp-former")
     page.locator("#row-mp-former a", has_text="seed 1").click()
     page.wait_for_load_state()
@@ -112,6 +114,118 @@ def test_pages(site: Path, open_page: Any, tmp_path: Path) -> None:
     assert dark.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not dark.locator("nav.sections").is_visible()
     assert len(dark.pdf()) > 50_000
+
+
+def column(page: Any, k: int) -> list[str]:
+    """The shown numbers of a column, from top to bottom."""
+    cells = page.locator(f"tr[data-row]:not([hidden]) td.cell[data-column='{k}'] .num").all_inner_texts()
+    return [str(each) for each in cells]
+
+
+def test_sorting_filter_and_columns(site: Path, open_page: Any) -> None:
+    page = open_page(site / "components@mini" / "index.html")
+    page.wait_for_selector("#table[data-ready]")
+    before = column(page, 0)
+    score = page.locator("th[data-sort='0']")
+    score.locator("button").click()
+    assert score.get_attribute("aria-sort") == "descending"
+    assert column(page, 0) == ["15.7†", "13.6", "13.3", "12.8", "15.9"], "what has no result comes last"
+    score.locator("button").press("Enter")
+    assert score.get_attribute("aria-sort") == "ascending"
+    assert column(page, 0)[:3] == ["13.3", "13.6", "15.7†"]
+    score.locator("button").click()
+    assert (score.get_attribute("aria-sort"), column(page, 0)) == ("none", before)
+
+    page.locator("#table-filter").fill("every guided")
+    assert page.locator("#table-count").inner_text() == "1 of 5 rows"
+    assert page.locator("tr[data-row]:not([hidden]) th").all_inner_texts() == ["+ every layer guided b"]
+    page.locator("#table-filter").fill("")
+    assert page.locator("tr[data-row]:not([hidden])").count() == 5
+
+    consistency = page.locator("th.group", has_text="Consistency").locator("button")
+    assert page.locator("th[data-column='4']").is_visible()
+    consistency.click()
+    assert consistency.get_attribute("aria-expanded") == "false"
+    assert not page.locator("th[data-column='4']").is_visible()
+    consistency.press("Enter")
+    assert page.locator("th[data-column='4']").is_visible()
+    page.locator(".choose summary").click()
+    page.locator("[data-choose='1']").uncheck()
+    assert not page.locator("td.cell[data-column='1']").first.is_visible()
+    assert page.locator("th.group", has_text="Panoptic").count() == 1
+    assert not page.locator("th.group", has_text="Panoptic").is_visible()
+
+
+def test_a_seed_that_is_switched_off_leaves_every_mean(site: Path, open_page: Any) -> None:
+    page = open_page(site / "headline@mini" / "index.html")
+    page.wait_for_selector("#table[data-ready]")
+    data = json.loads(page.locator("#table-data").text_content())
+    values = [
+        dict(row["cells"][0]["values"] and [(v[0], v[1]) for v in row["cells"][0]["values"]]) for row in data["rows"]
+    ]
+    before = page.locator("table.paper").inner_text()
+    assert page.locator("svg.dots").count() == 10
+    page.locator("[data-seed='1']").uncheck()
+    cell = page.locator("tr[data-row='1'] td.cell").first
+    assert cell.locator(".num").inner_text() == f"{(values[1][0] + values[1][2]) / 2:.1f}"
+    difference = (values[1][0] + values[1][2] - values[0][0] - values[0][2]) / 2
+    assert cell.locator(".delta").inner_text() == f"{difference:+.1f}"
+    assert cell.locator(".number").get_attribute("class") == "number partial", "it is not the table's number"
+    assert "2 of 3 seeds" in cell.inner_text()
+    assert "Means without seed 1" in page.locator("#table-said").inner_text()
+    page.locator("[data-seed='1']").check()
+    assert page.locator("table.paper").inner_text() == before
+    page.locator("#dots").uncheck()
+    assert page.locator("svg.dots").count() == 0
+
+
+def test_what_is_behind_a_number_by_keyboard_mouse_and_touch(site: Path, open_page: Any) -> None:
+    path = site / "headline@mini" / "index.html"
+    page = open_page(path)
+    page.wait_for_selector("#table[data-ready]")
+    number = page.locator("tr[data-row='1'] td.cell a").first
+    number.focus()
+    page.keyboard.press("Enter")
+    box = page.locator("#cell")
+    assert box.is_visible()
+    assert page.evaluate("document.activeElement.className") == "close"
+    for part in ("MP-Former: AP", "95 % interval", "difference +2.3*", "seed 0", "seed 2", "after Holm"):
+        assert part in box.inner_text(), part
+    page.keyboard.press("Escape")
+    assert not box.is_visible()
+    assert page.evaluate("document.activeElement.closest('td.cell') !== null"), "back to where it was opened"
+    number.hover()
+    until(page, "document.getElementById('cell').matches(':popover-open')")
+    page.mouse.click(5, 5)
+    assert not box.is_visible()
+    finger = open_page(path, 390, has_touch=True, is_mobile=True)
+    finger.wait_for_selector("#table[data-ready]")
+    finger.locator("td.cell a").first.tap()
+    assert finger.locator("#cell").is_visible()
+    bounds = finger.locator("#cell").bounding_box()
+    assert bounds["x"] >= 0
+    assert bounds["x"] + bounds["width"] <= 390
+    finger.locator("#cell a", has_text="seed 1").tap()
+    finger.wait_for_url("**/runs/*")
+
+
+def test_a_suite_of_171_rows(tmp_path: Path, blank_figures: None, open_page: Any) -> None:
+    """Issue 14: it was 133,000 pixels high and had 36,574 nodes."""
+    rows = [RowSpec("mask2former", "Mask2Former", {"mp_queries": False}, 0.0, ("done",) * 3)]
+    for i in range(170):
+        toggles = {"mp_queries": True, "point_noise": i % 34 / 100, "flip_noise": i // 34 / 10}
+        label = f"point noise {i % 34 / 100:g}, flip noise {i // 34 / 10:g}"
+        rows.append(RowSpec(f"row-{i}", label, toggles, i % 11 / 4, ("done",) * 3))
+    for run in make_suite(tmp_path, "grid", "shapes", "A grid", "unknown", tuple(rows)):
+        make_run(tmp_path / "runs", run)
+    build(["grid"], tmp_path, formats=["html"])
+    page = open_page(tmp_path / "reports" / "grid@mini" / "index.html", 1400, "#row-row-150")
+    page.wait_for_selector("#table[data-ready]")
+    assert page.evaluate("document.querySelectorAll('*').length") < 9_000
+    assert page.evaluate("document.documentElement.scrollHeight") < 25_000
+    until(page, "document.querySelector('#row-row-150 .inside a') !== null")  # made when it is opened
+    page.locator("#row-row-150 a").first.click()
+    assert "/runs/" in page.url
 
 
 def test_the_opening_picture(site: Path, open_page: Any, tmp_path: Path) -> None:
