@@ -24,6 +24,7 @@ MPFORMER = {
     "mpformer": {"mpformer"},
     **in_order("mpformer", "runtime", "config", "data", "modeling", "evaluation", "training"),
 }
+MPFORMER["mpformer.piloting"] = MPFORMER["mpformer.modeling"] | {"mpformer.piloting"}
 EXPERIMENTS = {
     "experiments": {"experiments"},
     **in_order("experiments", "store", "suites", "status", "execution", "launch", "slurm", "runs", "cli"),
@@ -148,6 +149,7 @@ def test_a_circle_is_found() -> None:
         ("mpformer/training/trainer.py", "if True:\n    from reports import model", 1),
         ("mpformer/modeling/weights.py", "from mpformer.training import checkpoints", 1),
         ("mpformer/training/trainer.py", "from mpformer.modeling import weights", 0),
+        ("mpformer/training/trainer.py", "from mpformer.piloting import MaskPiloting", 1),
         ("experiments/store/run_dir.py", "def f():\n    from detectron2.data import DatasetCatalog", 1),
         ("experiments/store/run_dir.py", "from experiments.suites import planning", 1),
         ("experiments/suites/planning.py", "from experiments.store.run_dir import Store", 0),

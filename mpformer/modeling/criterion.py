@@ -128,15 +128,44 @@ class Criterion(nn.Module):
         """
         with torch.autocast(output.logits.device.type, enabled=False):
             features = output.mask_features.float()
-            if not isinstance(points, PointDraw | FixedPoints):
-                cells = (features.shape[-2], features.shape[-1])
-                points = draw_points(self.settings.points, len(features), cells, points, features.device)
+            points = self._drawn(points, features)
             if matching is None:
                 matching = match(output, targets, points.matching, self.settings.weights)
             parts = [_matching_part(output, targets, matching)]
             if pilot is not None:
-                parts.append(_pilot_part(output, targets, pilot))
+                assert output.pilot_logits is not None
+                assert output.pilot_mask_embed is not None
+                parts.append(_pilot_part(output.pilot_logits, output.pilot_mask_embed, targets, pilot))
             return self._losses(parts, features, targets, points)
+
+    @torch.compiler.disable
+    def of_pilot(
+        self,
+        logits: Tensor,
+        embed: Tensor,
+        mask_features: Tensor,
+        targets: Targets,
+        pilot: PilotBatch,
+        points: Points | torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """:meth:`by_layer` of a piloted part alone, for a model whose matching part has a criterion of its own.
+
+        Shapes: logits (L+1, B, P, C+1), embed (L+1, B, P, D), mask_features (B, D, h, w).
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            features = mask_features.float()
+            parts = [_pilot_part(logits, embed, targets, pilot)]
+            return self._losses(parts, features, targets, self._drawn(points, features))
+
+    def join(self, heads: int, device: torch.device) -> None:
+        """Take part in the reduction of the devices that have a part, without one here."""
+        distributed.mean(torch.zeros(2, 1 + heads, device=device))
+
+    def _drawn(self, points: Points | torch.Generator | None, features: Tensor) -> Points:
+        if isinstance(points, PointDraw | FixedPoints):
+            return points
+        cells = (features.shape[-2], features.shape[-1])
+        return draw_points(self.settings.points, len(features), cells, points, features.device)
 
     def weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Multiply each loss with the weight of its kind."""
@@ -208,11 +237,8 @@ def _matching_part(output: DecoderOutput, targets: Targets, matching: Matching) 
     return Part("", 0, no_object, sum(targets.counts), output.logits, output.mask_embed, *pairs)
 
 
-def _pilot_part(output: DecoderOutput, targets: Targets, pilot: PilotBatch) -> Part:
+def _pilot_part(logits: Tensor, embed: Tensor, targets: Targets, pilot: PilotBatch) -> Part:
     """Slot -> object is fixed: slot g * N + j is object j."""
-    logits, embed = output.pilot_logits, output.pilot_mask_embed
-    assert logits is not None
-    assert embed is not None
     owners = tuple(torch.arange(count).repeat(pilot.groups) for count in targets.counts)
     first_slots = (torch.arange(pilot.groups).repeat_interleave(count) for count in targets.counts)
     slots = tuple(g * (pilot.slots // pilot.groups) + j for g, j in zip(first_slots, owners, strict=True))

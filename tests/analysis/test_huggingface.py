@@ -9,25 +9,15 @@ import torch
 from analysis.huggingface import from_transformers
 from analysis.recorder import LayerRecorder
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+
+from tests.support.huggingface_models import mask2former
+
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "analysis.md"
 
 
-def small_model() -> torch.nn.Module:
-    torch.manual_seed(0)
-    backbone = transformers.SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    config = transformers.Mask2FormerConfig(
-        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
-        encoder_layers=1, decoder_layers=4, num_attention_heads=2, dim_feedforward=32, num_queries=6, num_labels=3,
-    )  # fmt: skip
-    return transformers.Mask2FormerForUniversalSegmentation(config).eval()
-
-
 def test_layers_come_in_order() -> None:
-    model = small_model()
+    model = mask2former()
     with torch.no_grad():
         outputs = model(torch.randn(2, 3, 64, 96), output_auxiliary_logits=True)
     masks, classes = from_transformers(outputs)
@@ -42,7 +32,7 @@ def test_layers_come_in_order() -> None:
 
 def test_layers_that_are_not_there() -> None:
     with torch.no_grad():
-        outputs = small_model()(torch.randn(1, 3, 64, 64), output_auxiliary_logits=False)
+        outputs = mask2former()(torch.randn(1, 3, 64, 64), output_auxiliary_logits=False)
     with pytest.raises(ValueError, match="output_auxiliary_logits=True"):
         from_transformers(outputs)
 
@@ -52,7 +42,7 @@ def test_the_documented_example_runs() -> None:
     assert code is not None
     assert len(code[1].strip().splitlines()) <= 10
     images = [(0, torch.randn(3, 64, 96), torch.rand(2, 64, 96) > 0.5, torch.tensor([0, 2]))]
-    names: dict = {"model": small_model(), "images": images}
+    names: dict = {"model": mask2former(), "images": images}
     exec(code[1], names)
     assert isinstance(names["recorder"], LayerRecorder)
     assert names["recorder"].summary()["layers"]["Util"][-1] == 100
