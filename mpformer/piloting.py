@@ -212,7 +212,9 @@ def _check_model(model: Any) -> None:
     try:
         from transformers import Mask2FormerForUniversalSegmentation
     except ImportError:
-        raise UserError("mask piloting of a Hugging Face model needs transformers: pip install transformers") from None
+        raise UserError(
+            "mask piloting of a Hugging Face model needs transformers: pip install 'mpformer[huggingface]'"
+        ) from None
     name = Mask2FormerForUniversalSegmentation.__name__
     if not isinstance(model, Mask2FormerForUniversalSegmentation):
         raise UserError(

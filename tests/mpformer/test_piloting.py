@@ -1,6 +1,7 @@
 """Mask piloting of transformers' Mask2Former: equal to the product's, and gone without a trace once it is removed."""
 
 import copy
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from tests.support.present import present
 from tests.support.transformers_peer import build_peer, load_ours, renamed
 
 ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs" / "piloting_library.md"
 COUNTS, SIZE = (2, 3), (64, 96)
 NARROW = ResNetConfig(depth=50, stem_channels=8, res2_channels=16, width_per_group=4)
 HEADS, POINTS = 5, 64
@@ -205,6 +207,15 @@ def test_a_plain_loop_trains_and_remove_gives_back_the_very_model() -> None:
     MaskPiloting.for_huggingface(model).remove()
 
 
+def test_the_documented_loop_runs() -> None:
+    code = re.search(r"## A loop of your own.*?```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    names: dict[str, Any] = {"model": small_model(), "batches": [small_batch(seed=seed) for seed in range(2)]}
+    given = names["model"]
+    exec(present(code)[1], names)
+    assert names["model"] is given
+    assert torch.isfinite(names["loss"])
+
+
 def hook_counts(model: torch.nn.Module) -> list[int]:
     return [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()]
 
@@ -369,6 +380,6 @@ def test_without_transformers_one_line_names_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines() == [
-        "mask piloting of a Hugging Face model needs transformers: pip install transformers",
+        "mask piloting of a Hugging Face model needs transformers: pip install 'mpformer[huggingface]'",
         "False",
     ], done.stderr

@@ -1,0 +1,140 @@
+"""Does mask piloting help on this set? A small Mask2Former of transformers, trained without it and with it.
+
+Both start from the same weights and see the same batches in the same order, each for the same time, and are then
+measured on the validation images: the model's own loss, and the layer analysis. The images lie beside the annotation
+files, which are in COCO's instance format.
+
+    python examples/huggingface_piloting.py train/_annotations.coco.json val/_annotations.coco.json --minutes 2
+"""
+
+import argparse
+import contextlib
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pycocotools.coco import COCO
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+from analysis.huggingface import from_transformers
+from analysis.recorder import LayerRecorder
+from mpformer.piloting import MaskPiloting
+
+Batch = dict[str, Any]
+
+
+class CocoInstances(Dataset[dict[str, Tensor]]):
+    """Images of a COCO-format file, resized to a square, with one mask per annotation that is no crowd."""
+
+    def __init__(self, annotations: Path, side: int) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there
+            self.coco = COCO(str(annotations))
+        self.folder = annotations.parent
+        self.side = side
+        self.images = sorted(self.coco.imgs)
+        self.classes = sorted({annotation["category_id"] for annotation in self.coco.anns.values()})
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Pixel values (3, side, side), mask labels (n, side, side) float, class labels (n,)."""
+        image = self.coco.imgs[self.images[index]]
+        pixels = Image.open(self.folder / image["file_name"]).convert("RGB").resize((self.side, self.side))
+        found = self.coco.loadAnns(self.coco.getAnnIds(imgIds=image["id"], iscrowd=False))
+        masks = [torch.from_numpy(self.coco.annToMask(annotation)) for annotation in found]
+        full = torch.stack(masks) if masks else torch.zeros(0, image["height"], image["width"], dtype=torch.uint8)
+        return {
+            "pixel_values": torch.from_numpy(np.asarray(pixels).copy()).permute(2, 0, 1) / 127.5 - 1,
+            "mask_labels": F.interpolate(full[:, None].float(), (self.side, self.side), mode="nearest")[:, 0],
+            "class_labels": torch.tensor([self.classes.index(a["category_id"]) for a in found], dtype=torch.int64),
+        }
+
+
+def collate(items: list[dict[str, Tensor]]) -> Batch:
+    named = {name: [item[name] for item in items] for name in items[0]}
+    return {**named, "pixel_values": torch.stack(named["pixel_values"])}
+
+
+def small_model(classes: int, queries: int) -> Any:
+    """A narrow Mask2Former with random weights; take ``from_pretrained`` for a real one."""
+    backbone = SwinConfig(
+        embed_dim=32, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8], drop_path_rate=0.0,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=backbone, feature_size=64, mask_feature_size=64, hidden_dim=64, num_attention_heads=4,
+        encoder_feedforward_dim=128, encoder_layers=2, decoder_layers=7, dim_feedforward=128, num_queries=queries,
+        num_labels=classes, train_num_points=1024,
+    )  # fmt: skip
+    return Mask2FormerForUniversalSegmentation(config)
+
+
+def train(model: torch.nn.Module, data: CocoInstances, options: argparse.Namespace) -> int:
+    """Train for the minutes that are asked for, reading images included; returns the number of steps."""
+    order = torch.Generator().manual_seed(options.seed)
+    loader = DataLoader(data, options.batch, shuffle=True, drop_last=True, collate_fn=collate, generator=order)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
+    end, steps = time.monotonic() + 60 * options.minutes, 0
+    torch.manual_seed(options.seed)
+    model.train()
+    while True:
+        for batch in loader:
+            optimizer.zero_grad()
+            model(**batch).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            steps += 1
+            if time.monotonic() > end:
+                return steps
+
+
+@torch.no_grad()
+def measure(model: torch.nn.Module, data: CocoInstances, seed: int) -> dict[str, float]:
+    """The model's own loss, the last masks' IoU with their objects, and the decoder layers' consistency."""
+    recorder, losses = LayerRecorder(), []
+    torch.manual_seed(seed)
+    model.eval()
+    for index in range(len(data)):
+        batch = collate([data[index]])
+        outputs = model(**batch, output_auxiliary_logits=True)
+        layers = from_transformers(outputs)
+        losses.append(outputs.loss.item())
+        masks, labels = batch["mask_labels"][0] > 0.5, batch["class_labels"][0]
+        recorder.add(index, layers[0][0], layers[1][0], masks, labels)
+    summary = recorder.summary()
+    shown = {name: summary["metrics"][name] for name in ("mIoU-L", "Util", "jump-rate")}
+    return {"loss": sum(losses) / len(losses), "IoU-gt": summary["layers"]["IoU-gt"][-1], **shown}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train", type=Path, help="annotations of the training images")
+    parser.add_argument("val", type=Path, help="annotations of the validation images")
+    parser.add_argument("--minutes", type=float, default=2, help="training time of each of the two")
+    parser.add_argument("--side", type=int, default=128, help="images are resized to this side, a multiple of 32")
+    parser.add_argument("--queries", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    training, validation = CocoInstances(options.train, options.side), CocoInstances(options.val, options.side)
+    validation.classes = training.classes
+    for name in ("without", "with"):
+        torch.manual_seed(options.seed)
+        model = small_model(len(training.classes), options.queries)
+        pilot = MaskPiloting.for_huggingface(model) if name == "with" else None
+        steps = train(pilot or model, training, options)
+        found = measure(pilot.remove() if pilot else model, validation, options.seed)
+        print(f"{name:>7} piloting: {steps} steps, " + ", ".join(f"{k} {v:.2f}" for k, v in found.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
