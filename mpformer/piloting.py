@@ -160,8 +160,9 @@ class _Step:
         given, guided = call.arguments, self._pilot.attention(index, self._layer_sizes[index])
         given["hidden_states"] = self._pilot.feed(index, given["hidden_states"].transpose(0, 1)).transpose(0, 1)
         if guided is not None:
-            rows, predicted = open_blocked_rows(guided)[0], given["encoder_attention_mask"][:, self._pilot.slots :]
-            given["encoder_attention_mask"] = torch.cat([rows.repeat_interleave(self._heads, 0), predicted], dim=1)
+            allowed, _ = open_blocked_rows(guided)
+            predicted = given["encoder_attention_mask"][:, self._pilot.slots :]
+            given["encoder_attention_mask"] = torch.cat([~allowed.repeat_interleave(self._heads, 0), predicted], dim=1)
         return call.args, call.kwargs
 
     def _hide(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
