@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpformer.config.datasets import DATASETS
+from mpformer.data import registration
 from mpformer.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,13 +15,30 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
+
+def _recall_datasets(_: click.Context, __: click.Parameter, root: Path) -> Path:
+    """Know the sets of the user's own that suites in a store were launched on."""
+    if any(root.glob("suites/*+*.json")):
+        from experiments.store.run_dir import Store
+        from experiments.suites import datasets
+
+        datasets.recall(Store(root))
+    return root
+
+
+def _know_datasets(_: click.Context, __: click.Parameter, data_root: Path) -> Path:
+    """Know the sets of the user's own that are registered under a data root."""
+    registration.know_all(data_root)
+    return data_root
+
+
 root_option = click.option(
     "--root", envvar="MPFORMER_ROOT", default="store", show_default=True, type=click.Path(path_type=Path),
-    help="Run store.  [env: MPFORMER_ROOT]",
+    callback=_recall_datasets, help="Run store.  [env: MPFORMER_ROOT]",
 )  # fmt: skip
 data_root_option = click.option(
     "--data-root", envvar="DETECTRON2_DATASETS", default="datasets", show_default=True,
-    type=click.Path(path_type=Path), help="Datasets.  [env: DETECTRON2_DATASETS]",
+    type=click.Path(path_type=Path), callback=_know_datasets, help="Datasets.  [env: DETECTRON2_DATASETS]",
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -50,7 +68,9 @@ def scale_options(command: Command) -> Command:
     """``--scale`` and ``--dataset``, and ``--suites``: what says which suite is meant."""
     scale = click.option("--scale", default="mini", show_default=True, help="mini or paper.")
     minis = ", ".join(name for name, entry in DATASETS.items() if entry.mini)
-    dataset = click.option("--dataset", default=None, help=f"Dataset, where a scale has several (mini: {minis}).")
+    dataset = click.option(
+        "--dataset", default=None, help=f"Dataset, where there are several (mini: {minis}, and yours)."
+    )
     return scale(dataset(suites_option(command)))
 
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 @cli.command()
 @scale_options
+@root_options
 @json_option
-def suites(scale: str, dataset: str | None, as_json: bool) -> None:
+def suites(scale: str, dataset: str | None, root: Path, data_root: Path, as_json: bool) -> None:
     """List the suites with the table of the paper that they stand for, their rows, seeds and cost."""
     from experiments.status.tables import duration
     from experiments.suites import catalogue

@@ -377,6 +377,11 @@ class Store:
         found = {name: records.load_sound(SuiteRecord, self.root / "suites" / name) for name in names}
         return {name.removesuffix(".json"): record for name, record in found.items() if record is not None}
 
+    def suite_datasets(self) -> set[str]:
+        """Return the datasets in the names of the suites' records; a scale's default one is in none."""
+        names = (Path(name).stem for name in names_in(self.root / "suites") if name.endswith(".json"))
+        return {name.partition("+")[2] for name in names if "+" in name}
+
     def write_suite(self, path: Path, record: SuiteRecord) -> SuiteRecord:
         """Write a suite's record and return it as it now stands.
 

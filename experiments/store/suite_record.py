@@ -68,6 +68,8 @@ class SuiteRecord(Record):
     """The evaluation settings of its runs, by evaluation id."""
     data_root: str = ""
     """Where the launch found its data."""
+    registration: Mapping[str, Any] = field(default_factory=dict)
+    """What `mpformer data add` recorded of the dataset, if it is one of the user's own."""
     file: str = ""
     """Path in the store of the suites file that defines the suite; empty: this project does."""
     package: str = ""

@@ -6,8 +6,10 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mpformer.config.datasets import dataset
+from experiments.store.run_dir import Store
+from mpformer.config.datasets import DATASETS, dataset
 from mpformer.config.schema import Config
 from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
@@ -21,6 +23,27 @@ class DataState:
     missing: str = ""
     preparable: bool = False
     """Whether `launch` can prepare it by itself."""
+
+
+def recall(store: Store) -> None:
+    """Make known the sets of the user's own that suites were launched on into a store, from its records.
+
+    So they can be asked for by name where their data root is not at hand.
+    """
+    from mpformer.data import registration
+
+    for name in store.suite_datasets():
+        if name not in DATASETS:
+            for record in store.suite_records():
+                if record.dataset == name and record.registration:
+                    registration.know(record.registration, store.root)
+
+
+def registered(name: str, data_root: Path) -> dict[str, Any]:
+    """Return the registration of a set of the user's own, for the record of a launch; {} for other sets."""
+    from mpformer.data import registration
+
+    return registration.load(name, data_root).plain() if dataset(name).added else {}
 
 
 def resolve(config: Config, data_root: Path) -> tuple[Config, DataState]:

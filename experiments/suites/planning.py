@@ -15,6 +15,7 @@ from experiments.store.suite_record import SuiteRecord, SuiteRow, SuiteRun
 from experiments.suites import catalogue, datasets, scales
 from experiments.suites.rows import Row, Suite
 from mpformer.config.schema import MAX_SEED, Config
+from mpformer.data import registration
 from mpformer.runtime.errors import UserError, choices
 
 MAX_SEEDS = 1000
@@ -73,6 +74,7 @@ class Plan:
 
 def make(request: Request, data_root: Path) -> Plan:
     """Resolve a request; raises UserError that lists valid suites, scales, datasets, rows, keys or values."""
+    registration.know_all(data_root)
     suite = catalogue.find(request.suite)
     scale, dataset = suite.place(request.scale, request.dataset)
     if why := suite.why_not(dataset):
@@ -103,6 +105,7 @@ def as_launched(request: Request, store: Store) -> Request:
     A suite that is not known here is defined by the file that the record has of it.
     """
     catalogue.recall(store, request.suite, request.scale, request.dataset)
+    datasets.recall(store)
     scale, dataset = catalogue.place(request.suite, request.scale, request.dataset)
     record = load_sound(SuiteRecord, _record_path(store, request.suite, scale, dataset))
     if record is None or request.overrides:
@@ -262,6 +265,7 @@ def _record(plan: Plan, command: str) -> SuiteRecord:
         command=command,
         evaluations={run.eval_id: run.config.evaluation.model_dump(mode="json") for run in plan.runs},
         data_root=str(plan.data_root.resolve()),
+        registration=datasets.registered(plan.dataset, plan.data_root),
     )
 
 

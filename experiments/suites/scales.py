@@ -81,7 +81,8 @@ def column_reasons(dataset: str, scored: EvaluationConfig) -> dict[str, str]:
     """Return the columns that do not apply on the dataset with this evaluation, each with its reason."""
     if scored.layer_scores == "none":
         return dict.fromkeys(_SCORED_BY, "evaluated without scores (evaluation.layer_scores=none)")
-    why = dataset_entry(dataset).no_stuff or f"trained for {_trained_for(scored)} alone"
+    entry = dataset_entry(dataset)
+    why = entry.no_stuff or entry.no_things or f"trained for {_trained_for(scored)} alone"
     return {column: why for column, part in _SCORED_BY.items() if not getattr(scored, part)}
 
 
@@ -152,22 +153,19 @@ STRESS: Mapping[str, Any] = MappingProxyType(
 
 
 def _mini(entry: Dataset) -> Config:
-    """Panoptic training where there is stuff, so that AP, PQ and mIoU come from one model."""
+    """Panoptic training where there are things and stuff, so that AP, PQ and mIoU come from one model."""
     assert entry.mini is not None
-    panoptic = entry.stuff > 0
-    return Config(
-        dataset=DatasetConfig(name=entry.name, task="panoptic" if panoptic else "instance", **entry.mini.keys),
+    task = "panoptic" if "panoptic" in entry.tasks else entry.tasks[0]
+    config = Config(
+        dataset=DatasetConfig(name=entry.name, task=task, **entry.mini.keys),
         model=_mini_model(entry.mini.queries),
         schedule=_mini_schedule(),
         evaluation=EvaluationConfig(
-            instance=True,
-            panoptic=panoptic,
-            semantic=panoptic,
-            object_mask_threshold=_object_threshold(panoptic),
-            size_areas=_MINI_AREAS,
+            object_mask_threshold=_object_threshold("panoptic" in entry.tasks), size_areas=_MINI_AREAS
         ),
         runtime=RuntimeConfig(checkpoint_period=200, eval_period=350, probe_images=64),
     )
+    return config.replace(task_changes(task) | dict(entry.mini.changes))
 
 
 MINI_OBJECT_THRESHOLD = 0.2

@@ -1,5 +1,6 @@
 """Class tables: names and counts of the classes that a dataset and a task tell apart. No torch."""
 
+from collections.abc import Callable
 from functools import cache
 
 from mpformer.config.datasets import TASKS, ClassTable, Dataset, dataset
@@ -15,11 +16,17 @@ def num_classes(name: str, task: str) -> int:
     return entry.things if task == "instance" else entry.things + entry.stuff
 
 
-@cache
 def class_table(name: str, task: str) -> ClassTable:
     """The classes of a dataset for a task; see :func:`num_classes` for what it raises."""
-    full = _checked(name, task).classes()
-    return ClassTable(full.things, (True,) * len(full.things)) if task == "instance" else full
+    full, things = _tables(_checked(name, task).classes)
+    return things if task == "instance" else full
+
+
+@cache
+def _tables(classes: Callable[[], ClassTable]) -> tuple[ClassTable, ClassTable]:
+    """All classes, and the things alone."""
+    full = classes()
+    return full, ClassTable(full.things, (True,) * len(full.things))
 
 
 def category_ids(name: str, task: str) -> tuple[int, ...]:

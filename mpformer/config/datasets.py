@@ -1,13 +1,15 @@
 """The datasets: one entry each, with what is known of a dataset without looking at its files. No torch.
 
 What reads, makes and checks its files is the module that the entry names: it has a ``SOURCE``, see
-:mod:`mpformer.data.sources`. Names of classes that detectron2 has are read from its metadata file when they are first
-asked for, without importing detectron2 (and so without torch); the counts are static.
+:mod:`mpformer.data.sources`. A set of the user's own joins them when something that names it is read: a registration
+(:mod:`mpformer.data.registration`) or the configuration of a run. Names of classes that detectron2 has are read from
+its metadata file when they are first asked for, without importing detectron2 (and so without torch); the counts are
+static.
 """
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType, ModuleType
@@ -58,11 +60,13 @@ class Mini:
     """Seconds of an iteration on one core of a 2020s laptop: an estimate until a run has measured it, labelled so."""
     keys: Mapping[str, Any] = field(default_factory=dict)
     """What its section of the configuration has beside name and task."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Other keys of the configuration that it changes, dotted."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset. Without stuff it has instances only: AP applies, PQ and mIoU do not."""
+    """One dataset. Without stuff it has instances only (AP), without things semantic labels only (mIoU)."""
 
     name: str
     title: str
@@ -89,7 +93,14 @@ class Dataset:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that it has."""
-        return TASKS if self.stuff else TASKS[:1]
+        if self.things and self.stuff:
+            return TASKS
+        return TASKS[:1] if self.things else TASKS[2:]
+
+    @property
+    def added(self) -> bool:
+        """Whether it is a set of the user's own, from ``mpformer data add``."""
+        return self.module == ADDED
 
     @property
     def one_class(self) -> str:
@@ -101,6 +112,11 @@ class Dataset:
         """Why it has no panoptic and semantic ground truth; empty: it has."""
         of = " of one class" if self.things == 1 else ""
         return "" if self.stuff else f"{self.name} has instances{of} and no stuff"
+
+    @property
+    def no_things(self) -> str:
+        """Why it has no instances and no panoptic ground truth; empty: it has."""
+        return "" if self.things else f"{self.name} has semantic labels alone"
 
     def catalog_names(self, task: str) -> tuple[str, str]:
         """Names of the training and validation set in detectron2's catalog."""
@@ -119,6 +135,46 @@ def register(entry: Dataset) -> None:
     if entry.name in DATASETS:
         raise UserError(f"there is a dataset {entry.name!r} already; choose another name")
     DATASETS[entry.name] = entry
+
+
+ADDED = "mpformer.data.added_set"
+"""Module of the user's own sets."""
+
+
+def added(
+    name: str, things: Iterable[str], stuff: Iterable[str], mini: Mini | None = None, val_images: int = 0
+) -> Dataset:
+    """The entry of a set of the user's own; UserError for classes of one name, or none."""
+    table = things_then_stuff(tuple(things), tuple(stuff))
+    if not len(table) or len(set(table.names)) < len(table):
+        raise UserError(f"dataset {name!r} needs classes, each with a name of its own: {', '.join(table.names)}")
+    return Dataset(
+        name=name,
+        title=name,
+        things=len(table.things),
+        stuff=len(table.stuff),
+        classes=lambda: table,
+        module=ADDED,
+        folder=name,
+        catalog={"semantic": (f"{name}_sem_seg_train", f"{name}_sem_seg_val")},  # as Mask2Former's own files have it
+        val_images=val_images,
+        mini=mini,
+    )
+
+
+def know(entry: Dataset) -> None:
+    """Add a set of the user's own, or take its newer entry; UserError if the name is a built-in dataset's.
+
+    An entry that says nothing about scale mini does not replace one with the same classes that does.
+    """
+    before = DATASETS.get(entry.name)
+    if before is None:
+        return register(entry)
+    if not before.added:
+        raise UserError(f"{entry.name!r} is a dataset of this project; choose another name")
+    if entry.mini is not None or entry.classes() != before.classes():
+        DATASETS[entry.name] = entry
+    return None
 
 
 # --- the entries ------------------------------------------------------------------------------------------------

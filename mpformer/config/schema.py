@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
-from mpformer.config.datasets import DATASETS
+from mpformer.config.datasets import DATASETS, added, know
 from mpformer.runtime.errors import UserError
 
 Task = Literal["instance", "panoptic", "semantic"]
@@ -119,6 +119,13 @@ class AugmentationConfig(Section):
     color: bool = Field(False, description="SSD colour augmentation")
 
 
+class AddedConfig(Section):
+    """Classes of a set of the user's own (``mpformer data add``): what a run knows of it without its data root."""
+
+    things: tuple[str, ...] = Field((), description="classes whose objects are told apart")
+    stuff: tuple[str, ...] = Field((), description="classes that are regions")
+
+
 class DatasetConfig(Section):
     """Which images, which targets, and how they are augmented. Paths are not part of it."""
 
@@ -126,10 +133,35 @@ class DatasetConfig(Section):
     task: Task = Field(description="what is learned: instances, panoptic segments or a semantic map")
     fingerprint: str = Field("", description="checksum of the prepared dataset; empty until it is resolved")
     train_images: int | None = Field(None, ge=1, description="train on the first n images only; None: all")
-    crop: int | None = Field(None, description="side of the fixed crops that `nuclei` is cut into")
+    crop: int | None = Field(
+        None, description="side of the fixed crops that images are cut into; None: whole images, unless it is `nuclei`"
+    )
     shapes: ShapesConfig | None = None
     augmentation: AugmentationConfig = AugmentationConfig()
     on_corrupt: Literal["fail", "skip"] = Field("fail", description="what an image that cannot be read does to the run")
+    added: AddedConfig | None = Field(
+        None,
+        description="classes of a set that `mpformer data add` registered; filled in by its name",
+        json_schema_extra={"legacy": None},
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_added_classes(cls, values: Any) -> Any:
+        """Fill in the classes of an added set; a configuration that brings them makes the set known by its name."""
+        if not isinstance(values, dict) or not isinstance(values.get("name"), str):
+            return values
+        name, classes = values["name"], values.get("added")
+        if classes is None and name in DATASETS and DATASETS[name].added:
+            table = DATASETS[name].classes()
+            return {**values, "added": AddedConfig(things=table.things, stuff=table.stuff)}
+        if classes is not None:
+            known = AddedConfig.model_validate(classes)
+            try:
+                know(added(name, known.things, known.stuff))
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return values
 
     @field_validator("name")
     @classmethod

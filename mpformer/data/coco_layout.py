@@ -3,7 +3,7 @@
 One prepared dataset is a directory::
 
     manifest.json                        name, fingerprint, parameters, splits, checksums, share of empty masks
-    {split}/{id}.png                     images
+    {split}/{id}.png                     images; of a set of the user's own kept whole, a link to where they lie
     annotations/instances_{split}.json   things; void objects are there as crowds, which detections may match freely
     annotations/panoptic_{split}.json    all segments (datasets with stuff only)
     panoptic_{split}/{id}.png            segment ids as red + 256 green + 65536 blue; 0 is void
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mpformer.config.datasets import ClassTable
-from mpformer.data.scene import Scene
+from mpformer.data.scene import Scene, Segment
 from mpformer.runtime.errors import UserError
 
 VOID_CLASS = 255
@@ -147,10 +147,12 @@ def write_scene(layout: Layout, image_id: int, scene: Scene, stuff: bool) -> Rec
         files[layout.semantic / name] = png(semantic_map(scene))
     h, w = scene.ids.shape
     masks = scene.ids == np.array([s.id for s in scene.segments], dtype=np.int32)[:, None, None]
+    if not scene.segments and scene.objects:
+        masks = np.stack([thing.mask for thing in scene.objects])
     return {
         "image": {"id": image_id, "file_name": name, "height": h, "width": w},
         "annotations": _annotations(image_id, scene, masks),
-        "segments": [_segment_info(s.id, s.category, m) for s, m in zip(scene.segments, masks, strict=True)],
+        "segments": [_segment_info(s, m) for s, m in zip(scene.segments, masks, strict=False)],
         "files": {str(p.relative_to(layout.root)): write_atomically(p, content) for p, content in files.items()},
         "content": _content(scene),
         "masks": len(masks),
@@ -162,11 +164,16 @@ def _content(scene: Scene) -> str:
     """Checksum of the raw arrays and classes: the same on every machine, unlike a PNG's bytes."""
     digest = hashlib.sha256(scene.image.tobytes() + scene.ids.astype("<i4").tobytes())
     digest.update(repr([(s.id, s.category, s.thing) for s in scene.segments]).encode())
+    for thing in scene.objects or ():
+        digest.update(repr((thing.category, thing.crowd)).encode() + thing.mask.tobytes())
     return digest.hexdigest()
 
 
 def _annotations(image_id: int, scene: Scene, masks: NDArray[np.bool_]) -> list[Record]:
-    things = [(s.category, m, 0) for s, m in zip(scene.segments, masks, strict=True) if s.thing]
+    if scene.objects is not None:
+        things = [(thing.category, thing.mask, int(thing.crowd)) for thing in scene.objects]
+    else:
+        things = [(s.category, m, int(s.crowd)) for s, m in zip(scene.segments, masks, strict=True) if s.thing]
     things += [(category, mask, 1) for category, mask in scene.hidden]
     return [
         {
@@ -182,9 +189,9 @@ def _annotations(image_id: int, scene: Scene, masks: NDArray[np.bool_]) -> list[
     ]
 
 
-def _segment_info(segment_id: int, category: int, mask: NDArray[np.bool_]) -> Record:
-    area = int(mask.sum())
-    return {"id": segment_id, "category_id": category + 1, "iscrowd": 0, "area": area, "bbox": box(mask)}
+def _segment_info(segment: Segment, mask: NDArray[np.bool_]) -> Record:
+    what = {"id": segment.id, "category_id": segment.category + 1, "iscrowd": int(segment.crowd)}
+    return {**what, "area": int(mask.sum()), "bbox": box(mask)}
 
 
 def box(mask: NDArray[np.bool_]) -> list[int]:
@@ -207,7 +214,11 @@ def write_annotations(layout: Layout, records: list[Record], table: ClassTable) 
     written = {layout.instances_json: {"images": images, "annotations": annotations, "categories": things}}
     if table.stuff:
         segments = [
-            {"image_id": r["image"]["id"], "file_name": r["image"]["file_name"], "segments_info": r["segments"]}
+            {
+                "image_id": r["image"]["id"],
+                "file_name": f"{r['image']['id']:06d}.png",
+                "segments_info": r["segments"],
+            }
             for r in records
         ]
         written[layout.panoptic_json] = {"images": images, "annotations": segments, "categories": categories}
@@ -225,8 +236,8 @@ def split_summary(records: list[Record]) -> Record:
 
 
 def attention_shares(records: Iterable[Record]) -> Record:
-    """Percent of ground-truth masks that are empty at each attention stride, over all given images."""
-    listed = list(records)
+    """Percent of ground-truth masks that are empty at each attention stride, over the images where it was counted."""
+    listed = [r for r in records if "empty" in r]
     total = max(sum(r["masks"] for r in listed), 1)
     shares = {
         kind: {str(s): round(100 * sum(r["empty"][kind][str(s)] for r in listed) / total, 3) for s in STRIDES}
@@ -252,7 +263,7 @@ def write_manifest(
         "fingerprint": fingerprint,
         "parameters": dict(parameters),
         "splits": {split: split_summary(records) for split, records in splits.items()},
-        "attention": attention_shares(everything),
+        "attention": attention_shares(everything) if any("empty" in r for r in everything) else {},
         "files": dict(sorted(checksums.items())),
     }
     write_json(root / "manifest.json", manifest)

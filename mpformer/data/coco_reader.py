@@ -29,12 +29,18 @@ class SplitFiles:
     advice: str = ""
     """What to do where something is wrong."""
     exact_names: bool = False
-    """Class names must be the table's, not only their ids."""
+    """This project wrote it: class names must be the table's, not only their ids; images are known by id, and by the
+    names that the files give them."""
 
 
-def read_prepared(dataset: str, root: Path, split: str, tasks: frozenset[str]) -> list[Record]:
-    """Read a split of a dataset that this project wrote below ``root``, see :mod:`mpformer.data.coco_layout`."""
-    layout, stuff = Layout(root, split), "panoptic" in tasks_of(dataset)
+def read_prepared(
+    dataset: str, root: Path, split: str, tasks: frozenset[str], command: str = "mpformer data prepare"
+) -> list[Record]:
+    """Read a split of a dataset that this project wrote below ``root``, see :mod:`mpformer.data.coco_layout`.
+
+    ``command`` is what writes it, for the line on what is wrong with it.
+    """
+    layout, stuff = Layout(root, split), "semantic" in tasks_of(dataset)
     files = SplitFiles(
         dataset,
         layout.images,
@@ -42,7 +48,7 @@ def read_prepared(dataset: str, root: Path, split: str, tasks: frozenset[str]) -
         layout.panoptic_json if stuff else None,
         layout.panoptic if stuff else None,
         layout.semantic if stuff else None,
-        advice=f"remove {root} and run: mpformer data prepare {dataset}",
+        advice=f"remove {root} and run: {command} {dataset}",
         exact_names=True,
     )
     return read_coco_like(files, tasks)
@@ -61,7 +67,7 @@ def read_coco_like(files: SplitFiles, tasks: frozenset[str]) -> list[Record]:
 
 
 def _join(parts: list[dict[str, Record]], files: SplitFiles) -> list[Record]:
-    """Merge the records of one image, known by its file's stem, from several annotation files."""
+    """Merge the records of one image, known by its file's stem (ours: by its id), from several annotation files."""
     stems = set(parts[0]).intersection(*parts[1:])
     if any(len(part) != len(stems) for part in parts) or not stems:
         counts = ", ".join(str(len(part)) for part in parts)
@@ -93,7 +99,7 @@ def _read_instances(files: SplitFiles) -> dict[str, Record]:
         raise _unknown_category(files, files.instances, error) from None
     except (ValueError, AssertionError, TypeError) as error:
         raise UserError(f"{files.instances} is not valid COCO annotations: {error}; {files.advice}") from None
-    return {Path(r["file_name"]).stem: r for r in loaded}
+    return {_key(files, r): r for r in loaded}
 
 
 def _read_panoptic(files: SplitFiles) -> dict[str, Record]:
@@ -102,21 +108,23 @@ def _read_panoptic(files: SplitFiles) -> dict[str, Record]:
     content = _check_categories(files, files.panoptic, "panoptic")
     table = class_table(files.dataset, "panoptic")
     lookup = {category: i for i, category in enumerate(category_ids(files.dataset, "panoptic"))}
-    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in content["images"]}
+    images = {image["id"]: image for image in content["images"]}
     found = {}
     try:
         for annotation in content["annotations"]:
             stem = Path(annotation["file_name"]).stem
             segments = [_segment(s, lookup, table.is_thing) for s in annotation["segments_info"]]
-            height, width = sizes[annotation["image_id"]]
-            found[stem] = {
-                "file_name": str(files.images / (stem + files.suffix)),
+            image = images[annotation["image_id"]]
+            name = image["file_name"] if files.exact_names else stem + files.suffix
+            record = {
+                "file_name": str(files.images / name),
                 "image_id": annotation["image_id"],
-                "height": height,
-                "width": width,
+                "height": image.get("height"),
+                "width": image.get("width"),
                 "pan_seg_file_name": str(files.panoptic_png / annotation["file_name"]),
                 "segments_info": segments,
             }
+            found[_key(files, record)] = record
     except KeyError as error:
         raise _unknown_category(files, files.panoptic, error) from None
     return found
@@ -131,6 +139,8 @@ def _read_semantic(files: SplitFiles) -> dict[str, Record]:
     assert files.semantic_png is not None
     if not files.semantic_png.is_dir():
         raise UserError(f"{files.semantic_png} is not there; {files.advice}")
+    if files.exact_names:
+        return _read_own_semantic(files, files.semantic_png)
     # of images and of labels, so that a file that only one of the folders has is missed in the other
     stems = {p.stem for p in files.semantic_png.glob("*.png")} | {p.stem for p in files.images.glob(f"*{files.suffix}")}
     return {
@@ -140,6 +150,26 @@ def _read_semantic(files: SplitFiles) -> dict[str, Record]:
         }
         for stem in sorted(stems)
     }
+
+
+def _read_own_semantic(files: SplitFiles, folder: Path) -> dict[str, Record]:
+    """What this project wrote lists its images, and its label maps are called after their ids."""
+    assert files.panoptic is not None
+    records = [
+        {
+            "file_name": str(files.images / image["file_name"]),
+            "image_id": image["id"],
+            "height": image["height"],
+            "width": image["width"],
+            "sem_seg_file_name": str(folder / f"{image['id']:06d}.png"),
+        }
+        for image in read_json(files.panoptic, files.advice)["images"]
+    ]
+    return {_key(files, record): record for record in records}
+
+
+def _key(files: SplitFiles, record: Record) -> str:
+    return f"{record['image_id']:012d}" if files.exact_names else Path(record["file_name"]).stem
 
 
 def _check_categories(files: SplitFiles, path: Path, task: str) -> Record:

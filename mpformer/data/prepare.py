@@ -31,10 +31,12 @@ class Recipe:
     parameters: Mapping[str, Any]
     counts: Mapping[str, int]
     work: Work
+    images: Mapping[str, Path] | None = None
+    """Folders of the images by split, where they stay and only their labels are written."""
 
     @property
     def stuff(self) -> bool:
-        return "panoptic" in tasks_of(self.name)
+        return "semantic" in tasks_of(self.name)
 
     def chunks(self) -> list[Chunk]:
         return [chunk for split, count in self.counts.items() for chunk in chunks_of(split, count)]
@@ -81,6 +83,8 @@ def _build_beside(recipe: Recipe, target: Path, progress: Progress | None, worke
     beside = target.with_name(f".{target.name}.partial")
     (beside / "chunks").mkdir(parents=True, exist_ok=True)
     for split in recipe.counts:
+        if recipe.images is not None and not Layout(beside, split).images.exists():
+            Layout(beside, split).images.symlink_to(recipe.images[split].absolute())
         Layout(beside, split).make(recipe.stuff)
     records = _records(recipe, beside, progress, workers)
     table = class_table(recipe.name, tasks_of(recipe.name)[-1])

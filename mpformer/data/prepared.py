@@ -30,6 +30,8 @@ def fingerprint(dataset: DatasetConfig, data_root: Path) -> str:
     source = source_of(dataset.name)
     if isinstance(source, Release):
         own = hashlib.sha256(source.identity.encode()).hexdigest()
+    elif source.current is not None:
+        return dataset.fingerprint or source.current(dataset, Path(data_root))
     elif source.fingerprint is None:
         return _among_prepared(dataset, data_root)
     else:

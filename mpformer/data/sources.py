@@ -60,9 +60,14 @@ class Prepared:
     """The identity that its parameters alone give it: `launch` makes such a set by itself. None: from its files."""
     crop: int = 0
     """Default side of its crops."""
+    current: Callable[[DatasetConfig, Path], str] | None = None
+    """The fingerprint of the version under a data root that a configuration means; None: the only one of its crop."""
 
 
 def source_of(name: str) -> Release | Prepared:
-    """Return the ``SOURCE`` of a dataset; UserError, with the names that there are, for an unknown one."""
-    source: Release | Prepared = import_module(dataset(name).module).SOURCE
-    return source
+    """Return the ``SOURCE`` of a dataset; UserError, with the names that there are, for an unknown one.
+
+    The module of the sets that users add makes one for each name.
+    """
+    source: Release | Prepared | Callable[[str], Prepared] = import_module(dataset(name).module).SOURCE
+    return source if isinstance(source, Release | Prepared) else source(name)

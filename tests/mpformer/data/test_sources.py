@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from mpformer.config import datasets
-from mpformer.config.classes import class_table
 from mpformer.config.mask2former_yaml import from_cfg, to_cfg
 from mpformer.config.schema import Config, DatasetConfig
 from mpformer.data.catalog import records
@@ -66,7 +65,6 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
     datasets.register(ENTRY)
     yield Config(dataset=DatasetConfig(name="toys", task="panoptic"))
     del datasets.DATASETS["toys"]
-    class_table.cache_clear()
 
 
 def test_a_dataset_is_one_entry_and_one_module(toys: Config, tmp_path: Path) -> None:
