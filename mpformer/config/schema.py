@@ -565,6 +565,8 @@ def valid_keys(prefix: str = "", model: type[BaseModel] = Config) -> list[str]:
     """Every dotted key of the configuration that can be set, for error messages."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
+        if name == "added":  # follows from the dataset's name
+            continue
         nested = models_in(field.annotation)
         for inner in nested:
             keys += valid_keys(f"{prefix}{name}.", inner)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpformer.config import datasets
-from mpformer.data import registration
+from mpformer.data import own_check, registration
 from mpformer.data.added_set import build_tiles, build_whole, tiles_fingerprint, whole_fingerprint, work_of
 from mpformer.data.chunks import Progress
 from mpformer.data.coco_layout import Layout, read_json
@@ -50,6 +50,8 @@ class Added:
     sample: Path
     tiles: Mapping[str, int]
     """Tiles by split."""
+    findings: tuple[own_check.Finding, ...]
+    """What `data check` remarks."""
 
     def lines(self) -> Iterator[str]:
         """What the command says."""
@@ -57,7 +59,7 @@ class Added:
         yield f"{r.name}: {r.images['train']:,} training and {r.images['val']:,} validation images"
         yield f"  things: {', '.join(r.things) or 'none'}"
         yield f"  stuff: {', '.join(r.stuff) or 'none'}"
-        yield from (f"  {note}" for note in r.notes)
+        yield from (f"  look: {finding.where}: {finding.text}" for finding in self.findings)
         tiles = " and ".join(f"{count:,}" for count in self.tiles.values())
         shorter = f"images whose shorter side is {s.resize}" if s.resize else "images"
         yield f"  scale mini: {tiles} tiles of {s.crop} px of {shorter}, {s.queries} queries, {s.train_points} points"
@@ -98,25 +100,55 @@ def add(asked: Asked, data_root: Path, progress: Progress | None = None, workers
         images={name: len(split.images) for name, split in zip(("train", "val"), splits, strict=True)},
         notes=found.notes,
     )
-    return _built(made, asked, Path(data_root), progress, workers)
+    stages = _Stages(sum(made.images.values()), progress)
+    findings = own_check.look(sources, asked.classes, stages.of(0))
+    _refuse_wrong(asked.name, findings)
+    return _built(made, asked, Path(data_root), stages, tuple(findings), workers)
 
 
-def _built(made: Registration, asked: Asked, data_root: Path, progress: Progress | None, workers: int | None) -> Added:
+@dataclass(frozen=True)
+class _Stages:
+    """Progress over the images, three times: looked through, written whole, cut into tiles."""
+
+    images: int
+    progress: Progress | None
+
+    def of(self, stage: int) -> Progress | None:
+        """What one stage reports to, in whatever it counts."""
+        show, images = self.progress, self.images
+        if show is None:
+            return None
+        return lambda done, total: show(stage * images + done * images // max(total, 1), 3 * images)
+
+
+def _refuse_wrong(name: str, findings: Sequence[own_check.Finding]) -> None:
+    """Raise UserError if a set cannot be used as it is, with the first things to mend."""
+    wrong = [f"{finding.where}: {finding.text}" for finding in findings if finding.wrong]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"{name} is not added before this is mended: {'; '.join(wrong[:3])}{more}")
+
+
+def _built(
+    made: Registration,
+    asked: Asked,
+    data_root: Path,
+    stages: _Stages,
+    findings: tuple[own_check.Finding, ...],
+    workers: int | None,
+) -> Added:
     """Write both versions, and the registration last."""
     fingerprint = whole_fingerprint(work_of(made))
     made = replace(made, fingerprint=fingerprint, tiles=tiles_fingerprint(fingerprint, made.settings))
     datasets.know(made.entry())
-    counts = sum(made.images.values())
-    first = (lambda done, total: progress(done, 2 * counts)) if progress else None
-    second = (lambda done, total: progress(counts + done * counts // total, 2 * counts)) if progress else None
-    build_whole(made, data_root, first, workers)
-    tiles = build_tiles(made, data_root, second, workers)
+    build_whole(made, data_root, stages.of(1), workers)
+    tiles = build_tiles(made, data_root, stages.of(2), workers)
     made = replace(made, settings=replace(made.settings, queries=asked.queries or _queries(tiles, made)))
     registration.save(made, data_root)
     sample = data_root / made.name / registration.SAMPLE
     contact_sheet(tiles, sample)
     splits = read_manifest(tiles / "manifest.json")["splits"]
-    return Added(made, sample, {split: about["images"] for split, about in splits.items()})
+    return Added(made, sample, {split: about["images"] for split, about in splits.items()}, findings)
 
 
 def _sources(asked: Asked) -> Sources:

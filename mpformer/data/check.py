@@ -11,9 +11,10 @@ from PIL import Image
 
 from mpformer.config.classes import class_table, tasks_of
 from mpformer.config.datasets import dataset
+from mpformer.data import own_check, registration
 from mpformer.data.coco_layout import Layout, read_json, rgb_to_id
 from mpformer.data.convert import IGNORE, MANIFEST
-from mpformer.data.prepared import read_manifest
+from mpformer.data.prepared import prepared_dir, read_manifest
 from mpformer.data.sources import Expected, Prepared, Release, source_of
 from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
@@ -26,6 +27,13 @@ class Item:
     path: str
     ok: bool
     detail: str
+    doubtful: bool = False
+    """It can be used as it is, but should be looked at."""
+
+    def line(self) -> str:
+        """The item as a line of text."""
+        state = "wrong" if not self.ok else "look " if self.doubtful else "ok   "
+        return f"{state} {self.path}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Report:
         yield f"{self.name} in {self.directory}: {state}"
         if self.splits:
             yield "  " + ", ".join(f"{count:,} {split}" for split, count in self.splits.items()) + " images"
-        yield from (f"  {'ok   ' if item.ok else 'wrong'} {item.path}: {item.detail}" for item in self.items)
+        yield from (f"  {item.line()}" for item in self.items)
         if self.sample:
             yield f"  sample: {self.sample}"
         if not self.ok:
@@ -69,11 +77,38 @@ def check(name: str, data_root: Path, full: bool = False) -> tuple[Report, ...]:
     source = source_of(name)
     if isinstance(source, Release):
         return (_release(name, source, Path(data_root), full),)
+    if dataset(name).added:
+        return _own(name, source, Path(data_root), full)
     found = sorted(p.parent for p in Path(data_root, name).glob("*/manifest.json"))
     advice = (_command(source),)
     if not found:
         return (Report(name, str(Path(data_root, name)), advice=advice),)
     return tuple(_prepared(name, source, directory, full) for directory in found)
+
+
+def _own(name: str, source: Prepared, data_root: Path, full: bool) -> tuple[Report, ...]:
+    """A set of the user's own: its annotations and images as they lie, and what was made of them."""
+    registered = registration.load(name, data_root)
+    versions = []
+    for fingerprint in (registered.fingerprint, registered.tiles):
+        directory = prepared_dir(name, fingerprint, data_root)
+        if directory.is_dir():
+            versions.append(_prepared(name, source, directory, full))
+        else:
+            versions.append(Report(name, str(directory), fingerprint, advice=(_command(source),)))
+    return (_export(registered, source), *versions)
+
+
+def _export(registered: registration.Registration, source: Prepared) -> Report:
+    sources, name = registered.sources, registered.name
+    try:
+        found = own_check.look(sources, registered.stuff if registered.kind == "semantic" else ())
+    except UserError as error:
+        found = [own_check.Finding("annotations", str(error), wrong=True)]
+    items = [Item(f.where, not f.wrong, f.text, doubtful=True) for f in found]
+    items = items or [Item("annotations and images", True, "nothing to remark")]
+    advice = (f"mend it, and register it again: {source.command}",)
+    return Report(name, sources.train, items=tuple(items), advice=advice, splits=dict(registered.images))
 
 
 def _command(source: Prepared) -> str:
@@ -132,7 +167,7 @@ def _sample(name: str, directory: Path) -> tuple[str, bool]:
             width, height = file.convert("RGB").size
         objects = [a["category_id"] - 1 for a in content["annotations"] if a["image_id"] == image["id"]]
         if table.stuff:
-            with Image.open(layout.panoptic / image["file_name"]) as file:
+            with Image.open(layout.panoptic / f"{image['id']:06d}.png") as file:
                 objects = _listed(layout, image["id"], np.unique(rgb_to_id(np.asarray(file))))
     except (OSError, KeyError, IndexError, ValueError, UserError) as error:
         return f"the first image does not open: {error}", False
