@@ -14,6 +14,7 @@ from mpformer.runtime.errors import UserError
 _weights = click.option(
     "--weights", required=True, type=click.Path(path_type=Path), help="A .pth or .pkl file, released or trained here."
 )
+_dataset = click.option("--dataset", default=None, help="Instead of CONFIG's: such as one that `data add` registered.")
 _CONFIG = "CONFIG is a Mask2Former-style YAML file, or a setting such as coco/instance/r50-12ep."
 
 
@@ -22,8 +23,17 @@ _CONFIG = "CONFIG is a Mask2Former-style YAML file, or a setting such as coco/in
 @click.argument("overrides", nargs=-1, metavar="[KEY VALUE]...")
 @click.option("--seed", type=click.IntRange(0), default=None, help="Default: SEED of the configuration.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@_dataset
 @root_options
-def train(config: str, overrides: Sequence[str], seed: int | None, threads: int, root: Path, data_root: Path) -> int:
+def train(
+    config: str,
+    overrides: Sequence[str],
+    seed: int | None,
+    threads: int,
+    dataset: str | None,
+    root: Path,
+    data_root: Path,
+) -> int:
     """Train and evaluate one model in this process; the same command again goes on where it stopped."""
     import logging
 
@@ -31,7 +41,7 @@ def train(config: str, overrides: Sequence[str], seed: int | None, threads: int,
     from experiments.store.run_dir import Store
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    chosen = single.read_config(config, overrides)
+    chosen = single.read_config(config, overrides, dataset)
     chosen = chosen if seed is None else chosen.replace({"seed": seed})
     run, ending = single.train(chosen, Store(root), data_root, runtime={"runtime.threads": threads})
     code = print_outcome(run.path, ending)
@@ -45,14 +55,23 @@ def train(config: str, overrides: Sequence[str], seed: int | None, threads: int,
 @click.argument("overrides", nargs=-1, metavar="[KEY VALUE]...")
 @_weights
 @click.option("--out", default="evaluation", show_default=True, type=click.Path(path_type=Path), help="Directory.")
+@_dataset
 @json_option
 @data_root_option
-def evaluate(config: str, overrides: Sequence[str], weights: Path, out: Path, as_json: bool, data_root: Path) -> None:
+def evaluate(
+    config: str,
+    overrides: Sequence[str],
+    weights: Path,
+    out: Path,
+    dataset: str | None,
+    as_json: bool,
+    data_root: Path,
+) -> None:
     """Score WEIGHTS on the validation images, layer by layer, without training."""
     from experiments.runs import single
     from experiments.store.run_dir import RESULT
 
-    result = single.evaluate(single.read_config(config, overrides), weights, out, data_root)
+    result = single.evaluate(single.read_config(config, overrides, dataset), weights, out, data_root)
     if as_json:
         return print_json(result)
     for line in single.score_lines(result["metrics"]):

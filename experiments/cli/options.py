@@ -85,6 +85,10 @@ def plan_options(command: Command) -> Command:
             help="Change a configuration key of every row, such as schedule.max_iter=300 (milestones move along). "
             "This changes the runs' identity.",
         ),
+        click.option(
+            "--base", default=None, metavar="SETTING",
+            help="At scale paper: the setting that the rows change, such as coco/instance/r50-12ep.",
+        ),
     ):  # fmt: skip
         command = option(command)
     return scale_options(command)
@@ -125,6 +129,7 @@ def plan_request(
     seeds: str | None,
     one_seed: int | None,
     overrides: Sequence[str],
+    base: str | None = None,
 ) -> "Request":
     """What the words of a command ask for; raises UserError for seeds and overrides that cannot be read."""
     from experiments.suites import planning
@@ -137,4 +142,4 @@ def plan_request(
     for key, _ in changed:
         if key == "seed":
             raise UserError("the seed is not an override; use --seed or --seeds")
-    return planning.Request(suite, scale, dataset, tuple(rows), chosen, changed)
+    return planning.Request(suite, "paper" if base else scale, dataset, tuple(rows), chosen, changed, base)

@@ -14,7 +14,7 @@ from experiments.store.attempt_dir import Ending
 from experiments.store.identity import eval_id, run_id
 from experiments.store.records import decode, save
 from experiments.store.run_dir import RESULT, Result, RunDir, Store
-from experiments.suites import datasets
+from experiments.suites import datasets, scales
 from mpformer.config.schema import Config, validate
 from mpformer.runtime.errors import UserError
 
@@ -22,12 +22,18 @@ ROW = "single"
 """Stands for the row in the run's record."""
 
 
-def read_config(name: str, overrides: Sequence[str]) -> Config:
-    """Return the configuration of a YAML file or of a published setting, with ``KEY VALUE`` pairs.
+def read_config(name: str, overrides: Sequence[str], dataset: str | None = None) -> Config:
+    """Return the configuration of a YAML file or of a published setting, with ``KEY VALUE`` pairs, on ``dataset`` if
+    one is given.
 
     A YAML file takes Mask2Former's keys, in the file and as overrides. So does a setting's name. Raises UserError
     for a file that is not there, keys and values that are not known, and an odd number of overrides.
     """
+    config = _read_config(name, overrides)
+    return scales.moved_to(config, dataset, name) if dataset else config
+
+
+def _read_config(name: str, overrides: Sequence[str]) -> Config:
     from mpformer.config.paper_settings import setting
 
     if not overrides and Path(name).suffix not in (".yaml", ".yml"):

@@ -61,7 +61,9 @@ class SuiteRecord(Record):
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Configuration keys that the launch changed in every row."""
     setting: str = ""
-    """Canonical text of the overrides and the data: launches with another one replace the record."""
+    """Canonical text of the overrides, the data and the base: launches with another one replace the record."""
+    base: str = ""
+    """Setting of the paper that the launch asked for; empty: the suite's."""
     created: float = 0.0
     command: str = ""
     evaluations: Mapping[str, Any] = field(default_factory=dict)

@@ -32,6 +32,8 @@ class Request:
     rows: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     overrides: tuple[tuple[str, Any], ...] = ()
+    base: str | None = None
+    """A setting of the paper that the rows change, instead of the scale's; it is of scale paper."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,14 @@ class Plan:
 def make(request: Request, data_root: Path) -> Plan:
     """Resolve a request; raises UserError that lists valid suites, scales, datasets, rows, keys or values."""
     registration.know_all(data_root)
+    with scales.based_on(request.base):
+        return _make(request, data_root)
+
+
+def _make(request: Request, data_root: Path) -> Plan:
     suite = catalogue.find(request.suite)
+    if request.base is not None:
+        suite.check_base(request.base)
     scale, dataset = suite.place(request.scale, request.dataset)
     if why := suite.why_not(dataset):
         raise UserError(f"suite {suite.name!r} does not apply on {dataset}: {why}")
@@ -108,11 +117,12 @@ def as_launched(request: Request, store: Store) -> Request:
     datasets.recall(store)
     scale, dataset = catalogue.place(request.suite, request.scale, request.dataset)
     record = load_sound(SuiteRecord, _record_path(store, request.suite, scale, dataset))
-    if record is None or request.overrides:
+    if record is None or request.overrides or request.base:
         return request
     rows = request.rows or tuple(row.name for row in record.rows if row.runs)
     seeds = request.seeds or tuple(sorted({run.seed for _, run in record.runs()}))
-    return replace(request, rows=rows, seeds=seeds, overrides=tuple(record.overrides.items()))
+    given = tuple(record.overrides.items())
+    return replace(request, rows=rows, seeds=seeds, overrides=given, base=record.base or None)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -166,6 +176,8 @@ def command(verb: str, plan: Plan, store: Store, *more: str) -> str:
         words += ["--scale", plan.scale]
     if plan.dataset != plan.suite.datasets(plan.scale)[0]:
         words += ["--dataset", plan.dataset]
+    if plan.request.base and verb == "launch":
+        words += ["--base", plan.request.base]
     words += ["--root", str(store.root.resolve())]
     if verb not in ("status", "report"):
         words += ["--data-root", str(plan.data_root.resolve())]
@@ -259,7 +271,8 @@ def _record(plan: Plan, command: str) -> SuiteRecord:
         primary=plan.suite.primary,
         ticks=plan.suite.ticks,
         overrides=dict(plan.request.overrides),
-        setting=canonical([dict(plan.request.overrides), plan.data.fingerprint]),
+        setting=canonical([dict(plan.request.overrides), plan.data.fingerprint, *filter(None, [plan.request.base])]),
+        base=plan.request.base or "",
         rows=tuple(_row_record(row, plan) for row in plan.rows),
         created=time.time(),
         command=command,

@@ -72,7 +72,16 @@ class Suite:
     def datasets(self, scale: str) -> tuple[str, ...]:
         """Return the datasets of the suite at a scale, the default one first; raises UserError for unknown scales."""
         known = scales.datasets(scale)
-        return known if scale != "paper" else tuple(name.partition("/")[0] for name in self.paper)
+        return tuple(name.partition("/")[0] for name in self.paper) if self._own_settings(scale) else known
+
+    def _own_settings(self, scale: str) -> bool:
+        """Whether it has settings of its own where others change that of the paper's ablations."""
+        return scale == "paper" and self.paper != (scales.ABLATIONS,)
+
+    def check_base(self, setting: str) -> None:
+        """Raise UserError if the rows cannot change another setting of the paper."""
+        if self._own_settings("paper"):
+            raise UserError(f"suite {self.name!r} has settings of its own ({', '.join(self.paper)}), not {setting}")
 
     def place(self, scale: str, dataset: str | None) -> tuple[str, str]:
         """Return scale and dataset, the default filled in; raises UserError with the valid choices."""
@@ -84,7 +93,7 @@ class Suite:
 
     def base(self, scale: str, dataset: str) -> Config:
         """Return the configuration that the rows change."""
-        if scale == "paper":
+        if self._own_settings(scale):
             config = scales.paper(self.paper[self.datasets(scale).index(dataset)])
         else:
             config = scales.base(scale, dataset)

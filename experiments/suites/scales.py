@@ -1,6 +1,8 @@
 """The base configuration of each scale and dataset; a suite's rows are changes to it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
@@ -45,7 +47,7 @@ def datasets(scale: str) -> tuple[str, ...]:
     if scale not in SCALES:
         raise choices("scale", scale, SCALES)
     if scale == "paper":
-        return (ABLATIONS.partition("/")[0],)
+        return (ABLATIONS.partition("/")[0], *(name for name, entry in DATASETS.items() if entry.added))
     return tuple(name for name, entry in DATASETS.items() if entry.mini)
 
 
@@ -63,7 +65,37 @@ def base(scale: str, dataset: str | None = None) -> Config:
     Raises UserError that lists the valid choices.
     """
     _, chosen = check(scale, dataset)
-    return paper(ABLATIONS) if scale == "paper" else _mini(dataset_entry(chosen))
+    return on_dataset(_SETTING.get(), chosen) if scale == "paper" else _mini(dataset_entry(chosen))
+
+
+_SETTING: ContextVar[str] = ContextVar("setting", default=ABLATIONS)
+
+
+@contextmanager
+def based_on(setting: str | None) -> Iterator[None]:
+    """Let :func:`base` at scale paper be another setting than that of the paper's ablations; None: let it be."""
+    token = _SETTING.set(setting or _SETTING.get())
+    try:
+        yield
+    finally:
+        _SETTING.reset(token)
+
+
+def on_dataset(setting: str, dataset: str) -> Config:
+    """Return a setting of the paper on another dataset, its images whole; UserError if that lacks its task."""
+    return moved_to(paper(setting), dataset, setting)
+
+
+def moved_to(config: Config, dataset: str, name: str) -> Config:
+    """Return a configuration called ``name`` on another dataset; UserError if that lacks the task."""
+    if config.dataset.name == dataset:
+        return config
+    entry = dataset_entry(dataset)
+    if config.dataset.task not in entry.tasks:
+        have = ", ".join(entry.tasks)
+        raise UserError(f"{name} trains for the {config.dataset.task} task, and {dataset} has {have} alone")
+    other = {"dataset.fingerprint": "", "dataset.crop": None, "dataset.shapes": None, "dataset.added": None}
+    return config.replace({"dataset.name": dataset, **other})
 
 
 def declared_seconds(scale: str, dataset: str) -> tuple[float, float]:

@@ -7,12 +7,15 @@ import pytest
 from click.testing import CliRunner
 
 from experiments.cli.main import cli
+from experiments.runs import single
 from experiments.store.run_dir import Store
 from experiments.suites import catalogue, datasets, planning, scales
 from experiments.suites.planning import Request
-from mpformer.config.datasets import DATASETS
+from mpformer.config.datasets import DATASETS, added, know
+from mpformer.data import registration
+from mpformer.data.validation import validation_items
 from mpformer.runtime.errors import UserError
-from tests.support.own_set import OwnSet, write_own_set
+from tests.support.own_set import HEIGHT, WIDTH, OwnSet, write_own_set
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +85,95 @@ def test_what_a_store_recorded_gives_way_to_a_data_root(root: Path, store: Store
     before = DATASETS["plates"]
     datasets.recall(store)
     assert DATASETS["plates"] is before
+
+
+BASE = "coco/panoptic/r50-12ep"
+
+
+def test_a_setting_of_the_paper_is_trained_on_whole_images(root: Path, store: Store) -> None:
+    request = Request("headline", "paper", "plates", base=BASE, overrides=(("model.init_weights", ""),))
+    plan = planning.make(request, root)
+    assert not plan.missing
+    config, usual = plan.base, scales.paper(BASE)
+    assert config.dataset.crop is None
+    assert config.dataset.augmentation == usual.dataset.augmentation
+    assert (config.schedule, config.model.queries) == (usual.schedule, usual.model.queries)
+    (first, *_) = validation_items(config, root, limit=1)
+    assert (first.truth.height, first.truth.width) == (HEIGHT, WIDTH)
+    assert min(first.inputs["image"].shape[1:]) == 800
+    path = planning.write_record(plan, store, "mpformer launch headline")
+    assert path.name == "headline@paper+plates.json"
+    again = planning.make(planning.as_launched(Request("headline", "paper", "plates"), store), root)
+    assert [run.run_id for run in again.runs] == [run.run_id for run in plan.runs]
+    assert f"--base {BASE}" in planning.command("launch", plan, store)
+
+
+def test_the_usual_setting_is_that_of_the_ablations(root: Path) -> None:
+    plan = planning.make(Request("schedule", "paper", "plates"), root)
+    assert plan.base.dataset.task == "instance"
+    longer = planning.make(Request("schedule", "paper", "plates", base="coco/instance/r50-50ep"), root)
+    assert longer.base.schedule.max_iter > plan.base.schedule.max_iter
+    assert longer.base.schedule.steps == () or max(longer.base.schedule.steps) > plan.base.schedule.max_iter
+
+
+def test_a_base_that_does_not_fit_is_refused(root: Path) -> None:
+    with pytest.raises(UserError, match="suite 'convergence' has settings of its own"):
+        planning.make(Request("convergence", "paper", "plates", base=BASE), root)
+    with pytest.raises(UserError, match="unknown setting 'r50'"):
+        planning.make(Request("headline", "paper", "plates", base="r50"), root)
+    know(added("nothing_but_things", ["a", "b"], []))
+    with pytest.raises(UserError, match="trains for the panoptic task, and nothing_but_things has instance alone"):
+        scales.on_dataset(BASE, "nothing_but_things")
+
+
+def test_train_takes_it_as_a_dataset(root: Path) -> None:
+    registration.know_all(root)
+    config = single.read_config(BASE, [], "plates")
+    assert (config.dataset.name, config.dataset.task) == ("plates", "panoptic")
+    assert single.read_config(BASE, []).dataset.name == "coco"
+
+
+MAPILLARY = """
+MODEL:
+  META_ARCHITECTURE: "MaskFormer"
+  SEM_SEG_HEAD:
+    NAME: "MaskFormerHead"
+    IGNORE_VALUE: 255
+    NUM_CLASSES: 3
+    PIXEL_DECODER_NAME: "MSDeformAttnPixelDecoder"
+    IN_FEATURES: ["res2", "res3", "res4", "res5"]
+  MASK_FORMER:
+    TRANSFORMER_DECODER_NAME: "MultiScaleMaskedTransformerDecoder"
+    TRANSFORMER_IN_FEATURE: "multi_scale_pixel_decoder"
+    NUM_OBJECT_QUERIES: 200
+    DEC_LAYERS: 10
+    TEST: {SEMANTIC_ON: True, INSTANCE_ON: True, PANOPTIC_ON: True, OVERLAP_THRESHOLD: 0.8, OBJECT_MASK_THRESHOLD: 0.0}
+DATASETS:
+  TRAIN: ("plates_panoptic_train",)
+  TEST: ("plates_panoptic_val",)
+SOLVER:
+  IMS_PER_BATCH: 16
+  MAX_ITER: 300000
+INPUT:
+  CROP:
+    ENABLED: True
+    TYPE: "absolute"
+    SIZE: (1024, 1024)
+    SINGLE_CATEGORY_MAX_AREA: 1.0
+  FORMAT: "RGB"
+  DATASET_MAPPER_NAME: "mask_former_panoptic"
+"""
+
+
+def test_a_mask2former_yaml_names_it_as_its_own_sets(root: Path, tmp_path: Path) -> None:
+    """Written as Mask2Former's own file for Mapillary Vistas is; semantic sets are called ``…_sem_seg_train`` there."""
+    registration.know_all(root)
+    file = tmp_path / "maskformer2_R50_bs16_300k.yaml"
+    file.write_text(MAPILLARY)
+    config = single.read_config(str(file), [])
+    assert (config.dataset.name, config.dataset.task, config.model.queries) == ("plates", "panoptic", 200)
+    semantic = ["DATASETS.TRAIN", "('plates_sem_seg_train',)", "DATASETS.TEST", "('plates_sem_seg_val',)"]
+    mapper = ["INPUT.DATASET_MAPPER_NAME", "mask_former_semantic"]
+    assert single.read_config(str(file), [*semantic, *mapper]).dataset.task == "semantic"
+    with pytest.raises(UserError, match=r"NUM_CLASSES"):
+        single.read_config(str(file), ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "65"])
