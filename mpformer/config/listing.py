@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mpformer.config.dotted import MISSING, leaves, value_at
-from mpformer.config.schema import Config, models_in
+from mpformer.config.schema import NEVER_SET, Config, models_in
 
 _PLAIN = {int: "integer", float: "number", str: "text", bool: "true | false", types.NoneType: "null"}
 _NULL = " | null"
@@ -57,11 +57,11 @@ def _each_once(found: Iterable[Key]) -> tuple[Key, ...]:
 
 def _keys(prefix: str, model: type[BaseModel], alternative: str = "") -> Iterator[Key]:
     for name, field in model.model_fields.items():
-        inner = models_in(field.annotation)
+        inner = [] if name in NEVER_SET else models_in(field.annotation)
         for section in inner:
             of = f"{section.model_fields['kind'].default}: " if len(inner) > 1 else alternative
             yield from _keys(f"{prefix}{name}.", section, of)
-        if not inner and name != "extra_cfg":
+        if not inner and name not in NEVER_SET:
             meaning = field.description or ""
             yield Key(
                 prefix + name, _type(field), _default(field), meaning if name == "kind" else alternative + meaning

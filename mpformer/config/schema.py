@@ -561,16 +561,18 @@ def toggle_names() -> tuple[str, ...]:
     return tuple(Toggles.model_fields)
 
 
+NEVER_SET = ("extra_cfg", "added")
+"""Fields that are no keys: nothing reads the one, the other follows from the dataset's name."""
+
+
 def valid_keys(prefix: str = "", model: type[BaseModel] = Config) -> list[str]:
     """Every dotted key of the configuration that can be set, for error messages."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
-        if name == "added":  # follows from the dataset's name
-            continue
-        nested = models_in(field.annotation)
+        nested = [] if name in NEVER_SET else models_in(field.annotation)
         for inner in nested:
             keys += valid_keys(f"{prefix}{name}.", inner)
-        if not nested and name != "extra_cfg":
+        if not nested and name not in NEVER_SET:
             keys.append(prefix + name)
     return list(dict.fromkeys(keys))
 

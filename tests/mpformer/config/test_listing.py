@@ -30,7 +30,7 @@ def test_defaults_are_those_of_a_configuration() -> None:
     assert {key.name: key.default for key in keys() if key.name in tree and key.default is not MISSING} == {
         name: value
         for name, value in tree.items()
-        if name not in ("dataset.name", "dataset.task", "extra_cfg", "dataset.shapes")
+        if name not in ("dataset.name", "dataset.task", "dataset.added", "extra_cfg", "dataset.shapes")
     }
 
 

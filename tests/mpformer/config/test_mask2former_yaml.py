@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.store.identity import eval_id, run_id
+from mpformer.config.datasets import DATASETS, added
 from mpformer.config.mask2former_yaml import defaults, from_cfg, from_yaml, to_cfg, to_yaml, with_overrides
 from mpformer.config.paper_settings import setting, setting_names
 from mpformer.config.presets import PRESETS
@@ -308,3 +309,52 @@ def test_unreadable_files_are_user_errors(tmp_path: Path) -> None:
 def test_defaults_are_fresh_each_time() -> None:
     defaults().MODEL.MASK_FORMER.NHEADS = 3
     assert defaults().MODEL.MASK_FORMER.NHEADS == 8
+
+
+MAPILLARY = """
+_BASE_: run.yaml
+MODEL:
+  SEM_SEG_HEAD: {NUM_CLASSES: 65}
+  MASK_FORMER:
+    NUM_OBJECT_QUERIES: 200
+    TEST: {SEMANTIC_ON: True, INSTANCE_ON: True, PANOPTIC_ON: True, OBJECT_MASK_THRESHOLD: 0.0}
+DATASETS:
+  TRAIN: ("mapillary_vistas_panoptic_train",)
+  TEST: ("mapillary_vistas_panoptic_val",)
+SOLVER: {MAX_ITER: 300000, STEPS: (270000, 285000)}
+INPUT:
+  CROP:
+    ENABLED: True
+    TYPE: "absolute"
+    SIZE: (1024, 1024)
+    SINGLE_CATEGORY_MAX_AREA: 1.0
+  MIN_SIZE_TRAIN: (1024, 1536, 2048)
+  MAX_SIZE_TRAIN: 4096
+  COLOR_AUG_SSD: True
+  DATASET_MAPPER_NAME: "mask_former_panoptic"
+"""
+
+
+def test_a_yaml_names_a_set_of_the_users_own(yaml_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `data add` registers is called in Mask2Former's way, so that its file for Mapillary Vistas works."""
+    file = yaml_file.parent / "mapillary.yaml"
+    file.write_text(MAPILLARY)
+    with pytest.raises(UserError, match=r"unknown DATASETS\.TRAIN"):
+        from_yaml(file)
+    things, stuff = ([f"{kind}{n}" for n in range(count)] for kind, count in (("thing", 37), ("stuff", 28)))
+    monkeypatch.setitem(DATASETS, "mapillary_vistas", added("mapillary_vistas", things, stuff))
+    config = from_yaml(file)
+    assert (config.dataset.name, config.dataset.task, config.model.queries) == ("mapillary_vistas", "panoptic", 200)
+    assert config.dataset.added is not None
+    assert len(config.dataset.added.things) == 37
+    assert from_cfg(to_cfg(config)) == config
+    sets = [
+        "DATASETS.TRAIN",
+        "('mapillary_vistas_sem_seg_train',)",
+        "DATASETS.TEST",
+        "('mapillary_vistas_sem_seg_val',)",
+    ]
+    semantic = from_yaml(file, [*sets, "INPUT.DATASET_MAPPER_NAME", "mask_former_semantic"])
+    assert semantic.dataset.task == "semantic"
+    with pytest.raises(UserError, match="NUM_CLASSES"):
+        from_yaml(file, ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "66"])
