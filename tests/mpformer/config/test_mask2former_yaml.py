@@ -321,7 +321,9 @@ MODEL:
 DATASETS:
   TRAIN: ("mapillary_vistas_panoptic_train",)
   TEST: ("mapillary_vistas_panoptic_val",)
-SOLVER: {MAX_ITER: 300000, STEPS: (270000, 285000)}
+SOLVER:
+  MAX_ITER: 300000
+  STEPS: (270000, 285000)
 INPUT:
   CROP:
     ENABLED: True
