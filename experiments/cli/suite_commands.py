@@ -160,11 +160,12 @@ def status(suite: str | None, scale: str, dataset: str | None, root: Path, watch
     found = views()
     for line in tables.notes(found):
         click.echo(line)
+    console = new_console()
     for view in found:
         if len(view.runs) > tables.LONG:
-            click.echo(tables.text(view))
+            click.echo(tables.text(view, console.width))
         else:
-            new_console().print(tables.table(view))
+            console.print(tables.table(view))
     if not found:
         click.echo(f"nothing was launched into {root} yet; start with: mpformer launch headline --root {root}")
     return None

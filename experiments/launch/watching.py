@@ -19,7 +19,6 @@ from mpformer.runtime.signals import handled
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 LINE_PERIOD = 15.0
 """Seconds between two lines about a running run where there is no terminal."""
@@ -109,7 +108,7 @@ def _say(console: "Console", line: str) -> None:
         console.print(line)
 
 
-def table(plan: Plan, states: Sequence[RunState]) -> "Table":
+def table(plan: Plan, states: Sequence[RunState]) -> tables.Compact:
     """Return a table of the plan's runs."""
     runs = {run.run_id: run for run in plan.unique}
     lines = []
@@ -125,7 +124,7 @@ def table(plan: Plan, states: Sequence[RunState]) -> "Table":
             state.run_id[-12:],
         )
         lines.append((*cells, tables.escaped(state.detail)))
-    return tables.compact(
+    return tables.Compact(
         f"{plan.suite.name}@{plan.scale} on {plan.dataset}", tables.columns(plan.suite.primary), lines
     )
 

@@ -51,11 +51,23 @@ class TimeLeft:
 
 @dataclass(frozen=True)
 class Delta:
-    """The primary metric minus that of the baseline row's run of the same seed; None where they cannot be compared."""
+    """The primary metric beside that of the baseline row's run of the same seed; None where they cannot be compared."""
 
-    value: float | None = None
+    mine: float | None = None
+    baseline: float | None = None
     iteration: int | None = None
     """The last iteration where both were scored in the same way."""
+
+    @property
+    def value(self) -> float | None:
+        """The difference."""
+        return None if self.mine is None or self.baseline is None else self.mine - self.baseline
+
+    def as_shown(self, decimals: int) -> float | None:
+        """The difference of the two numbers as they are printed, which the rounded difference need not be."""
+        if self.mine is None or self.baseline is None:
+            return None
+        return round(self.mine, decimals) - round(self.baseline, decimals)
 
 
 @dataclass(frozen=True)
@@ -332,12 +344,12 @@ def _delta(run: RunLine, other: RunLine, primary: str, probes: Callable[[str], M
         return _difference(mine, theirs, primary)
     one, two = probes(run.state.run_id), probes(other.state.run_id)
     both = one.keys() & two.keys()
-    return Delta(one[max(both)] - two[max(both)], max(both)) if both else Delta()
+    return Delta(one[max(both)], two[max(both)], max(both)) if both else Delta()
 
 
 def _difference(mine: Score, theirs: Score, primary: str) -> Delta:
     one, two = mine.metrics.get(primary), theirs.metrics.get(primary)
-    return Delta() if one is None or two is None else Delta(one - two, mine.iteration)
+    return Delta() if one is None or two is None else Delta(one, two, mine.iteration)
 
 
 def _probes(metrics: Path, primary: str) -> dict[int, float]:

@@ -1,12 +1,14 @@
 """Tables of runs: how their states, progress and scores are written, for a terminal and as plain text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experiments.status.states import RunState, State
 from experiments.status.suite_view import Delta, RunLine, SuiteView, WorkLeft
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
     from rich.table import Table
 
 COLOURS: Mapping[State, str] = {
@@ -41,20 +43,59 @@ def escaped(text: str) -> str:
     return escape(text)
 
 
-def compact(title: str, names: Sequence[str], lines: Sequence[Sequence[str]]) -> "Table":
-    """Return a table that leaves out columns with nothing in them, so that it fits a narrow terminal."""
-    from rich import box
-    from rich.table import Table
+_DROPPED = ("job", "loss", "run", "ETA", "iteration", "Δ")
+"""What a narrow place does without, the first one first; never the row, its seed, its state and its score."""
 
-    shown = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
-    )
+_DETAIL_WIDTH = 16
+"""Least width of the last column, which is wrapped."""
+
+
+@dataclass(frozen=True)
+class Compact:
+    """A table that fits where it is shown: without columns that are empty, or that a narrow place does without."""
+
+    title: str
+    names: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    """Cells as rich's markup."""
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["Table"]:
+        """Yield the table that fits the options' width."""
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        shown = Table(
+            title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1),
+            pad_edge=False,
+        )  # fmt: skip
+        plain = [[Text.from_markup(cell).plain for cell in line] for line in self.lines]
+        kept, widths = fitting(self.names, plain, options.max_width, gap=3), _widths(self.names, plain)
+        left = options.max_width - 2 - sum(widths[index] + 3 for index in kept if self.names[index])
+        for index in kept:
+            name, most = self.names[index], max(left, _DETAIL_WIDTH)
+            shown.add_column(name, no_wrap=name not in ("row", ""), overflow="fold", max_width=None if name else most)
+        for line in self.lines:
+            shown.add_row(*(line[index] for index in kept))
+        yield shown
+
+
+def fitting(names: Sequence[str], lines: Sequence[Sequence[str]], width: int, gap: int = 2) -> list[int]:
+    """Return the columns that are shown in ``width`` characters, ``gap`` of them between two: none that is empty."""
+    widths = _widths(names, lines)
     kept = [index for index in range(len(names)) if any(line[index] for line in lines)]
-    for index in kept:
-        shown.add_column(names[index], no_wrap=bool(names[index]))
-    for line in lines:
-        shown.add_row(*(line[index] for index in kept))
-    return shown
+    for name in _DROPPED:
+        needed = sum(widths[index] if names[index] else min(widths[index], _DETAIL_WIDTH) for index in kept)
+        if needed + gap * (len(kept) - 1) + 2 <= width:
+            break
+        kept = [index for index in kept if names[index] != name]
+    return kept
+
+
+def _widths(names: Sequence[str], lines: Sequence[Sequence[str]]) -> list[int]:
+    from rich.cells import cell_len
+
+    return [max(map(cell_len, column)) for column in zip(names, *lines, strict=True)]
 
 
 def progress_cells(state: RunState) -> tuple[str, str, str]:
@@ -75,7 +116,10 @@ def progress_cells(state: RunState) -> tuple[str, str, str]:
 def score_text(metrics: Mapping[str, Any], name: str) -> str:
     """Return one score with a decimal, empty if there is none."""
     value = metrics.get(name)
-    return f"{value:.1f}" if isinstance(value, int | float) else ""
+    return f"{value:.{_DECIMALS}f}" if isinstance(value, int | float) else ""
+
+
+_DECIMALS = 1
 
 
 def duration(seconds: float) -> str:
@@ -91,7 +135,7 @@ LONG = 100
 """Runs from which on a suite is shown as plain aligned text (a table takes a millisecond a line), live without DONE."""
 
 
-def table(view: SuiteView) -> "Table":
+def table(view: SuiteView) -> Compact:
     """Return a suite as a table for a terminal; a long one without the runs that are done."""
     shown = [run for run in view.runs if not run.done] if len(view.runs) > LONG else view.runs
     lines = []
@@ -99,13 +143,13 @@ def table(view: SuiteView) -> "Table":
         cells = [escaped(cell) for cell in _cells(run, view.primary)]
         cells[_STATE] = coloured(run.state)
         lines.append(cells)
-    return compact(_title(view), _names(view.primary), lines)
+    return Compact(_title(view), _names(view.primary), lines)
 
 
-def text(view: SuiteView) -> str:
-    """Return a suite as plain aligned text, every run of it."""
+def text(view: SuiteView, width: int) -> str:
+    """Return a suite as plain aligned text, every run of it, in lines of about ``width`` characters."""
     lines = [_names(view.primary), *(_cells(run, view.primary) for run in view.runs)]
-    kept = [index for index in range(len(lines[0])) if any(line[index] for line in lines[1:])]
+    kept = fitting(lines[0], lines[1:], width)
     widths = [max(len(line[index]) for line in lines) for index in kept[:-1]] + [0]
     shown = ("  ".join(line[i].ljust(w) for i, w in zip(kept, widths, strict=True)).rstrip() for line in lines)
     return "\n".join((_title(view), *(line.replace("\n", " | ") for line in shown)))
@@ -157,7 +201,8 @@ def _cells(run: RunLine, primary: str) -> tuple[str, ...]:
 
 
 def _delta_text(delta: Delta, scored: int | None) -> str:
-    """The difference, with its iteration where that is not the one of the score beside it."""
-    if delta.value is None:
+    """The difference of the numbers as shown, with its iteration where that is not the one of the score beside it."""
+    shown = delta.as_shown(_DECIMALS)
+    if shown is None:
         return ""
-    return f"{delta.value:+.1f}{'' if delta.iteration == scored else f' @{delta.iteration}'}"
+    return f"{shown:+.{_DECIMALS}f}{'' if delta.iteration == scored else f' @{delta.iteration}'}"

@@ -74,10 +74,10 @@ def test_the_difference_is_at_the_last_iteration_that_both_have(plan: Plan, stor
         return {(run.row, run.seed): run for run in suite_view.views(store.root, [record])[0].runs}["mp-former", 0]
 
     assert (line().score.metrics["AP"], line().score.iteration) == (22.0, 4)
-    assert line().delta == Delta(2.0, 4)
+    assert (line().delta, line().delta.value) == (Delta(22.0, 20.0, 4), 2.0)
     _scored(row, (8, 44.0))
-    assert (line().score.metrics["AP"], line().delta) == (44.0, Delta(2.0, 4))
-    text = tables.text(suite_view.views(store.root, [record])[0])
+    assert (line().score.metrics["AP"], line().delta) == (44.0, Delta(22.0, 20.0, 4))
+    text = tables.text(suite_view.views(store.root, [record])[0], 250)
     assert "+2.0 @4" in text
 
 
@@ -103,6 +103,6 @@ def test_time_left_is_measured_by_the_run_else_by_its_row_else_by_the_suite(
         TimeLeft(), TimeLeft(24.0, "row"), TimeLeft(24.0, "suite"), TimeLeft(6.0, "suite")
     ]  # fmt: skip
     assert view.left == WorkLeft(runs=3, running=0, seconds=54.0, unknown=0)
-    text = tables.text(view)
+    text = tables.text(view, 250)
     assert "54s of runs left, as measured" in text
     assert "~24s" in text
