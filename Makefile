@@ -63,8 +63,6 @@ $(STAMP):
 demo: setup ## the main job: headline@mini trained, evaluated, analysed, rendered (no download)
 	$(BIN)/mpformer data prepare shapes --data-root $(DATA)
 	$(BIN)/mpformer launch headline --root $(ROOT) --data-root $(DATA)
-	$(BIN)/mpformer report headline --root $(ROOT)
-	@echo "The report: $(ROOT)/reports/headline@mini/index.html"
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

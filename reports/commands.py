@@ -1,10 +1,11 @@
 """``mpformer report`` and ``visualize``; the command line finds them through the entry points of pyproject.toml."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from experiments.cli.console import print_json, warn
+from experiments.cli.console import new_console, print_json, warn
 from experiments.cli.options import json_option, root_option, root_options, scale_options
 from mpformer.runtime.errors import UserError
 
@@ -39,7 +40,7 @@ def report(
     from experiments.status import suite_view
     from experiments.store.run_dir import Store
     from experiments.suites import catalogue
-    from reports import build, paper_numbers
+    from reports import answer, build, paper_numbers
     from reports.formats import FORMATS
 
     if everything and suites:
@@ -66,9 +67,20 @@ def report(
     )
     if as_json:
         print_json([str(path) for path in paths])
-    else:
-        click.echo("\n".join(str(path) for path in paths))
+        return 0
+    for each in build.gather(suites, root, scale, dataset, columns, decimals) if suites else ():
+        click.echo("\n".join([*answer.lines(each.table, new_console().width), "", answer.sentence(each.table)]))
+    click.echo("\n".join(_where(paths)))
     return 0
+
+
+def _where(paths: Sequence[Path]) -> list[str]:
+    """The pages to open, the overview before those of suites, or the files where no page was asked for."""
+    pages = [path for path in paths if path.name == "index.html"]
+    if not pages:
+        return [str(path) for path in paths]
+    overview = [path for path in pages if any(path.parent == other.parent.parent for other in pages)]
+    return [f"{len(paths)} files; open {path.resolve().as_uri()}" for path in overview or pages]
 
 
 @click.command()

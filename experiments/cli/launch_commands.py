@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from experiments.suites.planning import Plan
 
 
+_report_option = click.option(
+    "--report/--no-report", default=True, help="At the end, the suite's table and verdict here, and its report's pages."
+)
+
+
 @cli.command()
 @click.argument("suite")
 @plan_options
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
 @click.option("--new", is_flag=True, help="Only runs that were never begun: what failed or was stopped is left alone.")
 @click.option("--forget-nodes", is_flag=True, help="Let jobs begin again on nodes on which the suite's starts died.")
 @click.option("--mlflow/--no-mlflow", "mirror", default=True, help="Mirror the runs to MLflow in the background.")
+@_report_option
 @click.option(
     "--inline", "inline_", is_flag=True, help="Execute one run (--row, --seed) in this process, for a debugger."
 )
@@ -55,6 +61,7 @@ def launch(
     new: bool,
     forget_nodes: bool,
     mirror: bool,
+    report: bool,
     inline_: bool,
     **asked: Any,
 ) -> int:
@@ -85,7 +92,7 @@ def launch(
     if smoke or forget_nodes:
         flag = "--smoke" if smoke else "--forget-nodes"
         raise UserError(f"{flag} is for jobs in a queue; give a Slurm profile: --on PROFILE")
-    return _start_here(resolved, store, data_root, where, bool(asked["detach"]), mirror=mirror)
+    return _start_here(resolved, store, data_root, where, bool(asked["detach"]), mirror=mirror, report=report)
 
 
 def _place(on: str, asked: dict[str, Any]) -> tuple["LocalProfile | SlurmProfile", dict[str, Any]]:
@@ -171,15 +178,33 @@ def _start_here(
     detach: bool,
     retry: tuple[str, ...] = (),
     mirror: bool = False,
+    report: bool = False,
 ) -> int:
-    """Start the missing runs on this machine and follow them, unless ``detach``; 1 if not all of them are done then."""
+    """Start the missing runs on this machine and follow them, unless ``detach``; 1 if not all of them are done then.
+
+    With ``report`` what came of it is the end.
+    """
     from experiments.launch import local, watching
 
     with contextlib.nullcontext() if detach else watching.ended_with_the_command():
         started = local.start(resolved, store, data_root, profile, command=command_line(), retry=retry)
         if mirror and started.started:
             _mirror(store.root)
-        return _watch_launch(resolved, store, started, detach, new_console())
+        code = _watch_launch(resolved, store, started, detach, new_console())
+        if report and not detach:
+            _report(resolved, store)
+        return code
+
+
+def _report(resolved: "Plan", store: "Store") -> None:
+    """Run the command ``report``, which another package adds; what goes wrong with it is no failure of the launch."""
+    command = cli.get_command(click.get_current_context(), "report")
+    where = ["--scale", resolved.scale, "--dataset", resolved.dataset, "--root", str(store.root)]
+    try:
+        if command is not None:
+            command.main([resolved.suite.name, *where], standalone_mode=False)
+    except UserError as error:
+        warn(f"no report: {error}")
 
 
 def _mirror(root: Path) -> None:
@@ -259,8 +284,16 @@ def _summary(states: "Sequence[RunState]", done: Any, console: "Console") -> int
     "the profile says, on Slurm.",
 )
 @execution_options
+@_report_option
 def retry(
-    suite: str, root: Path, data_root: Path, classes: tuple[str, ...], grow: str | None, on: str, **asked: Any
+    suite: str,
+    root: Path,
+    data_root: Path,
+    classes: tuple[str, ...],
+    grow: str | None,
+    on: str,
+    report: bool,
+    **asked: Any,
 ) -> int:
     """Start the failed runs of SUITE again, those too that would fail again; earlier attempts are kept."""
     from experiments.launch import choosing
@@ -277,7 +310,7 @@ def retry(
     resolved, kinds = choosing.only_failed(every, store, classes)
     if isinstance(where, SlurmProfile):
         return _submit(resolved, store, data_root, on, where, smoke=False, retry=kinds)
-    return _start_here(resolved, store, data_root, where, bool(asked["detach"]), retry=kinds)
+    return _start_here(resolved, store, data_root, where, bool(asked["detach"]), retry=kinds, report=report)
 
 
 def _retry_grown(

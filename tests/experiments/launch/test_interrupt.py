@@ -31,7 +31,18 @@ local.launch = functools.partial(local.launch, runner=counting.Counter(seconds=f
 sys.argv[1:] = sys.argv[3:]
 main.main()
 """
-ARGUMENTS = ("launch", "headline", "--seeds", "0,1", "--set", "schedule.max_iter=12", "--workers", "2", "--no-mlflow")
+ARGUMENTS = (
+    "launch",
+    "headline",
+    "--seeds",
+    "0,1",
+    "--set",
+    "schedule.max_iter=12",
+    "--workers",
+    "2",
+    "--no-mlflow",
+    "--no-report",
+)
 
 
 def _as_in_a_terminal() -> None:
@@ -106,6 +117,17 @@ def test_a_launch_shows_live_progress_and_ends(plan: Plan, store: Store, data_ro
     for text in ("iteration", "loss", "ETA", "RUNNING", "4 of 4 runs done"):
         assert text in terminal.text
     assert _states(plan, store) == [State.DONE] * 4
+
+
+def test_a_launch_ends_with_the_answer(store: Store, data_root: Path) -> None:
+    """Issue 12, 5.6: the table, one sentence and one link."""
+    words = [word for word in ARGUMENTS if word != "--no-report"]
+    terminal = Terminal(store, data_root, 0.0, *words)
+    assert terminal.end() == 0
+    *_, row, _, sentence, link = [line.strip() for line in terminal.text.strip().splitlines()]
+    assert row.split()[:3] == ["MP-Former", "12.5", "±0.0"]
+    assert sentence == "MP-Former, ±0.0 AP to its baseline: no verdict from 2 seeds, which takes three (--seeds 0-2)."
+    assert link.endswith((store.root / "reports" / "headline@mini" / "index.html").resolve().as_uri())
 
 
 def test_ctrl_c_is_clean(plan: Plan, store: Store, data_root: Path) -> None:
