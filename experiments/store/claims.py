@@ -6,9 +6,10 @@ over notices, before each checkpoint's rename, that its number is no longer the 
 renamed or deleted, nothing is locked: this works on NFS. Should somebody delete one all the same, its number is used no
 second time: its ``.released`` and the attempt of that number count too.
 
-A claim is stale when its process is dead (same host) or its heartbeat, the file's modification time, is older than
-``HEARTBEAT_TIMEOUT`` by the file system's own clock (another host). A job that Slurm has started again knows that its
-earlier start is over, unless that node has merely lost touch and works on: two missed heartbeats are enough there.
+A claim is stale when its process is dead (same host and account) or its heartbeat, the file's modification time, is
+older than ``HEARTBEAT_TIMEOUT`` by the file system's own clock (any other). A job that Slurm has started again knows
+that its earlier start is over, unless that node has merely lost touch and works on: two missed heartbeats are enough
+there.
 """
 
 import contextlib
@@ -50,10 +51,15 @@ class Owner:
     machine: str = field(default_factory=lambda: machine())
     pid: int = field(default_factory=os.getpid)
     born: str = field(default_factory=lambda: process_born(os.getpid()))
+    uid: int | None = field(default_factory=os.getuid)
+    """Its account; None in records of versions that did not say."""
 
     def dead(self) -> bool | None:
-        """Whether the process is gone; None if it lives on another machine and cannot be asked."""
-        if self.machine != machine():
+        """Whether the process is gone; None if nobody can be asked: on another machine, or of another account.
+
+        A system may hide the processes of others, which then seem to be gone.
+        """
+        if self.machine != machine() or self.uid not in (None, os.getuid()):
             return None
         born = process_born(self.pid)
         return not born or (bool(self.born) and born != self.born)
@@ -67,6 +73,7 @@ class ClaimRecord(Record):
     machine: str = "unknown"
     pid: int = 0
     born: str = ""
+    uid: int | None = None
     token: str = ""
     job_id: str = ""
     restarts: int = 0
@@ -75,7 +82,7 @@ class ClaimRecord(Record):
     @property
     def owner(self) -> Owner:
         """The process behind it."""
-        return Owner(self.host, self.machine, self.pid, self.born)
+        return Owner(self.host, self.machine, self.pid, self.born, self.uid)
 
 
 @dataclass(frozen=True)

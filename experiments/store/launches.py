@@ -53,12 +53,13 @@ class WorkerRecord(Record):
     machine: str
     pid: int
     born: str
+    uid: int | None = None
     ended: float | None = None
 
     @property
     def owner(self) -> Owner:
         """The process."""
-        return Owner(self.host, self.machine, self.pid, self.born)
+        return Owner(self.host, self.machine, self.pid, self.born, self.uid)
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class LaunchDir:
         """Show while a block runs that this process is one of its workers: its waiting runs are QUEUED."""
         owner = Owner()
         path = self.path / "workers" / f"{owner.host}.{owner.pid}.json"
-        about = WorkerRecord(owner.host, owner.machine, owner.pid, owner.born)
+        about = WorkerRecord(owner.host, owner.machine, owner.pid, owner.born, owner.uid)
         records.save(path, about)
         try:
             yield
