@@ -58,7 +58,11 @@ TITLES = {
     "stability": "Matched as at the evaluation before",
 }
 _UNITLESS = {"loss", "cosine", "relative_error", "effective_queries"}
-_RANGES = {"cosine": (-1.0, 1.0), **dict.fromkeys(("loss", "relative_error", "effective_queries"))}
+_RANGES = {
+    "cosine": (-1.0, 1.0),
+    "difference": (-100.0, 100.0),
+    **dict.fromkeys(("loss", "relative_error", "effective_queries")),
+}
 """What a measure can be; 0 … 100 (percent) unless it stands here, None: no bounds."""
 
 
@@ -85,14 +89,18 @@ def seed_bands(frame: "pd.DataFrame", x: str) -> "pd.DataFrame":
 
 @in_style
 def per_layer_curves(
-    frame: "pd.DataFrame", pairs: Sequence[tuple[str, str]] = PAIRS, rows: Sequence[str] | None = None
+    frame: "pd.DataFrame",
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+    rows: Sequence[str] | None = None,
+    baseline: str = "",
 ) -> "Figure":
-    """Consistency of each layer (left) beside the quality of the same layer (right).
+    """Consistency of each layer (left) beside the quality of the same layer (right). With ``baseline`` the values are
+    differences to the row that is called so.
 
     ``frame`` has columns row, seed, layer, measure, value (percent). ``pairs`` are (consistency, quality) measures,
     one line of axes each; a measure that the frame lacks leaves its axes with a note. ``rows`` orders the rows.
     """
-    return _grid(frame, "layer", [measure for pair in pairs for measure in pair], rows, columns=2)
+    return _grid(frame, "layer", [measure for pair in pairs for measure in pair], rows, 2, baseline)
 
 
 @in_style
@@ -107,12 +115,15 @@ def over_layers(
 
 @in_style
 def training_curves(
-    frame: "pd.DataFrame", measures: Sequence[str] = ("loss", "AP"), rows: Sequence[str] | None = None
+    frame: "pd.DataFrame",
+    measures: Sequence[str] = ("loss", "AP"),
+    rows: Sequence[str] | None = None,
+    baseline: str = "",
 ) -> "Figure":
     """Loss and scores against iterations: columns row, seed, iteration, measure, value. Long curves are drawn as
-    means of equal blocks.
+    means of equal blocks. With ``baseline`` the values are differences to the row that is called so.
     """
-    return _grid(_thin(frame), "iteration", measures, rows, columns=2)
+    return _grid(_thin(frame), "iteration", measures, rows, 2, baseline)
 
 
 @in_style
@@ -134,13 +145,24 @@ def over_thresholds(frame: "pd.DataFrame", rows: Sequence[str] | None = None) ->
     return figure
 
 
-def _grid(frame: "pd.DataFrame", x: str, measures: Sequence[str], rows: Sequence[str] | None, columns: int) -> "Figure":
+def _grid(
+    frame: "pd.DataFrame",
+    x: str,
+    measures: Sequence[str],
+    rows: Sequence[str] | None,
+    columns: int,
+    baseline: str = "",
+) -> "Figure":
     labels = list(rows or dict.fromkeys(frame["row"]))
     lines = -(-len(measures) // columns)
     figure, axes = new_figure(lines, columns, height=2.3 if lines > 1 else 2.6)
     for axis, measure in zip(axes, measures, strict=False):
-        _curves(axis, frame[frame["measure"] == measure], x, labels)
+        one = frame[frame["measure"] == measure]
+        _curves(axis, one.assign(measure="difference") if baseline and _RANGES.get(measure, True) else one, x, labels)
         _dress(axis, x, measure)
+        if baseline:
+            axis.axhline(0, color="#777777", linewidth=0.8, linestyle=(0, (4, 2)))
+            axis.set_ylabel(f"less {baseline}")
         axis.set_xlim(*_limits(frame[x]))
     for axis in axes[len(measures) :]:
         axis.set_visible(False)
@@ -354,10 +376,25 @@ def drop_distribution(frame: "pd.DataFrame", rows: Sequence[str] | None = None) 
         known, x="layer", y="drop", hue="row", hue_order=labels, palette=[s["color"] for s in styles.values()],
         ax=right, whis=(5, 95), fliersize=0, linewidth=0.7, width=0.75, saturation=0.9, legend=False, gap=0.12,
     )  # fmt: skip
+    _hatch(right, labels)
     right.set(xlabel="decoder layer", ylabel="IoU drop to this layer", ylim=(0, 1))
     right.set_title("By layer")
     legend_above(figure, left)
     return figure
+
+
+def _hatch(axis: "Axes", labels: Sequence[str]) -> None:
+    """Tell the boxes of rows apart without their hue: in grey print too."""
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import PathPatch
+
+    colours = [to_rgba(style["color"])[:3] for style in looks(labels).values()]
+    for box in (patch for patch in axis.patches if isinstance(patch, PathPatch)):
+        near = min(
+            range(len(colours)),
+            key=lambda i: sum(abs(a - b) for a, b in zip(colours[i], box.get_facecolor(), strict=False)),
+        )
+        box.set_hatch(("", "////", "....", "xx", "\\\\\\\\", "++", "oo")[near % 7])
 
 
 @in_style

@@ -5,7 +5,7 @@ to run.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -39,7 +39,40 @@ def styled() -> Iterator[None]:
     import matplotlib
 
     with matplotlib.rc_context(fname=str(STYLE)):
+        matplotlib.rcParams["font.sans-serif"] = list(families())
         yield
+
+
+_EAST_ASIAN = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Source Han Sans SC"),
+    *(
+        "WenQuanYi Micro Hei",
+        "WenQuanYi Zen Hei",
+        "Droid Sans Fallback",
+        "PingFang SC",
+        "Hiragino Sans",
+        "Apple SD Gothic Neo",
+    ),
+    *("Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic", "IPAexGothic", "NanumGothic"),
+)
+
+
+@cache
+def families() -> tuple[str, ...]:
+    """The fonts of a figure: DejaVu Sans, then those installed that have Chinese, Japanese and Korean letters."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return ("DejaVu Sans", *(name for name in _EAST_ASIAN if name in installed))
+
+
+@cache
+def drawable() -> frozenset[int]:
+    """The code points that a figure can show."""
+    from matplotlib.font_manager import findfont
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(code for name in families() for code in FT2Font(findfont(name)).get_charmap())
 
 
 def in_style(draw: Callable[P, "Figure"]) -> Callable[P, "Figure"]:

@@ -1,8 +1,10 @@
 """``mpformer report``: everything rebuilt from the run store alone, at any time, halfway through a suite too."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from experiments.status import scheduler
 from experiments.store.files import write_text
@@ -16,7 +18,7 @@ from reports import pages as site
 from reports.collect import SuiteReport, collect, records
 from reports.escape import clean
 from reports.explorer import build_explorer
-from reports.figures import suite_figures
+from reports.figures import suite_figures, why_missing
 from reports.formats import FIGURES, FORMATS, TABLES, render
 from reports.runs import Reader
 
@@ -45,14 +47,15 @@ def build(
     store = Store(root)
     options = (tuple(formats), tuple(columns), decimals, not suites)
     found = records(store, suites, scale, dataset)
-    digests = [incremental.fingerprint(record, store, options) for record in found]
+    reader = Reader(store, queued_runs(store), scheduler.remembered(store))
+    digests = [incremental.fingerprint(r, store, options, reader.queued, reader.placements) for r in found]
     folders = [base / suite_name(record.suite, record.scale, record.dataset) for record in found]
     old = [incremental.kept(folder, digest) for folder, digest in zip(folders, digests, strict=True)]
     overview = [base / "index.html"] if not suites and "html" in formats else []
     if None not in old and all(path.exists() for path in overview):
         return [path for made in old if made for path in made.files] + overview
     changed = [record for record, made in zip(found, old, strict=True) if made is None]
-    reports = iter(_collected(changed, store, columns, decimals))
+    reports = iter(_collected(changed, reader, columns, decimals))
     try:
         every = [
             made or _write(next(reports), folder, formats, digest, bool(overview))
@@ -76,13 +79,13 @@ def gather(
 ) -> list[SuiteReport]:
     """Collect the tables of the suites from the store."""
     store = Store(root)
-    return _collected(records(store, suites, scale, dataset), store, columns, decimals)
+    reader = Reader(store, queued_runs(store), scheduler.remembered(store))
+    return _collected(records(store, suites, scale, dataset), reader, columns, decimals)
 
 
 def _collected(
-    found: Sequence[SuiteRecord], store: Store, columns: Sequence[str], decimals: int | None
+    found: Sequence[SuiteRecord], reader: Reader, columns: Sequence[str], decimals: int | None
 ) -> list[SuiteReport]:
-    reader = Reader(store, queued_runs(store), scheduler.remembered(store))
     return [_with_published(collect(record, reader, columns, decimals)) for record in found]
 
 
@@ -114,11 +117,10 @@ def check(
 
 
 def _write(report: SuiteReport, folder: Path, formats: Sequence[str], digest: str, overview: bool) -> incremental.Made:
-    """Write a suite's files; a finished suite's are remembered, so that they are left alone until something changes."""
+    """Write a suite's files and remember them, so that they are left alone until something changes."""
     incremental.forget(folder)
     made = incremental.Made(tuple(_write_files(report, folder, formats, overview)), site.card(report.table))
-    if report.table.done == report.table.runs:
-        incremental.remember(folder, digest, made)
+    incremental.remember(folder, digest, made)
     return made
 
 
@@ -127,24 +129,52 @@ def _write_files(report: SuiteReport, folder: Path, formats: Sequence[str], over
     written = [_save(folder / TABLES[form], render(report.table, form)) for form in formats if form in TABLES]
     if "html" not in formats and not FIGURES.keys() & set(formats):
         return written
-    gallery = site.find_gallery(report)
+    parts = Parts()
+    gallery = parts.made("masks between layers", lambda: site.find_gallery(report))
     cases, names = (gallery.cases, gallery.names) if gallery else ((), ())
-    picture = jump_picture.of_suite(report, gallery.found if gallery else None, gallery.views if gallery else ())
-    further = [*jump_picture.plans(report, picture), *why_figures.plans(report)]
+    found, views = (gallery.found, gallery.views) if gallery else (None, ())
+    picture = parts.made("picture of the jumps", lambda: jump_picture.of_suite(report, found, views))
+    further = itertools.chain(jump_picture.plans(report, picture), why_figures.plans(report))
     drawn = suite_figures(report, cases, names, folder / "figures", formats, further)
     written += [folder / "figures" / name for figure in drawn for name in figure.files]
     if "html" not in formats:
         return written
     index = "../index.html" if overview else ""
     downloads = [(FORMATS[form].label, TABLES[form]) for form in formats if form in TABLES]
-    explorer = _explorer(gallery, folder)
+    explorer = parts.made("layer explorer", lambda: _explorer(gallery, folder)) or []
     link = explorer[0].name if explorer else ""
     runs = run_page.sections(report)
-    opening = jump_picture.view(picture, strips=True) if picture else None
+    opening = parts.made("picture of the jumps", lambda: jump_picture.view(picture, strips=True) if picture else None)
     page = site.suite_page(
-        report, drawn, gallery, downloads=downloads, index_link=index, explorer_link=link, runs=runs, opening=opening
+        report,
+        drawn,
+        gallery,
+        downloads=downloads,
+        index_link=index,
+        explorer_link=link,
+        runs=runs,
+        opening=opening,
+        missing=parts.missing,
     )
     return [*written, *explorer, *_run_pages(report, runs, folder, overview), _save(folder / "index.html", page)]
+
+
+Made = TypeVar("Made")
+
+
+@dataclass
+class Parts:
+    """The parts of a page: one that cannot be made becomes a box with the reason, and the page is there."""
+
+    missing: list[str] = field(default_factory=list)
+
+    def made(self, name: str, make: Callable[[], Made]) -> Made | None:
+        """What ``make`` returns; None, and the reason kept, if it raises."""
+        try:
+            return make()
+        except Exception as error:  # files of the store may hold anything
+            self.missing.append(why_missing(f"The {name}", error))
+            return None
 
 
 def _run_pages(report: SuiteReport, runs: site.Runs, folder: Path, overview: bool) -> list[Path]:

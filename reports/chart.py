@@ -17,7 +17,7 @@ _SCORES = ("AP", "PQ", "mIoU", "mIoU-L", "Util")
 
 
 def curves(lines: Sequence[Mapping[str, Any]], max_iter: int) -> tuple[Markup, ...]:
-    """Training loss and the scores of the probes over iterations; a curve of fewer than two points is left out.
+    """Training loss and the scores of the probes over iterations; from the first logged iteration on.
 
     Long curves are thinned to 160 points.
     """
@@ -26,7 +26,7 @@ def curves(lines: Sequence[Mapping[str, Any]], max_iter: int) -> tuple[Markup, .
     found = {"training loss": points(train, "loss")}
     scores = [{**line, **(line.get("metrics") or {})} for line in probes]
     found |= {f"{name} of the probes": points(scores, name) for name in _SCORES}
-    drawn = {label: line for label, line in found.items() if len(line) > 1}
+    drawn = {label: line for label, line in found.items() if line}
     return tuple(line_chart(thin(line, 160), max(max_iter, line[-1][0]), label) for label, line in drawn.items())
 
 
@@ -58,12 +58,19 @@ def line_chart(points: Sequence[Point], x_max: float, label: str) -> Markup:
     return Markup(
         '<svg class="spark" viewBox="0 0 {w} {h}" role="img" aria-label="{label} over iterations, {y0} to {y1}">'
         '<path class="axis" d="M{left} {top}V{bottom}H{right}"/>'
-        '<polyline points="{path}"/>'
+        '<polyline points="{path}"/>{dot}'
         '<text x="{t}" y="{top8}" text-anchor="end">{y1}</text><text x="{t}" y="{bottom}" text-anchor="end">{y0}</text>'
         '<text x="{left}" y="{below}">0</text><text x="{right}" y="{below}" text-anchor="end">{x1}</text>'
         '<text x="{middle}" y="{below}" text-anchor="middle">{label}</text></svg>'
     ).format(
         w=WIDTH, h=HEIGHT, label=label, y0=f"{low:.3g}", y1=f"{high:.3g}", left=_LEFT, top=_TOP, bottom=bottom,
         right=right,
-        path=path, t=_LEFT - 4, top8=_TOP + 8, below=HEIGHT - 6, x1=f"{x_max:g}", middle=(_LEFT + right) / 2,
+        path=path, dot=_dot(path) if len(points) == 1 else "", t=_LEFT - 4, top8=_TOP + 8, below=HEIGHT - 6,
+        x1=f"{x_max:g}", middle=(_LEFT + right) / 2,
     )  # fmt: skip
+
+
+def _dot(place: str) -> Markup:
+    """A curve's only point."""
+    x, y = place.split(",")
+    return Markup('<circle cx="{}" cy="{}" r="2.5"/>').format(x, y)

@@ -137,7 +137,10 @@ def _opening(sources: Sequence[Source], records: Records) -> dict[str, Any] | No
 
 
 def _age(folder: Path) -> float:
-    return folder.stat().st_mtime
+    try:
+        return folder.stat().st_mtime
+    except OSError:  # a link to nowhere
+        return 0.0
 
 
 def _label(path: Path) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from analysis.style import assigned, look_of, styled
 from experiments.store.files import read_json, write_json, write_text
 from mpformer.config.dotted import leaves
 from reports.collect import RowRuns, SuiteReport, number
-from reports.escape import clean, csv
+from reports.escape import SPELT, clean, csv, is_spelt
+from reports.escape import figure as figure_text
 from reports.formats import FIGURES
 from reports.mask_pictures import Case
 from reports.runs import RunView
@@ -53,6 +54,8 @@ class Figure:
     caption: str
     svg: Markup
     files: tuple[str, ...] = ()
+    reason: str = ""
+    """Why it cannot be drawn; empty if it is."""
     panels: tuple[str, ...] = ()
     """Views (x, y, width, height) of the SVG, one an axes, for a page that is too narrow for all side by side."""
 
@@ -66,6 +69,27 @@ class Plan:
     caption: str
     data: "pd.DataFrame"
     draw: Callable[[], "Drawing"]
+    reason: str = ""
+    """Why there is nothing to draw; empty if there is."""
+
+
+def why_missing(what: str, error: Exception) -> str:
+    """What a page says in the place of a part that could not be made."""
+    return f"{what} cannot be shown: {clean(error) or type(error).__name__} ({type(error).__name__})."
+
+
+def safely(plans: Iterable[Plan]) -> Iterator[Plan]:
+    """The plans; what cannot be planned is a plan that says why."""
+    import pandas as pd
+
+    try:
+        yield from plans
+    except Exception as error:  # files of the store may hold anything
+        yield Plan("not-planned", "A figure", "", pd.DataFrame(), _nothing, why_missing("It", error))
+
+
+def _nothing() -> "Drawing":
+    raise AssertionError("a plan without data is not drawn")
 
 
 def suite_figures(
@@ -78,25 +102,33 @@ def suite_figures(
 ) -> list[Figure]:
     """Draw a suite's figures into ``folder``, as ``kinds`` out of FIGURES (SVG always) and with their data as CSV.
 
-    ``further`` plans follow after the suite's own. Figures whose data is not there yet are left out.
+    ``further`` plans follow after the suite's own. Figures whose data is not there yet are left out; one that cannot be
+    drawn says why.
     """
     wanted = tuple(kind for kind in FIGURES if kind == "svg" or kind in kinds)
-    plans = [*_plans(report, cases, names), *further]
+    plans = [*_plans(report, cases, names), *safely(further)]
     looks = row_looks(report)
-    return [_drawn(plan, folder, wanted, looks) for plan in plans if not plan.data.empty]
+    spelt = f" {SPELT}" if any(is_spelt(row.label) for row in report.rows) else ""
+    named = [replace(plan, caption=plan.caption + spelt) for plan in plans if plan.reason or not plan.data.empty]
+    return [_drawn(plan, folder, wanted, looks) for plan in named]
 
 
 def _plans(report: SuiteReport, cases: Sequence[Case], names: Sequence[str]) -> Iterator[Plan]:
-    if not any(row.done for row in report.rows):
-        return
-    rows, few = shown_rows(report), left_out(report)
-    yield _forest_plan(report)
-    yield _number_plan(report)
-    yield _layers_plan(rows, few)
-    yield _training_plan(report, rows, few)
-    yield from _pair_plans(report)
-    if cases:
-        yield _gallery_plan(cases, names)
+    """From the first logged iteration on: what there is no data of yet is an empty plan."""
+    makers: tuple[Callable[[], Iterable[Plan]], ...] = (
+        lambda: [_forest_plan(report)],
+        lambda: [_number_plan(report)],
+        lambda: [_layers_plan(report)],
+        lambda: [_training_plan(report)],
+        lambda: _pair_plans(report),
+        lambda: [_gallery_plan(cases, names)] if cases else [],
+    )
+    for make in makers:
+        yield from safely(_made(make))
+
+
+def _made(make: Callable[[], Iterable[Plan]]) -> Iterator[Plan]:
+    yield from make()
 
 
 def shown_rows(report: SuiteReport) -> list[RowRuns]:
@@ -126,10 +158,8 @@ def _primary_mean(report: SuiteReport, row: RowRuns) -> float:
 
 
 def label(text: str, most: int = 36) -> str:
-    """A label for matplotlib: one short line of text in which nothing is mathematics and nothing is hidden."""
-    line = " ".join(clean(text).split())
-    line = line if len(line) <= most else line[: most - 1] + "…"
-    return re.sub(r"^_", "\u200b_", line.replace("$", r"\$"))
+    """A label of a figure: one short line (:func:`reports.escape.figure`)."""
+    return figure_text(text, most)
 
 
 def row_labels(rows: Sequence[RowRuns]) -> dict[str, str]:
@@ -278,7 +308,29 @@ def _flat(row: RowRuns) -> Mapping[str, Any]:
     return {key: value for key, value in leaves(config) if key != "seed"}
 
 
-def _layers_plan(rows: Sequence[RowRuns], few: str) -> Plan:
+MANY = 4
+"""From so many rows on, curves are differences to the baseline: among many, nobody sees which is higher."""
+
+
+def as_differences(report: SuiteReport, rows: Sequence[RowRuns], data: "pd.DataFrame", x: str) -> tuple[Any, str, str]:
+    """``data`` less the baseline's values, paired by seed, at the same x and measure, if the figure shows MANY rows or
+    more; with the baseline's label, and what the caption says of it. Else the data as it is, and two empty texts.
+    """
+    labels = row_labels(rows)
+    base = report.baseline
+    own = {row.baseline for row in rows}
+    if len(rows) < MANY or base is None or base not in rows or own != {base.name} or data.empty:
+        return data, "", ""
+    theirs = data[data["row"] == labels[base.name]].drop(columns="row").rename(columns={"value": "base"})
+    paired = data[data["row"] != labels[base.name]].merge(theirs, on=["seed", x, "measure"])
+    if paired.empty:
+        return data, "", ""
+    found = paired.assign(value=paired["value"] - paired["base"]).drop(columns="base")
+    return found, labels[base.name], f" Curves are differences to {base.label}, paired by seed."
+
+
+def _layers_plan(report: SuiteReport) -> Plan:
+    rows, few = shown_rows(report), left_out(report)
     labels = row_labels(rows)
     data = frame(
         (labels[row.name], view.seed, layer, measure, value)
@@ -293,13 +345,15 @@ def _layers_plan(rows: Sequence[RowRuns], few: str) -> Plan:
         "never refines is "
         f"perfectly consistent. Layer 0: the bare learnable queries. {BANDS}{few}"
     )
+    data, baseline, said = as_differences(report, rows, data, "layer")
 
     def draw() -> "Drawing":
         from analysis.figures import per_layer_curves
 
-        return per_layer_curves(data, rows=[text for text in labels.values() if text in set(data["row"])])
+        shown = [text for text in labels.values() if text in set(data["row"])]
+        return per_layer_curves(data, rows=shown, baseline=baseline)
 
-    return Plan("layers", "Layer by layer", caption, data, draw)
+    return Plan("layers", "Layer by layer", caption + said, data, draw)
 
 
 def frame(lines: Iterable[tuple[Any, ...]], x: str = "layer") -> "pd.DataFrame":
@@ -309,7 +363,8 @@ def frame(lines: Iterable[tuple[Any, ...]], x: str = "layer") -> "pd.DataFrame":
     return pd.DataFrame(list(lines), columns=["row", "seed", x, "measure", "value"])
 
 
-def _training_plan(report: SuiteReport, rows: Sequence[RowRuns], few: str) -> Plan:
+def _training_plan(report: SuiteReport) -> Plan:
+    rows, few = shown_rows(report), left_out(report)
     labels = row_labels(rows)
     score = curve_score(report, rows)
     data = frame(
@@ -317,11 +372,12 @@ def _training_plan(report: SuiteReport, rows: Sequence[RowRuns], few: str) -> Pl
             (labels[row.name], view.seed, iteration, measure, value)
             for row in rows
             for view in row.views
-            if view.standing.state in ("DONE", "RUNNING", "TRAINED")
+            if under_way(view)
             for iteration, measure, value in curve(view, score)
         ),
         "iteration",
     )
+    data, baseline, said = as_differences(report, rows, data, "iteration")
     caption = (
         f"Training loss (left) and {score} at the evaluations during training (right), on the first "
         f"validation images only. {BANDS}{few}"
@@ -330,9 +386,15 @@ def _training_plan(report: SuiteReport, rows: Sequence[RowRuns], few: str) -> Pl
     def draw() -> "Drawing":
         from analysis.figures import training_curves
 
-        return training_curves(data, ("loss", score), [text for text in labels.values() if text in set(data["row"])])
+        shown = [text for text in labels.values() if text in set(data["row"])]
+        return training_curves(data, ("loss", score), shown, baseline)
 
-    return Plan("training", "Training", caption, data, draw)
+    return Plan("training", "Training", caption + said, data, draw)
+
+
+def under_way(view: RunView) -> bool:
+    """Whether a run's curves belong into figures: it trains or is done, by the identity scheme of today."""
+    return view.standing.state in ("DONE", "RUNNING", "TRAINED") and not view.old_scheme
 
 
 def curve_score(report: SuiteReport, rows: Sequence[RowRuns]) -> str:
@@ -411,24 +473,39 @@ def _drops_plan(found: Mapping[str, Any], seed: str) -> Plan:
 
     from analysis import layer_table
 
-    lines = [
-        (text, layer + 1, float(drop))
-        for text, table in found.items()
-        for layer, drops in enumerate(layer_table.iou_drops(table))
-        for drop in drops
-    ]
-    data = pd.DataFrame(lines, columns=["row", "layer", "drop"]).dropna()
+    drops = {text: layer_table.iou_drops(table) for text, table in found.items()}
+    lines = [(text, *line) for text, mine in drops.items() for line in _drop_summary(mine)]
+    data = pd.DataFrame(lines, columns=["row", "layer", "measure", "value"])
 
     def draw() -> "Drawing":
         from analysis.figures import drop_distribution
 
-        return drop_distribution(data, list(found))
+        single = [
+            (text, layer + 1, float(drop))
+            for text, mine in drops.items()
+            for layer, of in enumerate(mine)
+            for drop in of
+        ]
+        return drop_distribution(pd.DataFrame(single, columns=["row", "layer", "drop"]).dropna(), list(found))
 
     caption = (
         f"How far the masks of matched queries move between adjacent layers: 1 − IoU. Pairs of two empty masks are "
         f"left out. {seed}"
     )
     return Plan("drops", "Distribution of IoU drops", caption, data, draw)
+
+
+def _drop_summary(drops: Any) -> Iterator[tuple[str, str, float]]:
+    """(layer, measure, value) of what is drawn of (L, pairs) drops, however many pairs there are."""
+    import numpy as np
+
+    known = drops[np.isfinite(drops)]
+    for x in np.linspace(0, 1, 51) if known.size else ():
+        yield "all", f"% that drop at least {x:.2f}", float(100 * (known >= x).mean())
+    for layer, of in enumerate(drops, 1):
+        mine = of[np.isfinite(of)]
+        for q in (5, 25, 50, 75, 95) if mine.size else ():
+            yield str(layer), f"{q}th percentile", float(np.percentile(mine, q))
 
 
 def _usage_plan(found: Mapping[str, Any], seed: str) -> Plan:
@@ -453,6 +530,7 @@ def _gallery_plan(cases: Sequence[Case], names: Sequence[str]) -> Plan:
     from analysis.failure_cases import cases_frame
 
     labels = [label(name) for name in names]
+    cases = [as_figure_text(case) for case in cases]
     data = cases_frame(cases, labels)
 
     def draw() -> "Drawing":
@@ -461,6 +539,15 @@ def _gallery_plan(cases: Sequence[Case], names: Sequence[str]) -> Plan:
         return failure_gallery(cases, labels)
 
     return Plan("gallery", "Masks between adjacent layers", "", data, draw)
+
+
+def as_figure_text(case: Case) -> Case:
+    """The case with its class names as a figure shows them."""
+    tracks = tuple(
+        track and replace(track, steps=tuple(replace(s, class_name=figure_text(s.class_name)) for s in track.steps))
+        for track in case.tracks
+    )
+    return replace(case, class_name=figure_text(case.class_name), tracks=tracks)
 
 
 @cache
@@ -482,6 +569,17 @@ def _code_digest() -> str:
 
 
 def _drawn(plan: Plan, folder: Path, kinds: Sequence[str], looks: Looks) -> Figure:
+    if plan.reason:
+        return Figure(plan.name, plan.title, "", Markup(), reason=plan.reason)
+    try:
+        return _figure(plan, folder, kinds, looks)
+    except OSError:
+        raise
+    except Exception as error:  # matplotlib may refuse whatever the store holds
+        return Figure(plan.name, plan.title, "", Markup(), reason=why_missing("It", error))
+
+
+def _figure(plan: Plan, folder: Path, kinds: Sequence[str], looks: Looks) -> Figure:
     files = tuple(f"{plan.name}.{suffix}" for suffix in (*kinds, "csv"))
     texts = plan.data.select_dtypes(include=["object", "string"]).map(lambda it: csv(it) if isinstance(it, str) else it)
     text = plan.data.assign(**texts).to_csv(index=False, float_format="%.6g", lineterminator="\n")
@@ -497,7 +595,7 @@ def _drawn(plan: Plan, folder: Path, kinds: Sequence[str], looks: Looks) -> Figu
         known = {**known, **dict.fromkeys(old, digest), "panels": panels}
         write_json(record, known)
     svg = inline_svg((folder / f"{plan.name}.svg").read_text(), plan.title, plan.name)
-    return Figure(plan.name, plan.title, plan.caption, svg, files, tuple(known.get("panels") or ()))
+    return Figure(plan.name, plan.title, plan.caption, svg, files, panels=tuple(known.get("panels") or ()))
 
 
 def _draw(plan: Plan, stem: Path, kinds: Sequence[str]) -> list[str]:

@@ -1,33 +1,53 @@
 """Whether a suite's report would come out as it is: from the size and time of every file that it is made of.
 
-Only a suite whose runs are all done is left alone: what is said of other runs also depends on the time of day (a
-heartbeat grows old without any file changing).
+What is said of a run without a result also depends on the time of day (a heartbeat grows old without any file
+changing) and on what Slurm said last: its state is a part of the digest.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
 
 import analysis
+from experiments.status.scheduler import NOWHERE, Placement
+from experiments.status.states import derive
 from experiments.store.files import read_json, write_json
-from experiments.store.run_dir import Store
+from experiments.store.run_dir import RunDir, Store
 from experiments.store.suite_record import SuiteRecord
 
 _LEFT_OUT = {"checkpoints", "claims", "__pycache__"}
 _RECORD = ".report.json"
 
 
-def fingerprint(record: SuiteRecord, store: Store, options: Sequence[object]) -> str:
-    """A digest of a suite's record, the files of its runs, the code of the reports, and how they are asked for."""
+def fingerprint(
+    record: SuiteRecord,
+    store: Store,
+    options: Sequence[object],
+    queued: frozenset[str] = frozenset(),
+    placements: Mapping[str, Placement] = NOWHERE,
+) -> str:
+    """A digest of a suite's record, the files and states of its runs, the code of the reports, and how they are asked
+    for.
+    """
     folders = sorted({run.run_id for _, run in record.runs()})
+    open_runs = sorted({(run.run_id, run.eval_id) for _, run in record.runs()})
     parts: list[object] = [record, list(options)]
     parts += [_files(run.path) or _file(run.archive) for run in map(store.run, folders)]
+    parts += [_state(store.run(name), eval_id, queued, placements) for name, eval_id in open_runs]
     parts += [_files(Path(str(module)).parent) for module in (__file__, analysis.__file__)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _state(run: RunDir, eval_id: str, queued: frozenset[str], placements: Mapping[str, Placement]) -> str:
+    """What is said of a run that has no result yet; empty for one that has, which files alone decide."""
+    if (run.evaluation(eval_id) / "result.json").exists() or not run.path.exists():
+        return run.run_id if run.run_id in queued else ""
+    found = derive(run, eval_id, queued, placements)
+    return f"{found.label} {found.detail}"
 
 
 def _files(folder: Path) -> list[tuple[str, int, int]]:
@@ -51,7 +71,10 @@ def _walk(folder: str) -> Iterator[tuple[str, int, int]]:
             if entry.name not in _LEFT_OUT:
                 yield from _walk(entry.path)
         else:
-            status = entry.stat()
+            try:
+                status = entry.stat()
+            except OSError:  # a link to nowhere, or a file that is gone by now
+                status = entry.stat(follow_symlinks=False) if entry.is_symlink() else os.stat(folder)
             yield entry.path, status.st_mtime_ns, status.st_size
 
 
@@ -73,7 +96,7 @@ def kept(folder: Path, digest: str) -> Made | None:
 
 
 def remember(folder: Path, digest: str, made: Made) -> None:
-    """Note what a finished suite's report was made of."""
+    """Note what a suite's report was made of."""
     names = [str(path.relative_to(folder)) for path in made.files]
     write_json(folder / _RECORD, {"fingerprint": digest, "files": names, "card": str(made.card)})
 

@@ -5,7 +5,7 @@ load its strip.
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from experiments.store.run_dir import RunDir
 from reports import mask_pictures
 from reports.collect import RowRuns, SuiteReport, number
 from reports.escape import clean
-from reports.figures import BANDS, Plan, label, left_out, pairs, row_labels, shown_rows
+from reports.figures import BANDS, Plan, as_figure_text, label, left_out, pairs, row_labels, shown_rows
 from reports.mask_pictures import deflate, fill_path, outline_path, picture_uri, view_box
 from reports.runs import RunView
 
@@ -104,15 +104,17 @@ def _run(row: RowRuns, view: RunView) -> RunJumps:
 # ------------------------------------------------------------------ as a figure
 
 
-def plans(report: SuiteReport, picture: JumpPicture | None) -> list[Plan]:
+def plans(report: SuiteReport, picture: JumpPicture | None) -> Iterator[Plan]:
     """The picture as a figure with its numbers, and the jump rate at other thresholds."""
-    return [plan for plan in (_figure(picture) if picture else None, _thresholds(report)) if plan is not None]
+    if picture:
+        yield _figure(picture)
+    yield _thresholds(report)
 
 
 def _figure(picture: JumpPicture) -> Plan:
     import pandas as pd
 
-    cases = picture.cases
+    cases = [as_figure_text(case) for case in picture.cases]
     lines = [*_rates(picture), *_patterns(picture), *_strips(picture.runs, cases)]
     data = pd.DataFrame(lines, columns=["row", "seed", "measure", "value"])
 
@@ -161,7 +163,7 @@ def _steps(run: RunJumps) -> list[str]:
     return ["".join("1" if jumped else "0" for jumped in one) for one in jumps(run.table).T]
 
 
-def _thresholds(report: SuiteReport) -> Plan | None:
+def _thresholds(report: SuiteReport) -> Plan:
     import pandas as pd
 
     labels = row_labels(shown_rows(report))

@@ -181,9 +181,11 @@ def suite_page(
     explorer_link: str = "",
     runs: Runs | None = None,
     opening: Mapping[str, Any] | None = None,
+    missing: Sequence[str] = (),
 ) -> str:
     """The page of one suite; ``runs`` are its :func:`reports.run_page.sections`, if they are known already, and
-    ``opening`` is what :func:`reports.jump_picture.view` makes of its two runs.
+    ``opening`` is what :func:`reports.jump_picture.view` makes of its two runs. ``missing`` says what could
+    not be made, and why.
     """
     cases = [case_view(case, number) for number, case in enumerate(found.cases)] if found else []
     rows = provenance.sections(report) if runs is None else runs
@@ -203,6 +205,7 @@ def suite_page(
         index_link=index_link,
         explorer_link=explorer_link,
         opening=opening,
+        missing=missing,
         stamp=stamp(),
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from reports.figures import (
     row_labels,
     same_but_schedule,
     shown_rows,
+    under_way,
 )
 from reports.runs import RunView
 
@@ -33,7 +34,6 @@ _ATTENTION = {
 }
 """Names of values of ``result.json``'s layers → names of what is drawn."""
 _OVER_TRAINING = ("Util", "stability", "mIoU-L", "IoU-gt", "empty_attention_share")
-_STATES = ("DONE", "RUNNING", "TRAINED")
 
 
 def plans(report: SuiteReport) -> Iterator[Plan]:
@@ -114,7 +114,7 @@ def _probes_plan(rows: Sequence[RowRuns], few: str) -> Plan:
             (labels[row.name], view.seed, iteration, measure, value)
             for row in rows
             for view in row.views
-            if view.standing.state in _STATES
+            if under_way(view)
             for iteration, measure, value in _over_training(view)
         ),
         "iteration",
@@ -173,7 +173,7 @@ def _schedule_plan(report: SuiteReport) -> Iterator[Plan]:
         for rows in groups
         for row in rows
         for view in row.views
-        if view.standing.state in _STATES
+        if under_way(view)
         for iteration, measure, value in curve(view, score)
         if measure == score
     ]

@@ -1,5 +1,6 @@
 """The report command's function: which files it writes, from what, and how it fails."""
 
+import os
 import re
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from experiments.runs import archiving
 from experiments.store.run_dir import Store
 from experiments.store.suite_record import SuiteRecord
 from mpformer.runtime.errors import UserError
-from reports import figures, incremental
+from reports import explorer, figures, incremental
 from reports.build import build, check
 from reports.collect import collect
 from reports.formats import TABLES
+from tests.reports.conftest import LIVE
 
 ALL_TABLES = {*TABLES.values()}
 LIGHT = (*TABLES, "html")  # figures as SVG and CSV alone: drawing is what takes time
@@ -112,6 +114,55 @@ def test_figures_are_written_as_every_kind(store: Path) -> None:
         for stem in ("effects", "layers", "training", "stability", "attention")
         for kind in ("svg", "pdf", "png", "csv")
     }
+
+
+def test_a_suite_that_is_not_finished_is_left_alone_too(store: Path, blank_figures: None) -> None:
+    """Until something changes, be it only that a heartbeat has grown old."""
+    page = store / "reports" / "components@mini" / "index.html"
+
+    def again() -> int:
+        build(["components"], store, formats=LIGHT)
+        return page.stat().st_mtime_ns
+
+    first = again()
+    assert again() == first
+    for claim in next((store / "runs").glob(f"{LIVE}*")).glob("claims/*"):
+        os.utime(claim, (0, 0))
+    second = again()
+    assert second != first
+    assert "lost" in page.read_text()
+    assert again() == second
+
+
+def test_what_cannot_be_shown_becomes_a_box_and_the_page_is_there(
+    store: Path, blank_figures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explorer, "LIMIT", 100)
+    (store / "runs" / next((store / "runs").iterdir()).name / "attempts" / "nowhere").symlink_to("/nowhere/at/all")
+    drawn = figures._draw
+
+    def refuses(plan: figures.Plan, stem: Path, kinds: Any) -> Any:
+        if plan.name == "layers":
+            raise ValueError("a name that is <no> mathematics")
+        return drawn(plan, stem, kinds)
+
+    monkeypatch.setattr(figures, "_draw", refuses)
+    build(["headline"], store, formats=LIGHT)
+    page = (store / "reports" / "headline@mini" / "index.html").read_text()
+    assert "The layer explorer cannot be shown: the page would be" in page
+    assert (
+        '<h3>Layer by layer</h3>\n<p class="notice">It cannot be shown: a name that is &lt;no&gt; mathematics' in page
+    )
+    assert 'id="figure-training"' in page
+
+
+def test_class_names_that_are_no_mathematics_are_drawn(store: Path) -> None:
+    for path in (store / "runs").glob("*/evals/*/layer_masks/[0-9]*.json"):
+        path.write_text(path.read_text().replace('"class_name": "', '"class_name": "5$ ^_{ 界 '))
+    build(["headline"], store, formats=["html", "svg"])
+    page = (store / "reports" / "headline@mini" / "index.html").read_text()
+    assert "cannot be shown" not in page
+    assert (store / "reports" / "headline@mini" / "figures" / "gallery.svg").exists()
 
 
 def test_changed_data_is_drawn_again(store: Path, blank_figures: None) -> None:
