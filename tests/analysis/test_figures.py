@@ -133,7 +133,7 @@ def test_the_forest_is_the_paired_interval_and_every_seed() -> None:
     figure = figures.forest(pd.DataFrame(lines, columns=["row", "seed", "value"]), "AP", "Mask2Former")
     (axis,) = figure.axes
     drawn = [np.asarray(line.get_xdata()).tolist() for line in axis.get_lines()]
-    assert drawn[0] == pytest.approx(mean_interval([1.0, 2.0, 4.5]))
+    assert drawn[0] == pytest.approx(bounded_interval([1.0, 2.0, 4.5], -100.0, 100.0))
     assert drawn[1:] == [[1.0, 2.0, 4.5], [2.5], [-1.0, -2.0], [-1.5], [0, 0]]  # no interval of two seeds
     assert [text.get_text() for text in axis.texts] == ["+2.5 (−2.0 … +7.0), n = 3", "−1.5, n = 2"]
     assert axis.get_xlabel() == "AP: difference to Mask2Former (points)"
