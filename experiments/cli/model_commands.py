@@ -1,14 +1,22 @@
-"""``mpformer train``, ``eval`` and ``predict``: a single model, for those who come from Mask2Former's train_net.py."""
+"""``mpformer train``, ``eval``, ``predict`` and ``export``: one model, as Mask2Former's train_net.py has it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 
 from experiments.cli.console import print_json, print_outcome, progress_bar, warn
 from experiments.cli.group import cli
-from experiments.cli.options import data_root_option, json_option, root_options
+from experiments.cli.options import (
+    data_root_option,
+    json_option,
+    root_option,
+    root_options,
+    weights_changes,
+    weights_options,
+)
 from mpformer.runtime.errors import UserError
 
 _weights = click.option(
@@ -19,31 +27,55 @@ _CONFIG = "CONFIG is a Mask2Former-style YAML file, or a setting such as coco/in
 
 
 @cli.command(epilog=_CONFIG)
-@click.argument("config")
-@click.argument("overrides", nargs=-1, metavar="[KEY VALUE]...")
+@click.argument("words", nargs=-1, metavar="[CONFIG] [KEY VALUE]...")
+@click.option("--config-file", default=None, metavar="CONFIG", help="The same as CONFIG.")
+@weights_options
 @click.option("--seed", type=click.IntRange(0), default=None, help="Default: SEED of the configuration.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--num-gpus", type=click.IntRange(0), default=None, help="Processes, a GPU each; 0: the CPU.")
+@click.option("--resume", is_flag=True, help="Nothing to ask for: a run always goes on where it stopped.")
+@click.option("--eval-only", is_flag=True, help="Score MODEL.WEIGHTS into --out instead, as `eval` does.")
+@click.option("--out", default="evaluation", show_default=True, type=click.Path(path_type=Path), help="Of --eval-only.")
 @_dataset
 @root_options
 def train(
-    config: str,
-    overrides: Sequence[str],
+    words: Sequence[str],
+    config_file: str | None,
+    weights: str | None,
+    reinit_class_head: bool,
     seed: int | None,
     threads: int,
+    num_gpus: int | None,
+    resume: bool,
+    eval_only: bool,
+    out: Path,
     dataset: str | None,
     root: Path,
     data_root: Path,
 ) -> int:
-    """Train and evaluate one model in this process; the same command again goes on where it stopped."""
+    """Train and evaluate one model here; the same command again goes on where it stopped.
+
+    Takes what train_net.py of Mask2Former takes.
+    """
     import logging
 
-    from experiments.runs import single
+    from experiments.runs import processes, single
     from experiments.store.run_dir import Store
 
+    del resume  # it always is
+    config, overrides = (config_file, words) if config_file else (words[0] if words else None, words[1:])
+    if config is None:
+        raise UserError("train what? give a Mask2Former-style YAML file, or a setting such as coco/instance/r50-12ep")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    chosen = single.read_config(config, overrides, dataset)
-    chosen = chosen if seed is None else chosen.replace({"seed": seed})
-    run, ending = single.train(chosen, Store(root), data_root, runtime={"runtime.threads": threads})
+    changes = weights_changes(weights, reinit_class_head) | ({} if seed is None else {"seed": seed})
+    chosen = single.read_config(config, overrides, dataset).replace(changes)
+    if eval_only:
+        return _print_scores(single.evaluate(chosen, single.whole_model(chosen, data_root), out, data_root), out)
+    chosen, runtime = processes.on_gpus(chosen, num_gpus), {"runtime.threads": threads}
+    if processes.several(num_gpus):
+        single.ready(chosen, data_root, runtime=runtime)  # what is wrong is said once
+        return processes.start(num_gpus)
+    run, ending = single.train(chosen, Store(root), data_root, runtime=runtime)
     code = print_outcome(run.path, ending)
     for line in single.score_lines(single.metrics(run, chosen)):
         click.echo(line)
@@ -69,14 +101,22 @@ def evaluate(
 ) -> None:
     """Score WEIGHTS on the validation images, layer by layer, without training."""
     from experiments.runs import single
-    from experiments.store.run_dir import RESULT
 
     result = single.evaluate(single.read_config(config, overrides, dataset), weights, out, data_root)
     if as_json:
         return print_json(result)
+    _print_scores(result, out)
+    return None
+
+
+def _print_scores(result: Mapping[str, Any], out: Path) -> int:
+    from experiments.runs import single
+    from experiments.store.run_dir import RESULT
+
     for line in single.score_lines(result["metrics"]):
         click.echo(line)
-    return click.echo(f"{result['images']} images; all numbers: {out / RESULT}")
+    click.echo(f"{result['images']} images; all numbers: {out / RESULT}")
+    return 0
 
 
 @cli.command(epilog=_CONFIG.replace("CONFIG", "--config"))
@@ -123,3 +163,17 @@ def predict(
             click.echo(seen.overlay)
         if not seen.regions:
             warn(f"{seen.image}: nothing was found; a lower --threshold shows what the model is less sure of")
+
+
+@cli.command()
+@click.argument("run")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--to", "form", required=True, type=click.Choice(["mask2former", "huggingface"]), help="Whose names.")
+@root_option
+def export(run: str, file: Path, form: Any, root: Path) -> None:
+    """Write the final weights of RUN as plain Mask2Former into FILE (.pth, .pkl; huggingface: a directory)."""
+    from experiments.runs import exporting
+    from experiments.store.run_dir import Store
+
+    exporting.export(Store(root).find(run), form, file)
+    click.echo(file)

@@ -91,7 +91,28 @@ def plan_options(command: Command) -> Command:
         ),
     ):  # fmt: skip
         command = option(command)
-    return scale_options(command)
+    return scale_options(weights_options(command))
+
+
+def weights_options(command: Command) -> Command:
+    """``--weights`` and ``--reinit-class-head``; :func:`weights_changes` are the keys that they set."""
+    weights = click.option(
+        "--weights", default=None, metavar="FILE",
+        help="Initial weights, a file or an address (timm://MODEL.TAG …): model.init_weights.",
+    )  # fmt: skip
+    reinit = click.option(
+        "--reinit-class-head", is_flag=True,
+        help="Fine-tune on other classes; rows of equal names are taken: model.reinit_class_head.",
+    )  # fmt: skip
+    return weights(reinit(command))
+
+
+def weights_changes(weights: str | None, reinit_class_head: bool) -> dict[str, Any]:
+    """The configuration keys that :func:`weights_options` set; a file's path is made absolute."""
+    changes: dict[str, Any] = {}
+    if weights is not None:
+        changes["model.init_weights"] = weights if "://" in weights else str(Path(weights).absolute())
+    return changes | ({"model.reinit_class_head": True} if reinit_class_head else {})
 
 
 LOCAL_OPTIONS = ("workers", "threads", "detach")
@@ -130,6 +151,8 @@ def plan_request(
     one_seed: int | None,
     overrides: Sequence[str],
     base: str | None = None,
+    weights: str | None = None,
+    reinit_class_head: bool = False,
 ) -> "Request":
     """What the words of a command ask for; raises UserError for seeds and overrides that cannot be read."""
     from experiments.suites import planning
@@ -142,4 +165,5 @@ def plan_request(
     for key, _ in changed:
         if key == "seed":
             raise UserError("the seed is not an override; use --seed or --seeds")
+    changed += tuple(weights_changes(weights, reinit_class_head).items())
     return planning.Request(suite, "paper" if base else scale, dataset, tuple(rows), chosen, changed, base)

@@ -55,17 +55,9 @@ def train(
 ) -> tuple[RunDir, Ending]:
     """Train and evaluate a configuration in this process, or what is left of it; returns its run and how it ended.
 
-    Raises UserError, before anything is written, if data, device or initial weights are not there or do not fit.
+    Raises UserError as :func:`ready` does, and for a store that cannot be written.
     """
-    config, data = datasets.resolve(config, data_root)
-    datasets.check_val_images(config, data_root)
-    config, weights = datasets.resolve_weights(config, data_root)
-    missing = [line for line in (data.missing, weights) if line]
-    if missing:
-        raise UserError("; ".join(missing))
-    config = config.replace(runtime or {})
-    if runner is None:
-        _check_start(config)
+    config = ready(config, data_root, runtime=runtime, runner=runner)
     run = store.run(run_id(config))
     try:
         run.create(config, ROW)
@@ -74,6 +66,27 @@ def train(
         raise UserError(f"cannot write to {store.root}: {error.strerror or error}; choose another --root") from None
     options = Options(data_root.resolve(), "single", capture=False)
     return run, run_attempt(store.root.resolve(), run.run_id, "all", options, runner, config)
+
+
+def ready(
+    config: Config, data_root: Path, *, runtime: dict[str, Any] | None = None, runner: Runner | None = None
+) -> Config:
+    """Return the configuration with data and initial weights found; weights that have an address are fetched.
+
+    Raises UserError, before anything is written in a store, if data, device or weights are not there or do not fit.
+    """
+    config, data = datasets.resolve(config, data_root)
+    datasets.check_val_images(config, data_root)
+    if not data.missing:
+        datasets.fetch_weights([config.model.init_weights], data_root)
+    config, weights = datasets.resolve_weights(config, data_root)
+    missing = [line for line in (data.missing, weights) if line]
+    if missing:
+        raise UserError("; ".join(missing))
+    config = config.replace(runtime or {})
+    if runner is None:
+        _check_start(config)
+    return config
 
 
 def _check_start(config: Config) -> None:
@@ -99,17 +112,28 @@ def _fits(config: Config) -> None:
     import torch
 
     from mpformer.modeling.meta_arch import build_model
-    from mpformer.modeling.weights import load_weights
+    from mpformer.training.trainer import load_initial
 
     with torch.device("meta"):
         model = build_model(config)
-    load_weights(model, Path(config.model.init_weights), allow_backbone=not config.schedule.evaluation_only)
+    load_initial(model, config, Path(config.model.init_weights))
 
 
 def metrics(run: RunDir, config: Config) -> dict[str, float]:
     """Return the scores of a run for an evaluation setting; {} if there are none."""
     result = run.result(eval_id(config))
     return dict(result.metrics) if result is not None else {}
+
+
+def whole_model(config: Config, data_root: Path) -> Path:
+    """Return the file of a configuration's weights, fetched if they have an address; raises UserError without one."""
+    if not config.model.init_weights:
+        raise UserError("--eval-only scores the weights of a whole model: give --weights FILE or MODEL.WEIGHTS FILE")
+    datasets.fetch_weights([config.model.init_weights], data_root)
+    resolved, missing = datasets.resolve_weights(config, data_root)
+    if missing:
+        raise UserError(missing)
+    return Path(resolved.model.init_weights)
 
 
 def evaluate(config: Config, weights: Path, out: Path, data_root: Path) -> dict[str, Any]:

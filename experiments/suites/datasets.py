@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.store.run_dir import Store
+from experiments.store.run_dir import RunDir, Store
+from mpformer.config.classes import class_table, num_classes
 from mpformer.config.datasets import DATASETS, dataset
 from mpformer.config.schema import Config
+from mpformer.modeling.weights_outline import class_count
 from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
@@ -104,6 +106,8 @@ def folder(config: Config, data_root: Path) -> Path:
 def resolve_weights(config: Config, data_root: Path) -> tuple[Config, str]:
     """Return the configuration with the checksum of its initial weights, and what to do if they are not there.
 
+    Their class list is filled in too where the class head begins anew.
+
     They are looked for under their own path and as ``<data root>/weights/<file name>``, where a compute node without
     internet finds them too.
     """
@@ -120,7 +124,10 @@ def resolve_weights(config: Config, data_root: Path) -> tuple[Config, str]:
     if given not in ("", checksum):
         both = f"{found} has checksum {checksum[:12]}, model.init_checksum says {given[:12]}"
         raise UserError(f"{both}; clear model.init_checksum or give the other file")
-    return config.replace({"model.init_weights": str(found), "model.init_checksum": checksum}), ""
+    changes = {"model.init_weights": str(found), "model.init_checksum": checksum}
+    if config.model.reinit_class_head and not config.model.init_classes:
+        changes["model.init_classes"] = _class_list(found.resolve(), found.stat().st_mtime_ns)
+    return config.replace(changes), ""
 
 
 def fetch_weights(names: Iterable[str], data_root: Path) -> list[Path]:
@@ -165,6 +172,19 @@ def _download(name: str, target: Path) -> None:
     except (OSError, ValueError, http.client.HTTPException) as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot fetch {address}: {error}; put the file at {target}") from None
+
+
+@functools.cache
+def _class_list(path: Path, changed: int) -> str:
+    """``DATASET/TASK`` of the run that a file lies in, else of the published class list with as many classes; or ""."""
+    records = (RunDir(folder).sound_record() for folder in path.parents[:2])
+    if record := next((record for record in records if record is not None), None):
+        of = record.config["dataset"]
+        return f"{of['name']}/{of['task']}"
+    count = class_count(path)
+    published = [(entry.name, task) for entry in DATASETS.values() if entry.catalog for task in entry.tasks]
+    alike = [one for one in published if num_classes(*one) == count]
+    return "/".join(alike[0]) if len({class_table(*one).names for one in alike}) == 1 else ""
 
 
 @functools.cache

@@ -184,10 +184,16 @@ def from_cfg(cfg: CfgNode) -> Config:
         if not any(f"{link.field}.".startswith(f"{field}.") for field in unused):
             put(tree, link.field, link.decode(flat[link.key]))
     _restore_derived(tree, flat)
-    known = {link.key for link in _links()} | _FIXED.keys() | _IGNORED | _derived_keys()
-    if others := [key for key, value in flat.items() if key not in known and _plain(value) != _plain(base[key])]:
+    read = _read_keys()
+    if others := [key for key, value in flat.items() if key not in read and _plain(value) != _plain(base[key])]:
         raise unread(*others)
     return _with_classes(validate(tree), flat)
+
+
+@cache
+def _read_keys() -> frozenset[str]:
+    """Keys that mean something here, or that are known to say nothing about a run."""
+    return frozenset({link.key for link in _links()} | _FIXED.keys() | _IGNORED | _derived_keys())
 
 
 def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -212,6 +218,8 @@ def _overridden(cfg: CfgNode, overrides: Sequence[str]) -> Config:
         raise UserError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} has no partner")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         _assign(cfg, key, value)
+        if key not in _read_keys():  # even at its default: whoever sets it expects something of it
+            raise unread(key)
     return _without_unread(from_cfg(cfg))
 
 

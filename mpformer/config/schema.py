@@ -327,6 +327,19 @@ class ModelConfig(Section):
         "", description="file of initial weights; its path is not part of the run id, its checksum is"
     )
     init_checksum: str = Field("", description="sha256 of the initial weights; empty: random initialisation")
+    reinit_class_head: bool = Field(
+        False,
+        description="begin with a class head of this dataset's classes; of the initial weights it takes the rows of "
+        "classes with the same name",
+        json_schema_extra={"legacy": False},
+    )
+    init_classes: str = Field(
+        "",
+        description="DATASET/TASK whose classes the initial weights tell apart, such as coco/panoptic; empty: that of "
+        "the run that the file lies in, else of the published one with as many classes",
+        pattern=r"^([\w-]+/\w+)?$",
+        json_schema_extra={"legacy": ""},
+    )
 
     @field_validator("attention_strides")
     @classmethod
@@ -334,6 +347,12 @@ class ModelConfig(Section):
         if not value or any(s not in (4, 8, 16, 32) for s in value) or list(value) != sorted(set(value), reverse=True):
             raise ValueError("must be distinct strides out of 32, 16, 8, 4, coarse first, such as (16, 8, 4)")
         return value
+
+    @model_validator(mode="after")
+    def _a_class_head_to_begin_from(self) -> "ModelConfig":
+        if self.reinit_class_head and not self.init_weights:
+            raise ValueError("reinit_class_head is about initial weights: give model.init_weights too (--weights FILE)")
+        return self
 
 
 class Toggles(Section):

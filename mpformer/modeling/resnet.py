@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mpformer.config.schema import ResNetConfig
 
-_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 def build_resnet(config: ResNetConfig, names: Sequence[str]) -> ResNet:
@@ -23,7 +23,7 @@ def build_resnet(config: ResNetConfig, names: Sequence[str]) -> ResNet:
     stages = []
     inputs, outputs, width = config.stem_channels, config.res2_channels, config.width_per_group
     for stage in range(len(names)):
-        count = _BLOCKS[config.depth][stage]
+        count = BLOCKS[config.depth][stage]
         shape = {"in_channels": inputs, "out_channels": outputs, "norm": norm}
         strides = [1 if stage == 0 else 2] + [1] * (count - 1)
         if config.depth >= 50:

@@ -11,6 +11,8 @@ import io
 import logging
 import pickle
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
-__all__ = ["detect_toggles", "load_weights", "local_path", "read_weights", "sha256"]
+__all__ = ["ClassNames", "detect_toggles", "load_weights", "local_path", "read_weights", "sha256"]
 
 _log = logging.getLogger(__name__)
 _HEAD = "sem_seg_head."
@@ -36,16 +38,36 @@ _FRESH = re.compile(r"backbone\.(norm\d\.(weight|bias)|simfp_\d\..*)")
 _ARRAY_FUNCTIONS = {("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer")}
 
 
+@dataclass(frozen=True)
+class ClassNames:
+    """Names of the classes that a file's class head and the model's tell apart, in the order of their rows."""
+
+    of_file: tuple[str, ...]
+    """Empty: not known."""
+    of_model: tuple[str, ...]
+
+    def rows(self) -> dict[int, int]:
+        """Row of the model -> row of the file, for classes whose names agree but for case, dashes and underscores."""
+        theirs = {_plain(name): row for row, name in enumerate(self.of_file)}
+        found = {row: theirs.get(_plain(name)) for row, name in enumerate(self.of_model)}
+        return {row: there for row, there in found.items() if there is not None}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().lower()
+
+
 def load_weights(
-    model: nn.Module, path: Path, *, reinit_class_head: bool = False, allow_backbone: bool = False
+    model: nn.Module, path: Path, *, new_classes: ClassNames | None = None, allow_backbone: bool = False
 ) -> dict[str, list[str]]:
     """Load a file into `model`, with nothing missing and nothing left over.
 
     Args:
-        model: an MPFormer.
+        model: an MPFormer; one on the meta device is left as it is, after all checks.
         path: a released or own ``.pth``/``.pkl``; with `allow_backbone` also an ImageNet backbone, for a timm
             backbone a file that timm or the model's authors publish (``.safetensors`` too).
-        reinit_class_head: keep the model's own class head where the file's class count differs.
+        new_classes: keep the model's own class head and label embedding, but for the rows of classes that the file has
+            too, and that of "no object".
 
     Returns:
         ``{"loaded": names, "kept": names}``: what came from the file and what the model kept.
@@ -60,13 +82,14 @@ def load_weights(
         state = _as_backbone(model, state, path, allow_backbone)
         target = {name: value for name, value in target.items() if name.startswith("backbone.")}
     state = {name: value for name, value in state.items() if not _ignorable(name, target)}
-    kept = _class_head(state, target, path, reinit_class_head)
+    kept = _class_head(state, target, path, new_classes)
     fresh = {name for name in target if (backbone and _FRESH.fullmatch(name)) or name.endswith(_COUNTER)}
     kept += [name for name in target if name in fresh and name not in state]
     _same_names(state, target, kept, path)
     _same_shapes(state, target, path)
-    model.load_state_dict(state, strict=False)
-    _log.info("%s: %d tensors loaded, %d kept", path.name, len(state), len(kept))
+    if not _is_trial(target):
+        model.load_state_dict(state, strict=False)
+        _log.info("%s: %d tensors loaded, %d kept", path.name, len(state), len(kept))
     return {"loaded": sorted(state), "kept": sorted(kept)}
 
 
@@ -102,6 +125,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path.name} holds no state dict (a mapping of names to tensors)")
     return _renamed({str(name): _tensor(value, str(name), path) for name, value in content.items()})
+
+
+def without_piloted_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a whole model's weights as plain Mask2Former has them, with the same outputs.
+
+    The label embedding goes, and what is computed from the configuration; a model without position embeddings of its
+    queries gets them, all zero.
+    """
+    kept = {name: value for name, value in state.items() if not _DERIVED.fullmatch(name) or "relative_position" in name}
+    kept.pop(_CLASS_HEAD[2], None)
+    kept.setdefault(f"{_PREDICTOR}query_embed.weight", torch.zeros_like(state[f"{_PREDICTOR}query_feat.weight"]))
+    return kept
 
 
 def local_path(name: str) -> Path:
@@ -255,21 +290,63 @@ def _ignorable(name: str, target: dict[str, Tensor]) -> bool:
     return bool(_DERIVED.fullmatch(name)) or (name.endswith(_COUNTER) and name not in target)
 
 
-def _class_head(state: dict[str, Tensor], target: dict[str, Tensor], path: Path, reinit: bool) -> list[str]:
-    """Drop the file's class head where its class count differs and that was asked for; returns the names kept."""
+def _class_head(
+    state: dict[str, Tensor], target: dict[str, Tensor], path: Path, classes: ClassNames | None
+) -> list[str]:
+    """Check the file's class head, or put the model's own with the rows that it takes in its place.
+
+    Returns the names of what the model keeps as a whole.
+    """
     weight = _CLASS_HEAD[0]
-    if weight not in state or weight not in target or state[weight].shape == target[weight].shape:
+    if weight not in state or weight not in target:
         return []
     theirs, ours = state[weight].shape[0] - 1, target[weight].shape[0] - 1
-    if not reinit or state[weight].shape[1:] != target[weight].shape[1:]:
-        raise UserError(
-            f"{path.name} has {theirs} classes (width {state[weight].shape[1]}), the model {ours} (width "
-            f"{target[weight].shape[1]}): pass --reinit-class-head to start the class head anew, or choose its dataset"
-        )
-    dropped = [name for name in _CLASS_HEAD if name in target]
-    for name in dropped:
-        state.pop(name, None)
-    return dropped
+    if classes is None:
+        if theirs != ours:
+            raise UserError(
+                f"{path.name} has {theirs} classes, the model {ours}: give weights of the same class list; to "
+                "fine-tune these, `train` and `launch` have --reinit-class-head"
+            )
+        return []
+    if classes.of_file and len(classes.of_file) != theirs:
+        listed = f"model.init_classes lists {len(classes.of_file)}"
+        raise UserError(f"{path.name} has {theirs} classes, {listed}: set it to the DATASET/TASK of the weights")
+    rows = classes.rows()
+    if not _is_trial(target):
+        _say_rows(classes, rows, path)
+    kept = [name for name in _CLASS_HEAD if name in target and name not in state]
+    for name in _CLASS_HEAD:
+        found = state.pop(name, None)
+        if found is not None and name in target:
+            state[name] = _with_rows(target[name], found, rows | {ours: theirs})
+    return kept
+
+
+def _is_trial(target: Mapping[str, Tensor]) -> bool:
+    """Whether the model has no memory: it is only tried whether a file fits."""
+    return any(value.is_meta for value in target.values())
+
+
+def _with_rows(own: Tensor, found: Tensor, rows: Mapping[int, int]) -> Tensor:
+    """The model's tensor with rows of the file's; a label embedding has none of "no object", a learnt one just one."""
+    if own.shape[1:] != found.shape[1:] or len(own) == len(found) == 1:
+        return found  # `_same_shapes` says what is wrong
+    if own.is_meta:
+        return own
+    result = own.clone()
+    for row, there in rows.items():
+        if row < len(own) and there < len(found):
+            result[row] = found[there]
+    return result
+
+
+def _say_rows(classes: ClassNames, rows: Mapping[int, int], path: Path) -> None:
+    if not classes.of_file:
+        _log.warning("%s: its class list is not known (model.init_classes): every class begins anew", path.name)
+    taken = [name for row, name in enumerate(classes.of_model) if row in rows]
+    begun = [name for row, name in enumerate(classes.of_model) if row not in rows]
+    _log.info("class head: %d classes taken by name from %s: %s", len(taken), path.name, ", ".join(taken) or "none")
+    _log.info("class head: %d classes begin anew: %s", len(begun), ", ".join(begun) or "none")
 
 
 def _same_names(state: dict[str, Tensor], target: dict[str, Tensor], kept: list[str], path: Path) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ def check(config: Config, path: Path) -> None:
     shapes = outline(path)
     classes = shapes.get(f"{_PREDICTOR}class_embed.weight", ())
     ours = num_classes(config.dataset.name, config.dataset.task)
-    if len(classes) == 2 and classes[0] - 1 != ours:
+    if len(classes) == 2 and classes[0] - 1 != ours and not config.model.reinit_class_head:
         raise UserError(
             f"{path.name} has {classes[0] - 1} classes, {config.dataset.name} ({config.dataset.task}) has {ours}: give "
-            "weights of the same class list, or those of a backbone alone"
+            "weights of the same class list, those of a backbone alone, or --reinit-class-head to fine-tune these"
         )
     wanted = (config.model.queries, config.model.hidden_dim)
     queries = shapes.get(f"{_PREDICTOR}query_feat.weight", wanted)
@@ -41,6 +42,12 @@ def check(config: Config, path: Path) -> None:
             f"{path.name} has {queries[0]} queries of width {queries[-1]}, the model {wanted[0]} of width {wanted[1]}; "
             "check model.queries and model.hidden_dim"
         )
+
+
+def class_count(path: Path) -> int:
+    """Return how many classes the class head in a file tells apart; 0 if it has none, or cannot be looked into."""
+    head = outline(path).get(f"{_PREDICTOR}class_embed.weight", ())
+    return head[0] - 1 if len(head) == 2 else 0
 
 
 def outline(path: Path) -> dict[str, Shape]:
@@ -118,7 +125,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 _KNOWN = {
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): OrderedDict,  # not dict: a module's state dict has an attribute
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
 }

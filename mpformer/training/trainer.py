@@ -22,12 +22,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from mpformer.config.classes import class_table
 from mpformer.config.schema import Config
 from mpformer.data.loader import TrainBatches, train_batches
 from mpformer.modeling.deformable_attention import kernel_name, require_kernel
 from mpformer.modeling.meta_arch import MPFormer, build_model
 from mpformer.modeling.resnet import FoldedConv2d
-from mpformer.modeling.weights import load_weights, local_path
+from mpformer.modeling.weights import ClassNames, load_weights, local_path
 from mpformer.runtime import distributed, random_streams
 from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
 from mpformer.runtime.disk import disk_failures, sha256
@@ -435,8 +436,20 @@ def initial_model(config: Config) -> MPFormer:
         path = local_path(config.model.init_weights)
         if config.model.init_checksum and sha256(path) != config.model.init_checksum:
             raise UserError(f"initial weights {path.name} differ from model.init_checksum: another file was planned")
-        load_weights(model, path, allow_backbone=not config.schedule.evaluation_only)
+        load_initial(model, config, path)
     return model
+
+
+def load_initial(model: nn.Module, config: Config, path: Path) -> None:
+    """Load initial weights as the configuration says: a whole model or a backbone, their class head or a new one.
+
+    Raises UserError if it does not fit.
+    """
+    classes = None
+    if config.model.reinit_class_head:
+        theirs = class_table(*config.model.init_classes.split("/")).names if config.model.init_classes else ()
+        classes = ClassNames(theirs, class_table(config.dataset.name, config.dataset.task).names)
+    load_weights(model, path, new_classes=classes, allow_backbone=not config.schedule.evaluation_only)
 
 
 def _live_norm(model: MPFormer) -> str:

@@ -313,3 +313,23 @@ def test_watching_looks_again_until_interrupted(
     watched = run("status", "--watch")
     assert watched.code == 0
     assert "RUNNING" in watched.out
+
+
+def test_weights_and_a_new_class_head_are_options_of_a_suite(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are overrides of every row, so that they are in the runs' ids and the suite's record."""
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.save({"sem_seg_head.predictor.class_embed.weight": torch.zeros(134, 64)}, "coco.pth")
+    plain, started, anew = (
+        {one["run_id"] for one in run("plan", "headline", "--seed", "0", "--json", *options).json["runs"]}
+        for options in ((), ("--weights", "coco.pth"), ("--weights", "coco.pth", "--reinit-class-head"))
+    )
+    assert len(plain | started | anew) == 6
+    assert run("plan", "headline", "--seed", "0", "--json", "--set", "model.init_weights=coco.pth").json["runs"]
+    refused = run("launch", "headline", "--seed", "0", "--weights", "coco.pth")
+    assert refused.code == 2
+    assert "coco.pth has 133 classes, shapes (panoptic) has 12" in refused.err
+    assert "--reinit-class-head to fine-tune these" in refused.err

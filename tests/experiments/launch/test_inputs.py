@@ -76,3 +76,27 @@ def test_timms_weights_have_an_address(mini: Config, tmp_path: Path, monkeypatch
     resolved, missing = datasets.resolve_weights(config, tmp_path)
     assert (resolved.model.init_weights, missing) == (str(file), "")
     assert len(resolved.model.init_checksum) == 64
+
+
+def test_a_new_class_head_takes_weights_of_another_class_list(mini: Config, tmp_path: Path) -> None:
+    """What classes they have is told from the run that they lie in, else from their number where one list has it."""
+    head = "sem_seg_head.predictor.class_embed.weight"
+    torch.save({head: torch.zeros(134, 64)}, tmp_path / "coco.pth")
+    torch.save({head: torch.zeros(8, 64)}, tmp_path / "other.pth")
+    run = Store(tmp_path / "store").run("elsewhere")
+    (run.path / "checkpoints").mkdir(parents=True)
+    run.create(mini.replace({"dataset.task": "instance"}), "row")
+    torch.save({head: torch.zeros(9, 64)}, run.path / "checkpoints" / "final.pth")
+    for path, classes in (
+        (tmp_path / "coco.pth", "coco/panoptic"),
+        (tmp_path / "other.pth", ""),
+        (run.path / "checkpoints" / "final.pth", "shapes/instance"),
+    ):
+        config = mini.replace({"model.init_weights": str(path), "model.reinit_class_head": True})
+        resolved, missing = datasets.resolve_weights(config, tmp_path)
+        assert (resolved.model.init_classes, missing) == (classes, "")
+        inputs.check_models([resolved])
+    given = config.replace({"model.init_classes": "ade20k/semantic"})
+    assert datasets.resolve_weights(given, tmp_path)[0].model.init_classes == "ade20k/semantic"
+    with pytest.raises(UserError, match=r"give model\.init_weights too \(--weights FILE\)"):
+        mini.replace({"model.reinit_class_head": True})

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from experiments.cli import main
 from experiments.runs.single import read_config
@@ -129,6 +130,100 @@ def test_train_evaluate_predict_and_take_up_again(run: Callable[..., Any], data:
     assert "images: 2/2" in error
 
 
+def test_the_habits_of_train_net_are_understood(
+    run: Callable[..., Any], data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``--config-file``, ``--num-gpus``, ``--resume``, ``MODEL.WEIGHTS``, ``--eval-only``; and fine-tuning."""
+    caplog.set_level("INFO")
+    habit = ("--config-file", "mine.yaml", "--num-gpus", "0", "--resume", *SHORT)
+    code, out, _ = run("train", *habit)
+    assert (code, "done" in out) == (0, True)
+    (directory,) = Store(Path("store")).runs()
+    assert directory.run_id == run_id(directory.config()), "the same run as without these options"
+    assert directory.config().runtime.device == "cpu"
+    whole = str(directory.path / "checkpoints" / "final.pth")
+    code, out, _ = run(
+        "train", "--config-file", "mine.yaml", "--eval-only", "--out", "scored", *SHORT, "MODEL.WEIGHTS", whole
+    )
+    assert (code, "all numbers: scored/result.json" in out) == (0, True)
+    assert read_json(tmp_path / "scored" / "result.json")["metrics"]
+    assert len(list(Store(Path("store")).runs())) == 1, "nothing was trained"
+
+    weights = torch.load(whole, weights_only=True)["model"]
+    for name in ("class_embed.weight", "class_embed.bias", "label_enc.weight"):
+        key = f"sem_seg_head.predictor.{name}"
+        weights[key] = torch.full((134 if "class" in name else 133, *weights[key].shape[1:]), 3.0)
+    torch.save(weights, tmp_path / "panoptic.pth")
+    fine = ("train", "mine.yaml", *SHORT, "SOLVER.BASE_LR", "1e-9")
+    code, _, error = run(*fine, "--weights", "panoptic.pth")
+    print(error)
+    assert (code, "--reinit-class-head to fine-tune these" in error) == (2, True)
+    code, _, _ = run(*fine, "--weights", "panoptic.pth", "--reinit-class-head")
+    assert code == 0
+    (tuned,) = (one for one in Store(Path("store")).runs() if one.run_id != directory.run_id)
+    model = tuned.config().model
+    assert (model.reinit_class_head, model.init_classes, len(model.init_checksum)) == (True, "coco/panoptic", 64)
+    bias = torch.load(tuned.path / "checkpoints" / "final.pth", weights_only=True)["model"][
+        "sem_seg_head.predictor.class_embed.bias"
+    ]
+    assert bias.tolist() == pytest.approx([3.0] * 81), "80 things, and no object, from the file"
+    assert "class head: 80 classes taken by name from panoptic.pth: person, bicycle" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--num-gpus", "2", "mine.yaml"), "--num-gpus is 2 but there are 0 here; 0 is the CPU"),
+        (("train", "--eval-only", "mine.yaml"), "give --weights FILE or MODEL.WEIGHTS FILE"),
+        (("train", "--num-gpus", "0"), "train what? give a Mask2Former-style YAML file"),
+        (("train", "mine.yaml", "MODEL.ROI_HEADS.NUM_CLASSES", "80"), "nothing here reads MODEL.ROI_HEADS.NUM_CLASSES"),
+        (("train", "mine.yaml", "--reinit-class-head"), "give model.init_weights too (--weights FILE)"),
+    ],
+)
+def test_habits_that_cannot_be_are_refused_in_a_line(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr("experiments.launch.machine.cuda_devices", lambda: 0)
+    code, _, error = run(*arguments)
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_train_fetches_initial_weights_that_have_an_address(
+    run: Callable[..., Any], data: Path, tmp_path: Path
+) -> None:
+    """As `launch` does, into the data root; what does not fit is refused before a run directory is made."""
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "coco").symlink_to(data / "coco")
+    torch.save({"sem_seg_head.predictor.class_embed.weight": torch.zeros(4, 16)}, tmp_path / "three.pth")
+    train = ("train", "mine.yaml", "--data-root", "own", "MODEL.WEIGHTS")
+    code, _, error = run(*train, (tmp_path / "three.pth").as_uri())
+    assert (code, "three.pth has 3 classes, coco (instance) has 80" in error) == (2, True)
+    assert (own / "weights" / "three.pth").is_file()
+    code, _, error = run(*train, (tmp_path / "gone.pth").as_uri())
+    assert (code, "cannot fetch file:" in error, error.count("\n")) == (2, True, 1)
+    assert not (tmp_path / "store").exists()
+
+
+def test_several_processes_train_one_run(data: Path, tmp_path: Path) -> None:
+    """``--num-gpus 2`` starts two processes; here, on the CPU."""
+    (tmp_path / "mine.yaml").write_text(YAML)
+    command = ["train", "--config-file", "mine.yaml", "--num-gpus", "2", *SHORT, "MODEL.DEVICE", "cpu"]
+    environment = os.environ | {"DETECTRON2_DATASETS": str(data)}
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cli.main", *command], cwd=tmp_path, env=environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (directory,) = Store(tmp_path / "store").runs()
+    trained = directory.trained()
+    assert trained is not None
+    assert trained.world_size == 2
+    assert len(directory.attempts()) == 1
+
+
 def test_a_yaml_has_the_identity_of_the_setting_that_it_writes_out(tmp_path: Path) -> None:
     """Whatever its keys' order and case of use: file, overrides or a setting's name, the same run."""
     from mpformer.config.mask2former_yaml import to_yaml
@@ -229,5 +324,10 @@ def test_the_outline_of_own_weights_names_every_shape(tmp_path: Path) -> None:
     values = {"a": torch.zeros(2, 3), "b": torch.nn.Parameter(torch.zeros(4)), "c": torch.zeros(())}
     torch.save({"model": values, "iteration": 3}, tmp_path / "own.pth")
     assert weights_outline.outline(tmp_path / "own.pth") == {"a": (2, 3), "b": (4,), "c": ()}
+    module = torch.nn.Linear(3, 2)
+    torch.save(module.state_dict(), tmp_path / "module.pth")
+    assert weights_outline.outline(tmp_path / "module.pth") == {"weight": (2, 3), "bias": (2,)}
+    save_file(module.state_dict(), tmp_path / "module.safetensors")
+    assert weights_outline.outline(tmp_path / "module.safetensors") == {"weight": (2, 3), "bias": (2,)}
     torch.save(values, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert weights_outline.outline(tmp_path / "old.pth") == {}

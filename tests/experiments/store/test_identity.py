@@ -15,7 +15,7 @@ from mpformer.config.schema import Config, Section, Toggles, plain, validate
 from mpformer.runtime.errors import UserError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "identity.json"
-BASE = base("mini").replace({"dataset.fingerprint": "f" * 64})
+BASE = base("mini").replace({"dataset.fingerprint": "f" * 64, "model.init_weights": "whole.pth"})
 
 CHANGES: dict[str, Any] = {
     "dataset.fingerprint": "e" * 64,
@@ -26,6 +26,8 @@ CHANGES: dict[str, Any] = {
     "model.backbone.norm": "FrozenBN",
     "model.attention_strides": (32, 16, 8),
     "model.init_checksum": "a" * 64,
+    "model.reinit_class_head": True,
+    "model.init_classes": "coco/panoptic",
     "toggles.mp_queries": True,
     "toggles.query_position": False,
     "schedule.max_iter": 1201,

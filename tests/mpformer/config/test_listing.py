@@ -11,7 +11,11 @@ def test_every_key_has_a_type_and_a_meaning() -> None:
     found = keys()
     assert [key.name for key in found] == valid_keys()
     assert not [key.name for key in found if not key.meaning or not key.type]
-    assert {key.name for key in found if key.default is MISSING} == {"dataset.name", "dataset.task"}
+    assert {key.name for key in found if key.default is MISSING} == {
+        "dataset.name",
+        "dataset.task",
+        "model.backbone.name",
+    }
 
 
 def test_types_say_what_may_be_written() -> None:

@@ -238,6 +238,8 @@ UNREAD = ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"]
 def test_keys_that_nothing_reads_are_refused(yaml_file: Path) -> None:
     with pytest.raises(UserError, match=r"^nothing here reads DATALOADER.SAMPLER_TRAIN: leave it out, .*$"):
         from_yaml(yaml_file, [*UNREAD, "OUTPUT_DIR", "here"])
+    with pytest.raises(UserError, match=r"^nothing here reads MODEL.ROI_HEADS.NUM_CLASSES: .*$"):
+        with_overrides(SHAPES, ["MODEL.ROI_HEADS.NUM_CLASSES", str(defaults().MODEL.ROI_HEADS.NUM_CLASSES)])
     with pytest.raises(UserError, match=r"^nothing here reads MODEL.RESNETS.NUM_GROUPS: .*$"):
         with_overrides(setting("coco/instance/r50-12ep"), ["MODEL.RESNETS.NUM_GROUPS", "2"])
     yaml_file.write_text(yaml_file.read_text() + "\nDATALOADER: {SAMPLER_TRAIN: RepeatFactorTrainingSampler}\n")
@@ -245,10 +247,13 @@ def test_keys_that_nothing_reads_are_refused(yaml_file: Path) -> None:
         from_yaml(yaml_file)
 
 
-def test_detectron2s_default_may_be_written_out(yaml_file: Path) -> None:
-    assert from_yaml(yaml_file, ["DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "OUTPUT_DIR", "x"]) == from_yaml(
-        yaml_file
-    )
+def test_detectron2s_default_may_be_written_out_in_a_file_but_is_no_override(yaml_file: Path) -> None:
+    """A file may be a dump of every key; who overrides a key expects something of it."""
+    plain = from_yaml(yaml_file)
+    with pytest.raises(UserError, match=r"^nothing here reads MODEL.ROI_HEADS.NUM_CLASSES: .*$"):
+        from_yaml(yaml_file, ["MODEL.ROI_HEADS.NUM_CLASSES", "80"])
+    yaml_file.write_text(yaml_file.read_text() + "\nDATALOADER: {SAMPLER_TRAIN: TrainingSampler}\n")
+    assert from_yaml(yaml_file, ["OUTPUT_DIR", "x"]) == plain
 
 
 def test_a_stored_configuration_with_such_keys_stays_readable() -> None:

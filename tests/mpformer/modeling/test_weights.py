@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpformer.config.schema import ResNetConfig
-from mpformer.modeling.weights import detect_toggles, load_weights, read_weights
+from mpformer.modeling.weights import ClassNames, detect_toggles, load_weights, read_weights
 from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
@@ -149,22 +149,67 @@ def test_wrong_shape_is_an_error(tmp_path: Path, arrays: dict[str, np.ndarray]) 
         load_weights(skeleton(arrays), saved(tmp_path / "w.pth", other))
 
 
-def test_wrong_class_count_needs_the_option(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
-    other = tensors(arrays) | {
-        f"{PREDICTOR}class_embed.weight": torch.zeros(81, 32),
-        f"{PREDICTOR}class_embed.bias": torch.zeros(81),
-        f"{PREDICTOR}label_enc.weight": torch.zeros(80, 32),
-        "criterion.empty_weight": torch.ones(81),
+def of_other_classes(arrays: dict[str, np.ndarray], count: int) -> dict[str, Tensor]:
+    """The model's weights with a class head of another class list: row i is all i."""
+    rows = torch.arange(count + 1.0)
+    return tensors(arrays) | {
+        f"{PREDICTOR}class_embed.weight": rows[:, None].repeat(1, 32),
+        f"{PREDICTOR}class_embed.bias": rows,
+        f"{PREDICTOR}label_enc.weight": rows[:count, None].repeat(1, 32),
+        "criterion.empty_weight": torch.ones(count + 1),
     }
-    path, model = saved(tmp_path / "w.pth", other), skeleton(arrays)
-    with pytest.raises(UserError, match=r"80 classes .* the model 5 .*--reinit-class-head"):
-        load_weights(model, path)
-    found = load_weights(model, path, reinit_class_head=True)
-    assert found["kept"] == [f"{PREDICTOR}{n}" for n in ("class_embed.bias", "class_embed.weight", "label_enc.weight")]
-    assert float(model.get_parameter(f"{PREDICTOR}class_embed.bias").detach().mean()) == -7.0
-    assert np.array_equal(
-        model.get_parameter(f"{PREDICTOR}query_feat.weight").detach(), arrays[f"{PREDICTOR}query_feat.weight"]
-    )
+
+
+OURS = ("tree", "traffic light", "dog", "window", "cat")
+
+
+def test_another_class_count_is_refused_without_the_option(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    path = saved(tmp_path / "w.pth", of_other_classes(arrays, 80))
+    with pytest.raises(UserError, match=r"80 classes, the model 5.*`train` and `launch` have --reinit-class-head"):
+        load_weights(skeleton(arrays), path)
+    with pytest.raises(UserError, match=r"has 80 classes, model\.init_classes lists 3: set it to the DATASET/TASK"):
+        load_weights(skeleton(arrays), path, new_classes=ClassNames(("a", "b", "c"), OURS))
+
+
+def test_class_rows_are_taken_by_name_and_listed(
+    tmp_path: Path, arrays: dict[str, np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The row of "no object", the last, is taken too; what begins anew keeps what the model was initialised with."""
+    caplog.set_level("INFO")
+    path, model = saved(tmp_path / "w.pth", of_other_classes(arrays, 4)), skeleton(arrays)
+    found = load_weights(model, path, new_classes=ClassNames(("car", "Dog", "traffic-light", "tree"), OURS))
+    assert found["kept"] == []
+    rows = [3.0, 2.0, 1.0, -7.0, -7.0, 4.0]
+    assert model.get_parameter(f"{PREDICTOR}class_embed.bias").tolist() == rows
+    assert model.get_parameter(f"{PREDICTOR}class_embed.weight").mean(1).tolist() == rows
+    assert model.get_parameter(f"{PREDICTOR}label_enc.weight").mean(1).tolist() == rows[:-1]
+    assert "class head: 3 classes taken by name from w.pth: tree, traffic light, dog" in caplog.text
+    assert "class head: 2 classes begin anew: window, cat" in caplog.text
+    name = f"{PREDICTOR}query_feat.weight"
+    assert np.array_equal(model.get_parameter(name).detach(), arrays[name])
+
+
+def test_an_unknown_class_list_gives_no_row(
+    tmp_path: Path, arrays: dict[str, np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, model = saved(tmp_path / "w.pth", of_other_classes(arrays, 7)), skeleton(arrays)
+    load_weights(model, path, new_classes=ClassNames((), OURS))
+    assert model.get_parameter(f"{PREDICTOR}class_embed.bias").tolist() == [-7.0] * 5 + [7.0]
+    assert "its class list is not known (model.init_classes)" in caplog.text
+
+
+def test_mask2formers_weights_start_a_model_with_a_piloted_part(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """And the other way round: the label embedding of either is a part of the class head."""
+    label = f"{PREDICTOR}label_enc.weight"
+    plain = {name: value for name, value in of_other_classes(arrays, 5).items() if name != label}
+    model = skeleton(arrays)
+    with pytest.raises(UserError, match=r"1 missing .*toggles\.mp_queries"):
+        load_weights(model, saved(tmp_path / "plain.pth", plain))
+    found = load_weights(model, tmp_path / "plain.pth", new_classes=ClassNames(OURS, OURS))
+    assert found["kept"] == [label]
+    assert model.get_parameter(f"{PREDICTOR}class_embed.bias").tolist() == [0, 1, 2, 3, 4, 5]
+    other = skeleton({name: value for name, value in arrays.items() if name != label})
+    load_weights(other, saved(tmp_path / "w.pth", of_other_classes(arrays, 5)), new_classes=ClassNames(OURS, OURS))
 
 
 def backbone_of(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
