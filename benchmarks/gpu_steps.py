@@ -214,7 +214,7 @@ def _theirs(case: Case, options: argparse.Namespace, device: torch.device, _: Pa
             loss = called(pixel_values=images, mask_labels=masks, class_labels=labels).loss
         scaler.scale(loss.sum()).backward()
         scaler.unscale_(optimizer)
-        optimisation.clip(model, config.schedule.clip_norm)
+        optimisation.clip(optimizer, config.schedule.clip_norm)
         scaler.step(optimizer)
         scaler.update()
 

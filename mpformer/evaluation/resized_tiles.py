@@ -42,7 +42,7 @@ class Tile:
 
     def resized(self, source: Tensor) -> Tensor:
         """(N, r · c) values from the tile's cells (N, a, b): of the tile, or what its second step needs."""
-        return (self.down @ source @ self.across).flatten(1)
+        return (self.down @ (source @ self.across)).flatten(1)
 
     def resized_again(self, maps: Tensor) -> Tensor:
         """(..., R · C) values of the tile from (..., r · c) of the first step."""

@@ -38,10 +38,16 @@ def scheduler(optimiser: torch.optim.Optimizer, schedule: ScheduleConfig) -> LRM
     return LRMultiplier(optimiser, _multiplier(schedule), schedule.max_iter)
 
 
-def clip(model: nn.Module, norm: float) -> torch.Tensor:
-    """Scale the whole gradient to at most `norm` (0: leave it); returns the norm before clipping."""
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    return nn.utils.clip_grad_norm_(parameters, norm if norm > 0 else float("inf"), foreach=True)
+def clip(optimiser: torch.optim.Optimizer, limit: float) -> torch.Tensor:
+    """Have the next step scale the whole gradient to a norm of at most `limit` (0: leave it); returns its norm now.
+
+    The fused kernel divides the gradient by ``grad_scale``, meant for a loss scaler, in the pass that it makes anyway.
+    """
+    gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    divisor = ((norm + 1e-6) / limit).clamp(min=1) if limit > 0 else None
+    optimiser.grad_scale = divisor  # type: ignore[attr-defined]
+    return norm
 
 
 class PolyWithWarmup(ParamScheduler):

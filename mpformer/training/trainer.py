@@ -188,7 +188,7 @@ class Trainer(TrainerBase):
                 break
         names, losses = parts[0][0], torch.stack([values for _, values in parts]).sum(0)
         self.scaler.unscale_(self.optimizer)
-        norm = optimisation.clip(self.core, self.config.schedule.clip_norm)
+        norm = optimisation.clip(self.optimizer, self.config.schedule.clip_norm)
         self._update(norm)
         elapsed = time.perf_counter() - began
         self.seconds += elapsed

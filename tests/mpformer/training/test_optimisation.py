@@ -79,13 +79,16 @@ def test_poly_schedule_with_warmup_and_constant_ending() -> None:
 
 def test_clip_scales_the_whole_gradient() -> None:
     model = Tiny()
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    before = math.sqrt(sum(p.numel() for p in model.parameters()))
-    assert float(optimisation.clip(model, 0.01)) == pytest.approx(before)
-    after = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
-    assert float(after) == pytest.approx(0.01, rel=1e-3)
-    assert float(optimisation.clip(model, 0.0)) == pytest.approx(0.01, rel=1e-3)  # 0: measures, leaves
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = math.sqrt(sum(p.numel() for p in trained))
+    for limit, after in ((0.01, 0.01), (0.0, before), (2 * before, before)):  # 0: measures, leaves
+        optimiser = optimisation.optimizer(model, ScheduleConfig())
+        for parameter in trained:
+            parameter.grad = torch.ones_like(parameter)
+        assert float(optimisation.clip(optimiser, limit)) == pytest.approx(before)
+        optimiser.step()
+        moments = torch.cat([state["exp_avg"].flatten() for state in optimiser.state.values()])
+        assert float(moments.norm()) == pytest.approx(0.1 * after, rel=1e-3)
 
 
 def config(queries: int) -> Config:
