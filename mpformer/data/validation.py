@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.data.transforms import ResizeTransform
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
 from mpformer.config.classes import class_table, num_classes
 from mpformer.config.schema import Config
@@ -88,13 +90,19 @@ class ValidationItems:
         return chosen
 
     def __iter__(self) -> Iterator[ValidationItem]:
-        for record in self.records:
-            try:
-                yield self.read(record)
-            except CorruptImage as error:
-                if self.config.dataset.on_corrupt == "fail":
-                    raise RunFailure("data", f"{error} (dataset.on_corrupt=skip leaves such images out)") from None
-                self.skipped.append(str(error))
+        """The items in their order, read ahead by ``runtime.workers`` processes if there are any."""
+        generator = torch.Generator()  # leaves torch's global random state alone
+        for found in DataLoader(_Reads(self), None, num_workers=self._workers, collate_fn=_as_is, generator=generator):
+            if isinstance(found, ValidationItem):
+                yield found
+            elif self.config.dataset.on_corrupt == "fail":
+                raise RunFailure("data", f"{found} (dataset.on_corrupt=skip leaves such images out)")
+            else:
+                self.skipped.append(found)
+
+    @property
+    def _workers(self) -> int:
+        return min(self.config.runtime.workers, len(self.records))
 
     def read(self, record: Mapping[str, Any]) -> ValidationItem:
         """Read one image; raises CorruptImage."""
@@ -137,6 +145,26 @@ class ValidationItems:
         if "sem_seg_file_name" in record:
             return read_semantic(record)
         return panoptic_labels(record).classes()
+
+
+class _Reads(Dataset[ValidationItem | str]):
+    """Reads an item; of an image that cannot be read it gives the reason, since a worker's exception names no type."""
+
+    def __init__(self, items: ValidationItems) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> ValidationItem | str:
+        try:
+            return self.items.read(self.items.records[place])
+        except CorruptImage as error:
+            return str(error)
+
+
+def _as_is(found: Any) -> Any:
+    return found
 
 
 def validation_items(config: Config, data_root: Path, limit: int | None = None) -> ValidationItems:

@@ -160,9 +160,11 @@ def test_corrupt_validation_image(shapes_config: Config, broken: tuple[Path, Pat
     with pytest.raises(RunFailure, match="000002") as caught:
         list(validation_items(shapes_config, root))
     assert caught.value.failure_class == "data"
-    items = validation_items(shapes_config.replace({"dataset.on_corrupt": "skip"}), root)
-    assert [i.truth.image_id for i in items] == [1, 3, 4, 5, 6]
-    assert len(items.skipped) == 1
+    for workers in (0, 2):
+        skip = shapes_config.replace({"dataset.on_corrupt": "skip", "runtime.workers": workers})
+        items = validation_items(skip, root)
+        assert [i.truth.image_id for i in items] == [1, 3, 4, 5, 6]
+        assert len(items.skipped) == 1
 
 
 def _replace_image(directory: Path, make: Callable[[Image.Image], Image.Image]) -> None:

@@ -62,6 +62,15 @@ def test_workers_change_nothing(shapes_config: Config, shapes_root: Path, worker
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
 
 
+def test_workers_read_the_same_validation_items(shapes_config: Config, shapes_root: Path) -> None:
+    alone = list(validation_items(shapes_config, shapes_root))
+    helped = list(validation_items(shapes_config.replace({"runtime.workers": 2}), shapes_root))
+    assert same([item.inputs for item in alone], [item.inputs for item in helped])
+    for one, other in zip(alone, helped, strict=True):
+        assert (one.truth.image_id, one.truth.annotations) == (other.truth.image_id, other.truth.annotations)
+        assert np.array_equal(one.truth.ids, other.truth.ids)
+
+
 def test_processes_share_the_effective_batch(shapes_config: Config, shapes_root: Path) -> None:
     whole = batches(shapes_config, shapes_root, 3)
     halves = [batches(shapes_config, shapes_root, 3, rank=r, size=2) for r in range(2)]
