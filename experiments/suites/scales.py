@@ -30,7 +30,8 @@ DECLARED_PAPER_SECONDS = 1.0
 it. At scale mini a dataset's entry has them."""
 
 DECLARED_IMAGE_SECONDS: Mapping[str, float] = MappingProxyType({"mini": 0.05, "paper": 0.3})
-"""Seconds to evaluate an image, layer analysis included, likewise."""
+"""Seconds to evaluate an image, layer analysis included, likewise: mini lies between the 0.02 s without every layer's
+scores and the 0.09 s with them on a busy core (benchmarks/README.md), paper is a guess."""
 
 DECLARED_DISK: Mapping[str, tuple[int, int, int]] = MappingProxyType(
     {"mini": (52, 5_200_000, 4_400_000), "paper": (60, 230_000_000, 180_000_000)}

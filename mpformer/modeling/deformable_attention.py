@@ -87,7 +87,7 @@ def require_kernel(device: torch.device, slow: bool) -> None:
         raise UserError(
             "no kernel of deformable attention for this GPU: set up with Python 3.12 or 3.13 (make setup"
             " PYTHON=python3.12 installs deformops, nothing is compiled) or compile torch-ms-deform-attn (make setup"
-            " KERNEL=yes); runtime.slow_attention=true goes on with grid_sample, which is slower and keeps 1.8 times"
+            " KERNEL=yes); runtime.slow_attention=true goes on with grid_sample, which is slower and keeps twice"
             " the pixel decoder's memory"
         )
 
