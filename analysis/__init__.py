@@ -1,4 +1,4 @@
-"""Numbers and pictures from decoder layers, of any DETR-like segmentation model.
+"""Numbers and pictures from decoder layers, on plain tensors of a DETR-like segmentation model.
 
 This module imports no torch. The tensor modules do: :mod:`~analysis.matching`, :mod:`~analysis.layers`,
 :mod:`~analysis.recorder`, :mod:`~analysis.masks` and :mod:`~analysis.gradients`.

@@ -23,6 +23,10 @@ class Table(Protocol):
     def layers(self) -> int:
         """Number of prediction layers, A = L + 1."""
 
+    @property
+    def first_layer(self) -> int:
+        """The first layer that predicts: 0, or 1."""
+
     def __getitem__(self, column: str, /) -> np.ndarray:
         """A column, one entry a line."""
 
@@ -35,7 +39,7 @@ class JumpRates:
     """Shares of the objects, in percent; NaN without an object (and ``late`` with fewer than two steps is 0)."""
 
     once: float
-    """Objects that jump at any step 1 … L."""
+    """Objects that jump at any step 1 … L; NaN where layer 0, and so step 1, does not exist."""
     late: float
     """Objects that jump after layer 1, that is at any step 2 … L."""
     objects: int
@@ -53,7 +57,8 @@ def jump_rates(table: Table, threshold: float = THRESHOLD) -> JumpRates:
     objects = steps.shape[1]
     if not objects:
         return JumpRates(float("nan"), float("nan"), 0)
-    return JumpRates(100 * float(steps.any(0).mean()), 100 * float(steps[1:].any(0).mean()), objects)
+    once = float("nan") if table.first_layer else 100 * float(steps.any(0).mean())
+    return JumpRates(once, 100 * float(steps[1:].any(0).mean()), objects)
 
 
 def jump_curve(table: Table, thresholds: Sequence[float]) -> list[JumpRates]:
@@ -67,8 +72,11 @@ def checkpoint_interval(
     """95 % bootstrap interval, over images, of the jump rate of *one checkpoint*, or of ``second − first`` of *two
     checkpoints* on the same images; in percent (of points). It says nothing of the methods that made them.
 
-    ``late`` takes the rate after layer 1. Raises ValueError where there is no object, or the images differ.
+    ``late`` takes the rate after layer 1. Raises ValueError where there is no object, the images differ, or a model has
+    no layer 0 to jump from.
     """
+    if not late and any(table.first_layer for table in (first, second) if table is not None):
+        raise ValueError("layer 0 predicts nothing: late=True takes the rate after layer 1")
     counted = [_per_image(table, late) for table in (first, second) if table is not None]
     if any(not np.array_equal(images, counted[0][0]) for images, _, _ in counted):
         raise ValueError("they were evaluated on different images")

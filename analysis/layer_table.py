@@ -42,11 +42,15 @@ COLUMNS = {
 class LayerTable:
     """The lines of ``layers.parquet`` by column, and the model's numbers of prediction layers (A = L + 1) and
     queries (Q).
+
+    ``first_layer`` is 1 for a model that predicts nothing from its bare queries: its lines of layer 0 hold no query,
+    IoU or score, and what is computed from them does not exist.
     """
 
     columns: Mapping[str, np.ndarray]
     layers: int
     queries: int
+    first_layer: int = 0
 
     def __getitem__(self, column: str) -> np.ndarray:
         return self.columns[column]
@@ -77,6 +81,8 @@ def write(table: LayerTable, path: Path) -> None:
     import pyarrow.parquet as pq
 
     metadata = {"mpformer.layers": str(table.layers), "mpformer.queries": str(table.queries)}
+    if table.first_layer:
+        metadata["mpformer.first_layer"] = str(table.first_layer)
     arrow = pa.table({name: table[name].astype(dtype) for name, dtype in COLUMNS.items()})
     pq.write_table(arrow.replace_schema_metadata(metadata), path, compression="zstd")
 
@@ -94,7 +100,7 @@ def read(path: Path) -> LayerTable:
     except KeyError:
         raise ValueError(f"{path} does not tell its numbers of layers and queries") from None
     columns = {name: arrow[name].to_numpy().astype(dtype) for name, dtype in COLUMNS.items()}
-    return LayerTable(columns, layers, queries)
+    return LayerTable(columns, layers, queries, int(metadata.get(b"mpformer.first_layer", 0)))
 
 
 def summarise(table: LayerTable) -> dict[str, Any]:
@@ -103,7 +109,8 @@ def summarise(table: LayerTable) -> dict[str, Any]:
     ``metrics`` holds the means: mIoU-L over i = 1 … L, mIoU-L-last, Util over i = 0 … L − 1, Util-consecutive over
     its L values; a layer in which every pair is of two empty masks is left out; jump-rate and jump-rate-late are those
     of :mod:`analysis.jumps`. ``layers`` holds the L + 1 values of each of the others. ``effective_queries`` is a number
-    of queries; a table without a line gives None everywhere.
+    of queries. A table without a line gives None everywhere. A model without layer 0 gives None there, and for its
+    jump-rate, since a jump at step 1 is not seen.
     """
     layers = {
         "mIoU-L": layer_means(table, "iou_previous"),
@@ -141,21 +148,25 @@ def utilization(table: LayerTable) -> np.ndarray:
     [0, 1].
     """
     here = table.grid("query_here")
-    return _divide((here == table.grid("query_final")).sum(1), np.full(len(here), here.shape[1]))
+    shares = _divide((here == table.grid("query_final")).sum(1), np.full(len(here), here.shape[1]))
+    shares[: table.first_layer] = np.nan
+    return shares
 
 
 def utilization_consecutive(table: LayerTable) -> np.ndarray:
     """Share of the pairs whose query at layer i is their query at layer i + 1; (A,) in [0, 1], NaN at layer L."""
     here = table.grid("query_here")
     kept = ((here[:-1] == here[1:]) & (here[:-1] >= 0)).sum(1)
-    return np.append(_divide(kept, np.full(len(kept), here.shape[1])), np.nan)
+    shares = np.append(_divide(kept, np.full(len(kept), here.shape[1])), np.nan)
+    shares[: table.first_layer] = np.nan
+    return shares
 
 
 def empty_pair_share(table: LayerTable) -> np.ndarray:
     """Share of the mask pairs (layer i − 1, layer i) of two empty masks: (A,) percent, NaN at layer 0."""
     flags = table.grid("both_empty_previous")
     share = 100 * _divide(flags.sum(1), np.full(len(flags), flags.shape[1]))
-    share[:1] = np.nan
+    share[: table.first_layer + 1] = np.nan
     return share
 
 
@@ -177,17 +188,19 @@ def transitions(table: LayerTable) -> np.ndarray:
     """
     here = table.grid("query_here")
     same = (here[:, None] == here[None]) & (here[:, None] >= 0)
-    return 100 * _divide(same.sum(2), np.full(same.shape[:2], here.shape[1]))
+    shares = 100 * _divide(same.sum(2), np.full(same.shape[:2], here.shape[1]))
+    shares[: table.first_layer] = shares[:, : table.first_layer] = np.nan
+    return shares
 
 
 def query_transitions(table: LayerTable, layer: int) -> np.ndarray:
     """Transition matrix of matched queries from ``layer`` to ``layer + 1``: (Q, Q) counts of objects that went from
     query p to query q.
 
-    Raises ValueError unless 0 ≤ layer < L.
+    Raises ValueError unless 0 ≤ layer < L, from the first layer on that predicts.
     """
-    if not 0 <= layer < table.layers - 1:
-        raise ValueError(f"layer must be in 0 … {table.layers - 2}, got {layer}")
+    if not table.first_layer <= layer < table.layers - 1:
+        raise ValueError(f"layer must be in {table.first_layer} … {table.layers - 2}, got {layer}")
     here = table.grid("query_here")[layer : layer + 2]
     both = (here >= 0).all(0)
     counts = np.zeros((table.queries, table.queries), dtype=np.int64)
@@ -208,13 +221,13 @@ def stability(before: LayerTable, now: LayerTable) -> np.ndarray:
 
     Pairs that only one table knows are left out; NaN if there is none.
     """
-    if before.layers != now.layers:
-        raise ValueError("tables of different numbers of layers")
+    if (before.layers, before.first_layer) != (now.layers, now.first_layer):
+        raise ValueError("tables of different layers")
     keys = ["image_id", "object", "layer", "query_here"]
     joined = before.frame()[keys].merge(now.frame()[keys], on=keys[:3], suffixes=("_before", "_now"))
     same = (joined["query_here_before"] == joined["query_here_now"]) & (joined["query_here_now"] >= 0)
     shares = same.groupby(joined["layer"]).mean()
-    return shares.reindex(range(now.layers)).to_numpy()
+    return shares.reindex(range(now.first_layer, now.layers)).reindex(range(now.layers)).to_numpy()
 
 
 def score_floor(scores: "ArrayLike", high: float = 0.5, share: float = 0.1) -> float:

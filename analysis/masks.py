@@ -35,13 +35,15 @@ def layer_mask_record(
     gt_masks (n, H, W) bool covers the image at any resolution, gt_labels (n,). ``assignment`` is
     :func:`match_layers`' V (A, Q) if it is known already. At most ``max_queries`` queries are kept: those matched
     at the last layer, then those of the highest last score. RLEs are COCO's compressed strings at mask resolution
-    (``height``, ``width`` of the record); an IoU that does not exist is None.
+    (``height``, ``width`` of the record); an IoU that does not exist is None. Raises ValueError without a layer 0.
     """
+    if prediction.first_layer:
+        raise ValueError("layer 0 predicts nothing: these records hold every layer from 0 on")
     gt_masks = gt_masks.to(prediction.class_logits.device).bool()
     cells = ground_truth_cells(gt_masks, prediction.grid)
     if assignment is None:
         assignment = match_layers(prediction, cells, gt_labels, weights)
-    probability = prediction.class_logits.float().softmax(-1)[..., :-1]
+    probability = prediction.scores
     queries = _kept_queries(assignment[-1], probability[-1].max(-1).values.cpu().numpy(), max_queries)
     labels = gt_labels.tolist()
     return {
@@ -111,7 +113,7 @@ def _layers(
     before: np.ndarray | None = None
     for layer in range(prediction.layers):
         masks = (prediction.logits(layer, layer + 1, index)[0] > 0).cpu().numpy()
-        scores, classes = prediction.class_logits[layer, index].float().softmax(-1)[:, :-1].max(-1)
+        scores, classes = prediction.scores[layer, index].max(-1)
         objects = assignment[layer, queries]
         lines = zip(
             queries.tolist(),

@@ -7,8 +7,9 @@ All layers of an image share one matrix product.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import gcd
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,11 @@ MAX_LOGITS = 1 << 22
 
 Selection = slice | Tensor
 ALL = slice(None)
+Classifier = Literal["softmax", "sigmoid", "scores"]
+"""What a model's class outputs are: logits with "no object" last, logits of the classes alone, or probabilities with
+"no object" last."""
+_NEAR_ONE = 0.01
+"""How far from one scores may sum, in half precision too."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +96,47 @@ def _area_weights(pixels: int, cells: int, pitch: float) -> Tensor:
     return torch.from_numpy((overlap / overlap.sum(1, keepdims=True)).astype(np.float32))
 
 
+def class_scores(class_logits: Tensor, classifier: Classifier = "softmax") -> Tensor:
+    """Score in [0, 1] of every class: (…, C) float32, from what :data:`Classifier` says.
+
+    Shapes: class_logits (…, C) for ``sigmoid``, else (…, C + 1). Raises ValueError for ``scores`` outside [0, 1] or
+    not summing to one, for scores that are given as logits of ``softmax``, and for another classifier.
+    """
+    values = class_logits.float()
+    if classifier == "sigmoid":
+        return values.sigmoid()
+    if classifier not in ("softmax", "scores"):
+        raise ValueError(f"unknown classifier {classifier!r}; valid: softmax, sigmoid, scores")
+    normalised = bool(((values >= 0) & (values <= 1)).all() and ((values.sum(-1) - 1).abs() < _NEAR_ONE).all())
+    if classifier == "scores" and not normalised:
+        raise ValueError('scores must be in [0, 1] and sum to one, "no object" last; logits are softmax or sigmoid')
+    if classifier == "softmax" and normalised and values.numel():
+        raise ValueError("class outputs in [0, 1] that sum to one are scores, not logits: give classifier='scores'")
+    return (values if classifier == "scores" else values.softmax(-1))[..., :-1]
+
+
 def matching_costs(
-    mask_logits: Tensor, class_logits: Tensor, gt_cells: Tensor, gt_labels: Tensor, weights: MatchWeights | None = None
+    mask_logits: Tensor,
+    class_logits: Tensor,
+    gt_cells: Tensor,
+    gt_labels: Tensor,
+    weights: MatchWeights | None = None,
+    classifier: Classifier = "softmax",
 ) -> Tensor:
     """Cost of giving query q of layer a to object m.
 
     ``cost = − w_class · p_q(label_m) + w_mask · BCE(q, m) + w_dice · (1 − (2 Σ σ t + 1) / (Σ σ + Σ t + 1))``,
     with BCE the mean and Σ the sum over all cells, σ the sigmoid of the logits and t the object's cells.
 
-    Shapes: mask_logits (A, Q, h, w), class_logits (A, Q, C + 1), gt_cells (n, h, w) bool, gt_labels (n,) int;
-    returns (A, Q, n) float32.
+    Shapes: mask_logits (A, Q, h, w), class_logits (A, Q, C + 1) or as :func:`class_scores` takes them, gt_cells (n, h,
+    w) bool, gt_labels (n,) int; returns (A, Q, n) float32.
     """
+    return _costs(mask_logits, class_scores(class_logits, classifier), gt_cells, gt_labels, weights)
+
+
+def _costs(
+    mask_logits: Tensor, scores: Tensor, gt_cells: Tensor, gt_labels: Tensor, weights: MatchWeights | None
+) -> Tensor:
     weights = weights or MatchWeights()
     logits = mask_logits.float().flatten(2)
     layers, queries, cells = logits.shape
@@ -113,7 +149,7 @@ def matching_costs(
     bce = (softplus[:, None] - logits @ targets) / cells
     sums = probability.sum(1, keepdim=True) + targets.sum(0)
     dice = 1 - (2 * (probability @ targets) + 1) / (sums + 1)
-    classes = class_logits.float().softmax(-1)[..., gt_labels].reshape(layers * queries, -1)
+    classes = scores[..., gt_labels].reshape(layers * queries, -1)
     cost = weights.mask * bce + weights.dice * dice - weights.classes * classes
     return cost.reshape(layers, queries, -1)
 
@@ -138,21 +174,32 @@ class ImagePrediction:
     """One image's outputs of all layers, with the padding cropped: logits are made only for the layers asked for.
 
     ``logits(start, stop, queries)`` gives (stop − start, k, h, w) mask logits of the k queries of a slice or index;
-    ``class_logits`` is (A, Q, C + 1).
+    ``class_logits`` is (A, Q, C + 1), or (A, Q, C) where the ``classifier`` is a sigmoid. ``first_layer`` is the number
+    of the first of the A layers: 0, or 1 for a model that predicts nothing from its bare queries.
     """
 
     logits: Callable[[int, int, Selection], Tensor]
     class_logits: Tensor
     grid: Grid
+    classifier: Classifier = "softmax"
+    first_layer: int = 0
 
     @classmethod
     def from_masks(
-        cls, mask_logits: Tensor, class_logits: Tensor, image_size: tuple[int, int] | None = None, stride: int = 4
+        cls,
+        mask_logits: Tensor,
+        class_logits: Tensor,
+        image_size: tuple[int, int] | None = None,
+        stride: int = 4,
+        classifier: Classifier = "softmax",
+        first_layer: int = 0,
     ) -> "ImagePrediction":
         """From mask logits (A, Q, h, w); ``image_size`` as in :meth:`Grid.of`."""
         grid = Grid.of((mask_logits.shape[-2], mask_logits.shape[-1]), image_size, stride)
         cropped = mask_logits[..., : grid.cells[0], : grid.cells[1]]
-        return cls(lambda start, stop, queries: cropped[start:stop, queries], class_logits, grid)
+        return cls(
+            lambda start, stop, queries: cropped[start:stop, queries], class_logits, grid, classifier, first_layer
+        )
 
     @classmethod
     def from_embeddings(
@@ -162,6 +209,8 @@ class ImagePrediction:
         class_logits: Tensor,
         image_size: tuple[int, int] | None = None,
         stride: int = 4,
+        classifier: Classifier = "softmax",
+        first_layer: int = 0,
     ) -> "ImagePrediction":
         """From mask embeddings (A, Q, D) and mask features (D, h, w), whose product is the mask logits."""
         grid = Grid.of((mask_features.shape[-2], mask_features.shape[-1]), image_size, stride)
@@ -170,11 +219,16 @@ class ImagePrediction:
         def logits(start: int, stop: int, queries: Selection) -> Tensor:
             return (mask_embed[start:stop, queries].float() @ features).unflatten(-1, grid.cells)
 
-        return cls(logits, class_logits, grid)
+        return cls(logits, class_logits, grid, classifier, first_layer)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """(A, Q, C) float32, see :func:`class_scores`."""
+        return class_scores(self.class_logits, self.classifier)
 
     @property
     def layers(self) -> int:
-        """A = L + 1."""
+        """A = L + 1, less ``first_layer``."""
         return self.class_logits.shape[0]
 
     @property
@@ -196,11 +250,7 @@ def match_layers(
 ) -> np.ndarray:
     """Match every layer of an image: V (A, Q) int64 as in :func:`assign`; gt_cells (n, h, w) bool, gt_labels (n,)."""
     parts = [
-        assign(
-            matching_costs(
-                prediction.logits(start, stop, ALL), prediction.class_logits[start:stop], gt_cells, gt_labels, weights
-            )
-        )
+        assign(_costs(prediction.logits(start, stop, ALL), prediction.scores[start:stop], gt_cells, gt_labels, weights))
         for start, stop in prediction.chunks()
     ]
     return np.concatenate(parts[::-1])

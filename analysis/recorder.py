@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from analysis import layer_table
-from analysis.matching import ImagePrediction, MatchWeights, ground_truth_cells, match_layers
+from analysis.matching import Classifier, ImagePrediction, MatchWeights, ground_truth_cells, match_layers
 
 _COMPACT = 256
 
@@ -23,6 +23,8 @@ class LayerRecorder:
     """Collects one line per image × layer × object matched at the last layer.
 
     ``things`` says for each class whether it is a thing (None: all are). ``weights`` are the matching cost's.
+    ``classifier`` says what class outputs are: logits with "no object" last (``softmax``), logits of the classes alone
+    (``sigmoid``), or probabilities with "no object" last (``scores``).
 
     >>> recorder = LayerRecorder()
     >>> gt_masks, gt_labels = torch.ones(1, 32, 32, dtype=torch.bool), torch.tensor([2])
@@ -31,9 +33,16 @@ class LayerRecorder:
     3
     """
 
-    def __init__(self, things: Sequence[bool] | None = None, weights: MatchWeights | None = None) -> None:
+    def __init__(
+        self,
+        things: Sequence[bool] | None = None,
+        weights: MatchWeights | None = None,
+        classifier: Classifier = "softmax",
+    ) -> None:
         self.things = None if things is None else np.asarray(things, dtype=bool)
         self.weights = weights or MatchWeights()
+        self.classifier: Classifier = classifier
+        self.first_layer = 0
         self.layers = 0
         self.queries = 0
         self.images: set[int] = set()
@@ -52,16 +61,20 @@ class LayerRecorder:
         image_size: tuple[int, int] | None = None,
         stride: int = 4,
         empty_attention: Tensor | None = None,
+        first_layer: int = 0,
     ) -> None:
         """Record one image from its mask logits.
 
         Shapes: mask_logits (A, Q, h, w), class_logits (A, Q, C + 1) with "no object" last, gt_masks (n, H, W) bool
         covering the image at any resolution, gt_labels (n,) int in 0 … C − 1, empty_attention (L, Q) bool
         (attention masks that were fully blocked). ``image_size`` is the input's (height, width) in pixels without
-        padding, ``stride`` that of the mask features; None: no padding. Raises ValueError for a second image of the
-        same id, other numbers of layers or queries than before, or outputs that are not finite.
+        padding, ``stride`` that of the mask features; None: no padding. ``first_layer`` is the number of the first of
+        the A layers: 1 for a model that predicts nothing from its bare queries. Raises ValueError for a second image of
+        the same id, other numbers of layers or queries than before, outputs that are not finite, or class outputs
+        that are not what the classifier says.
         """
-        prediction = ImagePrediction.from_masks(mask_logits, class_logits, image_size, stride)
+        model = (image_size, stride, self.classifier, first_layer)
+        prediction = ImagePrediction.from_masks(mask_logits, class_logits, *model)
         self.add_prediction(image_id, prediction, gt_masks, gt_labels, empty_attention=empty_attention)
 
     def add_embeddings(
@@ -76,11 +89,13 @@ class LayerRecorder:
         image_size: tuple[int, int] | None = None,
         stride: int = 4,
         empty_attention: Tensor | None = None,
+        first_layer: int = 0,
     ) -> None:
         """:meth:`add` from mask embeddings (A, Q, D) and mask features (D, h, w); never holds all layers' logits of
         a large image.
         """
-        prediction = ImagePrediction.from_embeddings(mask_embed, mask_features, class_logits, image_size, stride)
+        model = (image_size, stride, self.classifier, first_layer)
+        prediction = ImagePrediction.from_embeddings(mask_embed, mask_features, class_logits, *model)
         self.add_prediction(image_id, prediction, gt_masks, gt_labels, empty_attention=empty_attention)
 
     @torch.no_grad()
@@ -112,11 +127,11 @@ class LayerRecorder:
         """
         if other.layers == 0:
             return
-        if self.layers not in (0, other.layers) or self.queries not in (0, other.queries):
+        if self.layers and self._model != other._model:
             raise ValueError("recorders of models with other numbers of layers or queries cannot merge")
         if twice := self.images & other.images:
             raise ValueError(f"image {min(twice)} was recorded by both recorders")
-        self.layers, self.queries = other.layers, other.queries
+        self._model = other._model
         self.images |= other.images
         self._parts += other._parts
         self._add_attention(other._empty_attention, other._attention_masks)
@@ -127,6 +142,7 @@ class LayerRecorder:
         return {
             "layers": self.layers,
             "queries": self.queries,
+            "first_layer": self.first_layer,
             "images": sorted(self.images),
             "parts": self._parts,
             "empty_attention": self._empty_attention,
@@ -136,7 +152,8 @@ class LayerRecorder:
     def absorb(self, state: Mapping[str, Any]) -> None:
         """:meth:`merge` from another recorder's :meth:`state`."""
         other = LayerRecorder(None, self.weights)
-        other.layers, other.queries, other.images = state["layers"], state["queries"], set(state["images"])
+        other._model = (state["layers"], state["queries"], state.get("first_layer", 0))
+        other.images = set(state["images"])
         other._parts, other._attention_masks = list(state["parts"]), state["attention_masks"]
         other._empty_attention = state["empty_attention"]
         self.merge(other)
@@ -151,7 +168,7 @@ class LayerRecorder:
         columns = self._parts[0] if self._parts else layer_table.empty_columns()
         order = np.lexsort((columns["object"], columns["layer"], columns["image_id"]))
         return layer_table.LayerTable(
-            {name: column[order] for name, column in columns.items()}, self.layers, self.queries
+            {name: column[order] for name, column in columns.items()}, self.layers, self.queries, self.first_layer
         )
 
     def write(self, path: Path) -> None:
@@ -171,11 +188,20 @@ class LayerRecorder:
     def _check(self, image_id: int, prediction: ImagePrediction) -> None:
         if image_id in self.images:
             raise ValueError(f"image {image_id} was recorded before")
-        shape = (prediction.layers, prediction.queries)
-        if self.layers and shape != (self.layers, self.queries):
-            raise ValueError(f"(layers, queries) changed from {(self.layers, self.queries)} to {shape}")
-        self.layers, self.queries = shape
+        model = (prediction.first_layer + prediction.layers, prediction.queries, prediction.first_layer)
+        if self.layers and model != self._model:
+            raise ValueError(f"(layers, queries, first layer) changed from {self._model} to {model}")
+        self._model = model
         self.images.add(image_id)
+
+    @property
+    def _model(self) -> tuple[int, int, int]:
+        """What is the same for all images."""
+        return self.layers, self.queries, self.first_layer
+
+    @_model.setter
+    def _model(self, value: tuple[int, int, int]) -> None:
+        self.layers, self.queries, self.first_layer = value
 
     def _keep(self, rows: dict[str, np.ndarray]) -> None:
         self._parts.append(rows)
@@ -207,18 +233,24 @@ def image_rows(
     areas: np.ndarray,
     things: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Lines of one image, layer-major then by object: columns of length A · k, k = min(Q, n).
+    """Lines of one image, layer-major then by object: columns of length (L + 1) · k, k = min(Q, n).
 
     Shapes: assignment (A, Q), gt_cells (n, h, w) bool, labels (n,), areas (n,) in pixels of the ground truth as
-    given, things (C,) bool.
+    given, things (C,) bool. The lines of a layer before the prediction's first have no query (−1), IoU or score (NaN).
     """
     queries, objects = _final_pairs(assignment[-1])
-    layers, k = len(assignment), len(queries)
+    missing, k = prediction.first_layer, len(queries)
+    layers = missing + len(assignment)
     ious = _ious(_masks_of(prediction, queries), gt_cells[torch.from_numpy(objects)])
-    probability = prediction.class_logits[:, torch.from_numpy(queries)].float().softmax(-1)[..., :-1]
-    score, predicted = (value.cpu().numpy() for value in probability.max(-1))
+    score, predicted = (value.cpu().numpy() for value in prediction.scores[:, torch.from_numpy(queries)].max(-1))
     classes = labels[objects]
     thing = np.ones(k, dtype=bool) if things is None else things[classes]
+    of_layers = {
+        "query_here": (_queries_of(assignment, len(labels))[:, objects], -1),
+        "score": (score, np.nan),
+        "predicted_class": (predicted, -1),
+        **{name: (values, np.nan if name.startswith("iou") else False) for name, values in ious.items()},
+    }
     columns = {
         "image_id": np.full((layers, k), image_id),
         "layer": np.broadcast_to(np.arange(layers)[:, None], (layers, k)),
@@ -226,11 +258,8 @@ def image_rows(
         "class": np.broadcast_to(classes, (layers, k)),
         "thing": np.broadcast_to(thing, (layers, k)),
         "area": np.broadcast_to(areas[objects], (layers, k)),
-        "query_here": _queries_of(assignment, len(labels))[:, objects],
         "query_final": np.broadcast_to(queries, (layers, k)),
-        "score": score,
-        "predicted_class": predicted,
-        **ious,
+        **{name: np.pad(v, ((missing, 0), (0, 0)), constant_values=none) for name, (v, none) in of_layers.items()},
     }
     return {name: columns[name].astype(dtype).ravel() for name, dtype in layer_table.COLUMNS.items()}
 

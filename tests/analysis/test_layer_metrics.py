@@ -3,6 +3,7 @@ where they must be.
 """
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import layer_table, layers
+from analysis.jumps import checkpoint_interval, jumps
 from analysis.layers import ImageLayers
-from analysis.matching import Grid, ImagePrediction, assign, ground_truth_cells, match_layers, matching_costs
+from analysis.matching import (
+    Grid,
+    ImagePrediction,
+    MatchWeights,
+    assign,
+    ground_truth_cells,
+    match_layers,
+    matching_costs,
+)
 from analysis.recorder import LayerRecorder
 
 LAYERS, QUERIES, CLASSES = 4, 6, 3
@@ -220,6 +230,77 @@ def test_empty_attention_is_counted_over_all_queries() -> None:
     second.add(1, *random_image(1, 0), empty_attention=torch.zeros_like(empty))
     first.merge(second)
     assert first.summary()["layers"]["empty_attention_share"] == [25, 0, 0]
+
+
+def test_sigmoid_classifiers_and_given_scores() -> None:
+    logits, classes, masks, labels = random_image(1, 4)
+    size = (32, 32)
+    softmax, given, sigmoid = LayerRecorder(), LayerRecorder(classifier="scores"), LayerRecorder(classifier="sigmoid")
+    softmax.add(0, logits, classes, masks, labels, image_size=size)
+    given.add(0, logits, classes.softmax(-1), masks, labels, image_size=size)
+    assert_rows_equal(given.rows(), softmax.rows())
+    sigmoid.add(0, logits, classes[..., :CLASSES], masks, labels, image_size=size)
+    rows = sigmoid.rows()
+    scores, predicted = classes[..., :CLASSES].sigmoid().max(-1)
+    for layer, query, score, label in zip(
+        rows["layer"], rows["query_final"], rows["score"], rows["predicted_class"], strict=True
+    ):
+        assert score == pytest.approx(float(scores[layer, query]))
+        assert label == int(predicted[layer, query])
+    costs = matching_costs(logits, classes[..., :CLASSES], ground_truth_cells(masks, Grid.of((8, 8), size)), labels,
+                           MatchWeights(1, 0, 0), "sigmoid")  # fmt: skip
+    torch.testing.assert_close(costs, -classes[..., labels].sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("classifier", "change", "message"),
+    [
+        ("scores", lambda logits: logits, "must be in .0, 1. and sum to one"),
+        ("scores", lambda logits: logits.sigmoid(), "must be in .0, 1. and sum to one"),
+        ("scores", lambda logits: logits.softmax(-1)[..., :-1], "must be in .0, 1. and sum to one"),
+        ("scores", lambda logits: logits.softmax(-1) * 2 - 1 / (CLASSES + 1), "must be in .0, 1. and sum to one"),
+        ("softmax", lambda logits: logits.softmax(-1), "are scores, not logits: give classifier='scores'"),
+        ("logits", lambda logits: logits, "unknown classifier 'logits'; valid: softmax, sigmoid, scores"),
+    ],
+)
+def test_scores_are_refused_not_softmaxed_again(classifier, change, message: str) -> None:
+    logits, classes, masks, labels = random_image(1, 4)
+    recorder = LayerRecorder(classifier=classifier)
+    with pytest.raises(ValueError, match=message):
+        recorder.add(0, logits, change(classes), masks, labels)
+
+
+def test_a_model_without_layer_0_has_the_numbers_of_its_other_layers(tmp_path: Path) -> None:
+    logits, classes, masks, labels = random_image(2, 4)
+    whole, less = LayerRecorder(), LayerRecorder()
+    whole.add(0, logits, classes, masks, labels)
+    less.add(0, logits[1:], classes[1:], masks, labels, first_layer=1)
+    with pytest.raises(ValueError, match="first layer"):
+        less.add(1, logits, classes, masks, labels)
+    with pytest.raises(ValueError, match="other numbers of layers"):
+        less.merge(whole)
+    first_pair = {"mIoU-L", "empty_pair_share"}
+    for name, values in whole.summary()["layers"].items():
+        known = 2 if name in first_pair else 1
+        assert less.summary()["layers"][name] == [None] * known + values[known:], name
+    other = LayerRecorder()
+    other.absorb(less.state())
+    other.write(tmp_path / "layers.parquet")
+    read = layer_table.read(tmp_path / "layers.parquet")
+    assert read.first_layer == 1
+    assert layer_table.summarise(read) == less.summary()
+    transitions = layer_table.transitions(read)
+    np.testing.assert_array_equal(transitions[1:, 1:], layer_table.transitions(whole.table())[1:, 1:])
+    assert np.isnan(transitions[0]).all()
+    assert np.isnan(transitions[:, 0]).all()
+    stability = layer_table.stability(read, read)
+    assert np.isnan(stability[0])
+    assert (stability[1:] == 1).all()
+    with pytest.raises(ValueError, match=r"layer must be in 1 … 2"):
+        layer_table.query_transitions(read, 0)
+    with pytest.raises(ValueError, match="late=True"):
+        checkpoint_interval(read)
+    np.testing.assert_array_equal(jumps(read)[1:], jumps(whole.table())[1:])
 
 
 # ---------------------------------------------------------------- properties

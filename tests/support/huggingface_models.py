@@ -22,3 +22,28 @@ def mask2former(**config: Any) -> Any:
         "dim_feedforward": 32, "num_queries": 6, "num_labels": 3, "train_num_points": 64,
     }  # fmt: skip
     return transformers.Mask2FormerForUniversalSegmentation(transformers.Mask2FormerConfig(**(sizes | config))).eval()
+
+
+def oneformer() -> Any:
+    """Three decoder layers' heads and those of its first queries; call it with ``task_inputs`` (B, 77) too."""
+    torch.manual_seed(0)
+    config = transformers.OneFormerConfig(
+        backbone_config=_swin(), conv_dim=32, mask_dim=32, hidden_dim=32, encoder_feedforward_dim=32, encoder_layers=1,
+        decoder_layers=4, query_dec_layers=1, num_attention_heads=2, dim_feedforward=32, num_queries=6, num_labels=3,
+        dropout=0.0,
+    )  # fmt: skip
+    return transformers.OneFormerForUniversalSegmentation(config).eval()
+
+
+def maskformer() -> Any:
+    """Three decoder layers; its queries are zeros before the first."""
+    torch.manual_seed(0)
+    decoder = transformers.DetrConfig(
+        d_model=32, encoder_layers=1, decoder_layers=3, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=6, dropout=0.0,
+    )  # fmt: skip
+    config = transformers.MaskFormerConfig(
+        backbone_config=_swin(), decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32, num_labels=3,
+        use_auxiliary_loss=True,
+    )  # fmt: skip
+    return transformers.MaskFormerForInstanceSegmentation(config).eval()
