@@ -198,7 +198,9 @@ def _explorer(gallery: site.Gallery | None, folder: Path) -> list[Path]:
         return []
     evaluations = [masks.folder.parent for masks in gallery.folders]
     labels = [f"{name}, seed {gallery.seed}" for name in gallery.names]
-    return [build_explorer(evaluations, folder / "explorer.html", worst=EXPLORED, labels=labels)]
+    return [
+        build_explorer(evaluations, folder / "explorer.html", worst=EXPLORED, labels=labels, back="index.html#gallery")
+    ]
 
 
 def _save(path: Path, content: str) -> Path:

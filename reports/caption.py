@@ -88,8 +88,19 @@ def caption(table: Table, views: Sequence[RunView], record: SuiteRecord) -> str:
     return " ".join(part for part in parts if part)
 
 
+def short(table: Table) -> str:
+    """Title, scale and dataset in a line: for a table whose notes are elsewhere."""
+    return (
+        f"{table.title}, scale {table.scale} on {_dataset(table)}. Δ: difference to the baseline row, paired by seed."
+    )
+
+
+def _dataset(table: Table) -> str:
+    return DATASETS[table.dataset].title if table.dataset in DATASETS else table.dataset
+
+
 def _scale(table: Table) -> str:
-    dataset = DATASETS[table.dataset].title if table.dataset in DATASETS else table.dataset
+    dataset = _dataset(table)
     if table.scale == "mini":
         return f"Scale mini on {dataset}: a narrow model trained for minutes, not the paper's setting."
     return f"Scale {table.scale} on {dataset}."

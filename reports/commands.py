@@ -22,6 +22,8 @@ from mpformer.runtime.errors import UserError
 @click.option("--column", "columns", multiple=True, help="A column of the table, instead of the suite's; repeatable.")
 @click.option("--decimals", type=click.IntRange(0, 6), default=None, help="Decimals of the table; default: per metric.")
 @click.option("--check", is_flag=True, help="Compare with the published numbers; exit code 1 if one is outside.")
+@click.option("--single-file", is_flag=True, help="Also each suite (pages, explorer, figures) as one HTML file.")
+@click.option("--zip", "as_zip", is_flag=True, help="Also all files as report.zip.")
 @json_option
 def report(
     suites: tuple[str, ...],
@@ -34,6 +36,8 @@ def report(
     columns: tuple[str, ...],
     decimals: int | None,
     check: bool,
+    single_file: bool,
+    as_zip: bool,
     as_json: bool,
 ) -> int:
     """Write tables (Markdown, LaTeX, ...) and self-contained pages for SUITES (none: all that were launched)."""

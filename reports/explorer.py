@@ -26,6 +26,10 @@ from reports.render import TEMPLATES
 
 LIMIT = 30 * 2**20
 """Largest page that is written, in bytes."""
+PACKINGS = ((512, True), (320, True), (256, False))
+"""Longest side of the images, and whether queries that end on no object are kept: from full to small, until it fits."""
+SURE = 0.5
+"""Score from which on a query is one that the page opens with."""
 Records = dict[int, list[Mapping[str, Any] | None]]
 
 
@@ -73,6 +77,20 @@ class Entry:
         return max((drop for drop in self.drop if drop is not None), default=-1.0)
 
 
+def first_shown(entries: Sequence[Entry]) -> int:
+    """Which line the page opens with: the strongest difference between the runs' largest drops (of one run the largest
+    drop) among objects that every run finds with a score of SURE; the first line where there is none.
+    """
+    sure = [n for n, e in enumerate(entries) if all(score is not None and score >= SURE for score in e.score)]
+    known = [n for n in sure if None not in entries[n].drop]
+    return max(known, key=lambda n: _difference(entries[n]), default=0)
+
+
+def _difference(entry: Entry) -> float:
+    drops = [drop for drop in entry.drop if drop is not None]
+    return max(drops) - min(drops) if len(drops) > 1 else drops[0]
+
+
 def build_explorer(
     run_dirs: Sequence[Path],
     out: Path,
@@ -81,8 +99,9 @@ def build_explorer(
     worst: int | None = None,
     query: int | None = None,
     labels: Sequence[str] = (),
+    back: str = "",
 ) -> Path:
-    """Write the explorer of one or two runs to ``out`` and return it.
+    """Write the explorer of one or two runs to ``out`` and return it; ``back`` is the page that it links back to.
 
     ``run_dirs`` are run directories (or directories that hold ``layer_masks/``). ``images`` keeps these image ids,
     ``worst`` the images of the n most inconsistent objects, ``query`` lists only objects that end on this query.
@@ -96,8 +115,11 @@ def build_explorer(
     entries = _chosen_entries(records, worst, query)
     kept = {entry.image for entry in entries} if worst is not None or query is not None else set(records)
     shown = {i: records[i] for i in records if i in kept}
-    page = _page(sources, shown, entries, _opening(sources, shown))
-    if len(page.encode()) > LIMIT:
+    opening = _opening(sources, shown)
+    pages = (_page(sources, shown, entries, opening, back, packing) for packing in PACKINGS)
+    page = next((page for page in pages if len(page.encode()) <= LIMIT), "")
+    if not page:
+        page = _page(sources, shown, entries, opening, back, PACKINGS[-1])
         raise UserError(
             f"the page would be {len(page) / 2**20:.0f} MB, more than {LIMIT >> 20}; keep fewer images: --worst N "
             f"or --images ID,ID"
@@ -201,10 +223,11 @@ def _worst(record: Mapping[str, Any] | None, query: int | None) -> tuple[float |
     return drop, layer, float(steps[-1][1]["score"])
 
 
-def pack(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record in short keys, class names once: what the page's script reads."""
+def pack(record: Mapping[str, Any], every: bool = True) -> dict[str, Any]:
+    """A record in short keys, class names once: what the page's script reads. ``every``: queries without object too."""
     names: dict[str, int] = {}
-    layers = [[_pack_query(entry, names) for entry in layer["queries"]] for layer in record["layers"]]
+    kept = {q["query"] for q in record["layers"][-1]["queries"] if every or q["object"] >= 0}
+    layers = [[_pack_query(q, names) for q in layer["queries"] if q["query"] in kept] for layer in record["layers"]]
     objects = [
         [o["object"], names.setdefault(clean(o["class_name"]), len(names)), _counts(o["rle"])]
         for o in record["objects"]
@@ -222,32 +245,39 @@ def _counts(rle: Any) -> str:
     return str(rle["counts"] if isinstance(rle, dict) else rle)
 
 
-def _picture(sources: Sequence[Source], by_run: Sequence[Mapping[str, Any] | None]) -> str:
+def _picture(sources: Sequence[Source], by_run: Sequence[Mapping[str, Any] | None], longest: int) -> str:
     """The image from the first run that kept it."""
     for source, record in zip(sources, by_run, strict=True):
         masks = source.folder(int(record["image_id"])) if record else None
         if record and masks and record.get("image"):
-            return picture_uri(masks.folder / str(record["image"]), longest=512)
+            return picture_uri(masks.folder / str(record["image"]), longest=longest)
     return ""
 
 
 def _page(
-    sources: Sequence[Source], records: Records, entries: Sequence[Entry], opening: Mapping[str, Any] | None
+    sources: Sequence[Source],
+    records: Records,
+    entries: Sequence[Entry],
+    opening: Mapping[str, Any] | None,
+    back: str,
+    packing: tuple[int, bool],
 ) -> str:
+    longest, every = packing
     listed = [{"id": i, "file": _file(by_run)} for i, by_run in records.items()]
     index = {
         "runs": [source.label for source in sources],
         "images": listed,
         "entries": [asdict(entry) for entry in entries],
+        "first": first_shown(entries),
     }
     chunks = [
-        (i, deflate([pack(record) if record else None for record in by_run]), _picture(sources, by_run))
+        (i, deflate([pack(record, every) if record else None for record in by_run]), _picture(sources, by_run, longest))
         for i, by_run in records.items()
     ]
     return (
         _environment()
         .get_template("explorer.html.j2")
-        .render(index=index, chunks=chunks, runs=[s.label for s in sources], opening=opening)
+        .render(index=index, chunks=chunks, runs=[s.label for s in sources], opening=opening, back=back, every=every)
     )
 
 

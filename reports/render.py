@@ -6,18 +6,19 @@ something a template has to remember. LaTeX templates use ``<< … >>`` and ``<%
 
 import csv as csv_module
 import io
+import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from reports import escape, text
+from reports import caption, escape, text
 from reports.model import Cell, Column, Delta, Kind, Published, Table, TableRow
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -60,9 +61,10 @@ def _latex() -> jinja2.Environment:
         comment_end_string="#>",
     )
     env.globals.update(
-        cell=_latex_cell, tick=_latex_tick, seeds=text.seeds, marks=marks, slug=escape.slug, keys=macro_values
+        cells=_latex_cells, tick=_latex_tick, seeds=text.seeds, marks=marks, slug=escape.slug, keys=macro_values
     )
-    env.globals.update(spans=_latex_spans, comment=_latex_comment, key=_latex_key)
+    env.globals.update(spans=_latex_spans, comment=_latex_comment, key=_latex_key, columns=_latex_columns)
+    env.globals.update(short=caption.short, east_asian=escape.has_east_asian)
     return env
 
 
@@ -168,21 +170,82 @@ def published_parts(table: Table) -> list[tuple[list[Published], str]]:
     return [(items, title) for items, title in parts if items]
 
 
-def _latex_cell(cell: Cell, column: Column, cells: Sequence[Cell]) -> Safe:
-    number = escape.latex(text.mean(cell, column))
-    wrap = {Kind.PARTIAL: "mpfpartial", Kind.STALE: "mpfpartial", Kind.VOID: "mpfvoid"}.get(cell.kind)
-    wrap = "mpfbest" if cell.best else wrap
-    if cell.has_number and wrap:
-        number = rf"\{wrap}{{{number}}}"
-    number += escape.latex(text.flags(cell))
-    parts = [number]
+@dataclass(frozen=True)
+class _LatexColumns:
+    """How a metric is set: an S column for the number, others for what stands beside it and Δ if a row has it."""
+
+    column: Column
+    specification: Safe
+    beside: bool
+    delta: bool
+    published: bool
+
+    @property
+    def width(self) -> int:
+        """Columns of the tabular."""
+        return 1 + self.beside + self.delta + self.published
+
+
+def _latex_columns(table: Table) -> list[_LatexColumns]:
+    return [_latex_column(table, k, column) for k, column in enumerate(table.columns)]
+
+
+def _latex_column(table: Table, k: int, column: Column) -> _LatexColumns:
+    cells = [(row.cells[k], row.cells) for row in table.rows]
+    beside = any(_latex_beside(cell, column, of) for cell, of in cells)
+    delta = any(cell.delta is not None for cell, _ in cells)
+    published = column.key in table.published_columns
+    parts = [f"S[table-format={_digits([c.mean for c, _ in cells], column)}]"]
+    parts += [r"@{\,}l"] if beside else []
+    if delta:
+        digits = _digits([cell.delta.mean for cell, _ in cells if cell.delta], column)
+        parts.append(rf"S[table-format=+{digits},table-space-text-post={{*}}]")
+    return _LatexColumns(column, Safe("".join([*parts, "l" if published else ""])), beside, delta, published)
+
+
+def _digits(values: Sequence[float | None], column: Column) -> str:
+    """siunitx's format of a column's numbers: digits before and after the point."""
+    whole = max((len(f"{abs(value):.0f}") for value in values if value is not None), default=1)
+    return f"{whole}.{column.decimals}"
+
+
+def _latex_cells(cell: Cell, of: _LatexColumns, cells: Sequence[Cell], published: str) -> Safe:
+    """The cell's columns; what is no number stands in braces, where siunitx leaves it alone."""
+    found = [_latex_number(cell, of.column)]
+    found += [_latex_beside(cell, of.column, cells)] if of.beside else []
+    found += [_latex_delta(cell, of.column)] if of.delta else []
+    found += [escape.latex(published)] if of.published else []
+    return Safe(" & ".join(found))
+
+
+def _latex_number(cell: Cell, column: Column) -> str:
+    shown = text.mean(cell, column)
+    if cell.mean is None or cell.kind is Kind.VOID:
+        return f"{{\\mpfvoid{{{escape.latex(shown)}}}}}" if cell.kind is Kind.VOID else f"{{{escape.latex(shown)}}}"
+    before = {Kind.PARTIAL: r"\mpfpartial ", Kind.STALE: r"\mpfpartial "}.get(cell.kind, "")
+    return (r"\mpfbest " if cell.best else before) + shown.replace(text.MINUS, "-")
+
+
+def _latex_beside(cell: Cell, column: Column, cells: Sequence[Cell]) -> str:
+    """Marks, spread and the reason of what is no plain value."""
+    parts = [escape.latex(text.flags(cell))]
     if spread := text.spread(cell, column):
         parts.append(rf"\mpfspread{{{escape.latex(spread)}}}")
-    if delta := text.delta(cell, column):
-        parts.append(rf"\mpf{text.change(cell, column)}{{{escape.latex(delta)}}}")
     if remark := text.remark(cell, cells):
         parts.append(rf"\mpfremark{{{escape.latex(remark)}}}")
-    return Safe("\\,".join(parts))
+    return r"\,".join(part for part in parts if part)
+
+
+def _latex_delta(cell: Cell, column: Column) -> str:
+    if cell.delta is None:
+        return ""
+    shown, star, more = text.signed(cell.delta.mean, column.decimals), "", ""
+    if text.significant(cell.delta):
+        star = "{*}"
+    if cell.delta.n != cell.n:
+        more = rf"{{\mpfremark{{{escape.latex(f'{cell.delta.n} of {cell.n}')}}}}}"
+    number = shown.replace(text.MINUS, "-").replace("±", r"\pm ")
+    return rf"\mpf{text.change(cell, column)} {number}{star}{more}"
 
 
 def _latex_tick(value: str) -> Safe | str:
@@ -192,8 +255,10 @@ def _latex_tick(value: str) -> Safe | str:
 def _latex_spans(table: Table) -> list[tuple[int, int, int, str]]:
     """(first column, last column, width, label) of each header group, counted as TeX counts."""
     first = 2 + len(table.tick_columns)
+    columns = _latex_columns(table)
     spans = []
-    for label, width in table.groups:
+    for label, members in itertools.groupby(columns, key=lambda of: of.column.group):
+        width = sum(of.width for of in members)
         spans.append((first, first + width - 1, width, label))
         first += width
     return spans

@@ -95,8 +95,8 @@ function outline(pen, run, cells, sx, sy) {
 }
 function masksAt(run, which, layer) {
   if ($("all").checked) {
-    const last = run.layers[run.layers.length - 1].filter((q) => q[OBJECT] >= 0).map((q) => q[QUERY]);
-    return last.map((query, i) => [mask(run, at(run, layer, query)[RLE]), MANY[i % MANY.length]]);
+    const last = run.layers[run.layers.length - 1].filter((q) => q[OBJECT] >= 0); // an object has one colour in both runs
+    return last.map((q) => [mask(run, at(run, layer, q[QUERY])[RLE]), MANY[q[OBJECT] % MANY.length]]);
   }
   const entry = state.query[which] === null ? null : at(run, layer, state.query[which]);
   return entry ? [[mask(run, entry[RLE]), COLOURS[which]]] : [];
@@ -300,7 +300,7 @@ async function start() {
   const asked = new URLSearchParams(location.hash.slice(1));
   const image = Number(asked.get("image"));
   if (asked.has("image") && index.images.some((i) => i.id === image)) await go({ image, object: Number(asked.get("object")), layer: Number(asked.get("layer")) || 0 });
-  else if (shown.length) await choose(shown[0]);
+  else if (shown.length) await choose(index.entries[index.first] || shown[0]);
   else await go({ image: index.images[0].id, object: null });
   document.body.dataset.ready = "yes";
 }

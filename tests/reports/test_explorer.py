@@ -11,7 +11,7 @@ import pytest
 
 from mpformer.runtime.errors import UserError
 from reports import explorer
-from reports.explorer import build_explorer
+from reports.explorer import Entry, build_explorer, first_shown
 from reports.mask_pictures import deflate
 
 
@@ -25,6 +25,31 @@ def index(page: Path) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="index">(.*?)</script>', page.read_text(), flags=re.DOTALL)
     assert found is not None
     return json.loads(found[1])
+
+
+def entry(drop: list[float | None], score: list[float | None]) -> Entry:
+    return Entry(1, 1, "x", [0] * len(drop), drop, [1] * len(drop), score)
+
+
+def test_the_page_opens_with_the_strongest_difference_that_is_sure() -> None:
+    weak = entry([0.9, 0.0], [0.9, 0.4])  # the largest, but one run is not sure of it
+    unmatched = entry([0.9, None], [0.9, None])
+    strong, equal = entry([0.8, 0.1], [0.9, 0.5]), entry([0.9, 0.9], [0.9, 0.9])
+    assert first_shown([weak, unmatched, equal, strong]) == 3
+    assert first_shown([weak, unmatched]) == 0
+    assert first_shown([entry([0.2], [0.9]), entry([0.7], [0.6]), entry([0.9], [0.1])]) == 1
+    assert first_shown([]) == 0
+
+
+def test_an_explorer_that_is_too_large_is_packed_harder(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = sorted((store / "runs").glob("shapes-panoptic-m*-s0-*"))[:1]
+    full = build_explorer(runs, tmp_path / "full.html").read_text()
+    monkeypatch.setattr(explorer, "LIMIT", len(full.encode()) - 1000)
+    packed = build_explorer(runs, tmp_path / "packed.html").read_text()
+    assert len(packed) < len(full)
+    assert "Queries that end on no object are left out" in packed
 
 
 def test_list_is_sorted_by_inconsistency_and_aligned_by_object(runs: list[Path], tmp_path: Path) -> None:

@@ -214,7 +214,14 @@ def test_slug() -> None:
     assert escape.slug("\u241b") == "x"
 
 
-needs_tex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (texlive-latex-recommended)")
+def has_siunitx() -> bool:
+    """Whether LaTeX and the package that aligns numbers are installed."""
+    if shutil.which("pdflatex") is None or shutil.which("kpsewhich") is None:
+        return False
+    return subprocess.run(["kpsewhich", "siunitx.sty"], capture_output=True).returncode == 0
+
+
+needs_tex = pytest.mark.skipif(not has_siunitx(), reason="needs pdflatex and siunitx (texlive-science)")
 
 
 def compile_tex(folder: Path, name: str) -> str:
@@ -248,6 +255,42 @@ def missing_on_paper(table: Table, pdf: Path) -> set[str]:
 
 
 @needs_tex
+def test_numbers_are_aligned_at_the_point_with_short_caption_and_notes_on_request(
+    gather: Gather, tmp_path: Path
+) -> None:
+    table = _with_published(gather("components")).table
+    (tmp_path / "table.tex").write_text(render(table, "tex"))
+    pages = []
+    for notes in ("", r"\def\mpnotes{}"):
+        body = rf"\usepackage{{booktabs,siunitx,graphicx}}\begin{{document}}{notes}\input{{table}}\end{{document}}"
+        (tmp_path / "paper.tex").write_text(r"\documentclass{article}" + body)
+        compile_tex(tmp_path, "paper.tex")
+        done = subprocess.run(["pdftotext", "-bbox", str(tmp_path / "paper.pdf"), "-"], capture_output=True, text=True)
+        pages.append(done.stdout)
+    assert "Hungarian" in pages[1]
+    assert "Hungarian" not in pages[0]
+    places = re.findall(r'xMax="([\d.]+)"[^>]*>([^<]*)<', pages[0])
+    for column in (0, 1):
+        wanted = {text.mean(row.cells[column], table.columns[column]) for row in table.rows}
+        ends = {round(float(x), 0) for x, word in places if word in wanted}
+        assert len(ends) <= 2, (column, ends)  # one edge (of two when bold digits are wider)
+
+
+@needs_tex
+def test_names_in_chinese_japanese_and_korean_are_spelt_without_their_packages(gather: Gather, tmp_path: Path) -> None:
+    table = gather("headline").table
+    rows = (replace(table.rows[0], label="基线 ひらがな 한국"), *table.rows[1:])
+    (tmp_path / "table.tex").write_text(render(replace(table, rows=rows), "tex"))
+    compile_tex(tmp_path, "table.tex")
+    done = subprocess.run(["pdftotext", str(tmp_path / "table.pdf"), "-"], capture_output=True, text=True)
+    page = re.sub(r"\s", "", done.stdout)
+    assert "[U+57FA][U+7EBF]" in page
+    assert "hiragana" in page
+    assert "hangug" in page
+    assert "arespelt" in page
+
+
+@needs_tex
 def test_hostile_table_compiles_and_reads_nothing(attacked: SuiteReport, tmp_path: Path) -> None:
     (tmp_path / "table.tex").write_text(render(attacked.table, "tex"))
     assert "passwd" not in re.sub(r"\s", "", compile_tex(tmp_path, "table.tex"))
@@ -264,7 +307,9 @@ def test_tables_and_macros_compile_by_input(gather: Gather, tmp_path: Path, opti
         (tmp_path / f"{name}macros.tex").write_text(render(table, "macros"))
     key = "headline-mini.mp-former.AP"
     body = rf"\input{{one}}\input{{two}}\input{{onemacros}} AP is \mpnum{{{key}}} (\mpnum{{{key}.delta}})."
-    preamble = rf"\documentclass{options}{{article}}\usepackage{{booktabs}}\usepackage{{graphicx}}"
+    preamble = (
+        rf"\documentclass{options}{{article}}\usepackage{{booktabs}}\usepackage{{graphicx}}\usepackage{{siunitx}}"
+    )
     (tmp_path / "paper.tex").write_text(rf"{preamble}\begin{{document}}{body}\end{{document}}")
     assert "Overfull" not in compile_tex(tmp_path, "paper.tex")
 
