@@ -69,13 +69,23 @@ def report(
         columns=columns,
         decimals=decimals,
     )
+    packed = _packed(paths, out or root / "reports", single_file, as_zip)
     if as_json:
-        print_json([str(path) for path in paths])
+        print_json([str(path) for path in [*paths, *packed]])
         return 0
     for each in build.gather(suites, root, scale, dataset, columns, decimals) if suites else ():
         click.echo("\n".join([*answer.lines(each.table, new_console().width), "", answer.sentence(each.table)]))
-    click.echo("\n".join(_where(paths)))
+    click.echo("\n".join([*_where(paths), *map(str, packed)]))
     return 0
+
+
+def _packed(paths: Sequence[Path], base: Path, single_file: bool, as_zip: bool) -> list[Path]:
+    from reports import packing
+
+    made = packing.single_files(paths, base) if single_file else []
+    if single_file and not made:
+        raise UserError("--single-file packs pages: leave --format out, or add --format html")
+    return made + ([packing.zipped(paths, base)] if as_zip else [])
 
 
 def _where(paths: Sequence[Path]) -> list[str]:

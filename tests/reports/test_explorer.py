@@ -45,6 +45,7 @@ def test_an_explorer_that_is_too_large_is_packed_harder(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = sorted((store / "runs").glob("shapes-panoptic-m*-s0-*"))[:1]
+    monkeypatch.setattr(explorer, "PACKINGS", ((512, True), (16, False)))
     full = build_explorer(runs, tmp_path / "full.html").read_text()
     monkeypatch.setattr(explorer, "LIMIT", len(full.encode()) - 1000)
     packed = build_explorer(runs, tmp_path / "packed.html").read_text()
