@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from mpformer.data.chunks import Progress
 from mpformer.data.coco_layout import Record, encode_mask, id_to_rgb, png, write_json
 from mpformer.data.coco_reader import SplitFiles, read_coco_like
 from mpformer.data.convert import IGNORE, Job, checksums, read_labels, run_jobs, segment_of, stems_in, written
+from mpformer.data.packed import Records
 from mpformer.data.sources import Expected, Release
 from mpformer.runtime.errors import UserError
 
@@ -34,7 +34,7 @@ ADVICE = (
 )
 
 
-def read_split(root: Path, split: str, tasks: frozenset[str]) -> list[dict[str, Any]]:
+def read_split(root: Path, split: str, tasks: frozenset[str]) -> Records:
     """Read a split below the data root ``root``; see :mod:`mpformer.data.catalog` for the records."""
     ade, folder = root / "ADEChallengeData2016", _ADE_FOLDERS[split]
     files = SplitFiles(

@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mpformer.config.classes import class_table, tasks_of
 from mpformer.config.schema import Config
+from mpformer.data.packed import Records, pack
 from mpformer.data.prepared import dataset_dir
 from mpformer.data.sources import Prepared, source_of
 from mpformer.runtime.errors import UserError
@@ -22,13 +23,14 @@ Record = dict[str, Any]
 IGNORE_LABEL = 255
 
 
-def records(config: Config, data_root: Path, split: str, tasks: Iterable[str]) -> list[Record]:
-    """The images of ``train`` or ``val`` with the annotations that the tasks need, ordered by image id.
+def records(config: Config, data_root: Path, split: str, tasks: Iterable[str]) -> Records:
+    """The images of ``train`` or ``val`` with the annotations that the tasks need, ordered by image id, packed.
 
     Raises UserError if a file is missing or damaged, or its categories are not the expected ones.
     """
     name = register(config, data_root, split, frozenset(tasks))
-    return sorted(DatasetCatalog.get(name), key=lambda r: r["image_id"])
+    found: Records = DatasetCatalog.get(name)
+    return found
 
 
 def register(config: Config, data_root: Path, split: str, tasks: frozenset[str]) -> str:
@@ -47,17 +49,18 @@ def register(config: Config, data_root: Path, split: str, tasks: frozenset[str])
     return name
 
 
-def _read(dataset: str, root: Path, split: str, tasks: frozenset[str]) -> list[Record]:
+def _read(dataset: str, root: Path, split: str, tasks: frozenset[str]) -> Records:
     source = source_of(dataset)
     found = source.read(root, split, tasks)
     again = f"remove {root} and run: {source.command}" if isinstance(source, Prepared) else source.advice
-    check_files(found, dataset, again)
-    return found
+    packed = found if isinstance(found, Records) else pack(sorted(found, key=lambda r: r["image_id"]))
+    check_files(packed.heads(), dataset, again)
+    return packed
 
 
-def check_files(found: list[Record], dataset: str, advice: str) -> None:
+def check_files(found: Iterable[Record], dataset: str, advice: str) -> None:
     """Raise UserError if files that the records name do not exist; reads each directory once."""
-    named = [r[key] for key in ("file_name", "pan_seg_file_name", "sem_seg_file_name") for r in found if key in r]
+    named = [r[key] for r in found for key in ("file_name", "pan_seg_file_name", "sem_seg_file_name") if key in r]
     present: dict[str, set[str]] = {}
     missing = []
     for file in named:

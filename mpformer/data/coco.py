@@ -2,7 +2,6 @@
 
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from mpformer.data.chunks import Progress
 from mpformer.data.coco_layout import Record, png, read_json, rgb_to_id
 from mpformer.data.coco_reader import SplitFiles, read_coco_like
 from mpformer.data.convert import IGNORE, Job, checksums, read_labels, run_jobs, written
+from mpformer.data.packed import Records
 from mpformer.data.sources import Expected, Release
 from mpformer.runtime.errors import UserError
 
@@ -31,7 +31,7 @@ ADVICE = (
 )
 
 
-def read_split(root: Path, split: str, tasks: frozenset[str]) -> list[dict[str, Any]]:
+def read_split(root: Path, split: str, tasks: frozenset[str]) -> Records:
     """Read a split below the data root ``root``; see :mod:`mpformer.data.catalog` for the records."""
     coco, annotations = root / "coco", root / "coco" / "annotations"
     files = SplitFiles(

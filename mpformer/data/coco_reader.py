@@ -1,15 +1,18 @@
 """Reading COCO instance JSON, COCO panoptic JSON + PNG and semantic PNG into detectron2's standard dicts.
 
-detectron2's ``load_coco_json`` parses the instances; what it leaves out is added here: images that are not .jpg, the
-category lists compared with the dataset's own, and one clear error for each way in which a file can be broken.
+The records are detectron2's own reader's (a test compares them), read piece by piece and kept packed; the category
+lists are compared with the dataset's own, and each way in which a file can be broken is one clear error.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mpformer.config.classes import category_ids, class_table, tasks_of
-from mpformer.data.coco_layout import Layout, read_json
+from mpformer.data.coco_layout import Layout
+from mpformer.data.json_stream import ARRAY, elements
+from mpformer.data.packed import Packed, Packer, Records, grouped, pack
 from mpformer.runtime.errors import UserError
 
 Record = dict[str, Any]
@@ -35,7 +38,7 @@ class SplitFiles:
 
 def read_prepared(
     dataset: str, root: Path, split: str, tasks: frozenset[str], command: str = "mpformer data prepare"
-) -> list[Record]:
+) -> Records:
     """Read a split of a dataset that this project wrote below ``root``, see :mod:`mpformer.data.coco_layout`.
 
     ``command`` is what writes it, for the line on what is wrong with it.
@@ -54,8 +57,8 @@ def read_prepared(
     return read_coco_like(files, tasks)
 
 
-def read_coco_like(files: SplitFiles, tasks: frozenset[str]) -> list[Record]:
-    """Read the annotations that the tasks need and join them by image."""
+def read_coco_like(files: SplitFiles, tasks: frozenset[str]) -> Records:
+    """Read the annotations that the tasks need and join them by image, in the order of image ids."""
     parts = []
     if "instance" in tasks:
         parts.append(_read_instances(files))
@@ -66,68 +69,159 @@ def read_coco_like(files: SplitFiles, tasks: frozenset[str]) -> list[Record]:
     return _join(parts, files)
 
 
-def _join(parts: list[dict[str, Record]], files: SplitFiles) -> list[Record]:
+@dataclass(frozen=True)
+class _Part:
+    """What one annotation file says: a record an image, in the order of image ids, with the keys that join them."""
+
+    keys: Sequence[str]
+    records: Records
+
+
+def _join(parts: Sequence[_Part], files: SplitFiles) -> Records:
     """Merge the records of one image, known by its file's stem (ours: by its id), from several annotation files."""
-    stems = set(parts[0]).intersection(*parts[1:])
-    if any(len(part) != len(stems) for part in parts) or not stems:
-        counts = ", ".join(str(len(part)) for part in parts)
+    stems = set(parts[0].keys).intersection(*(part.keys for part in parts[1:]))
+    if any(len(part.keys) != len(stems) for part in parts) or not stems:
+        counts = ", ".join(str(len(part.keys)) for part in parts)
         raise UserError(f"the annotation files of {files.images} list different images ({counts}); {files.advice}")
-    joined = []
-    for stem in sorted(stems):
+    return parts[0].records if len(parts) == 1 else pack(_merged(parts))
+
+
+def _merged(parts: Sequence[_Part]) -> Iterator[Record]:
+    """The first part that says something counts; image ids are those of annotation files before made-up ones."""
+    places = [{key: place for place, key in enumerate(part.keys)} for part in parts]
+    for key in parts[0].keys:
         record: Record = {}
-        for part in parts:
-            record = {**part[stem], **record}
-        joined.append(record)
-    if any("image_id" not in r for r in joined):
-        joined = [{"image_id": i + 1, **r} for i, r in enumerate(joined)]
-    return joined
+        for part, place in zip(parts, places, strict=True):
+            record = {**part.records[place[key]], **record}
+        yield record
 
 
-def _read_instances(files: SplitFiles) -> dict[str, Record]:
-    assert files.instances is not None
-    ids = category_ids(files.dataset, "instance")
-    _check_categories(files, files.instances, "instance")
-    from detectron2.data.datasets.coco import load_coco_json
-
+def _stream(path: Path, advice: str) -> Iterator[tuple[str, Any]]:
+    """The elements of an annotation file; raises UserError if it is missing, damaged, or lacks what one has."""
+    arrays = set()
     try:
-        loaded = load_coco_json(str(files.instances), str(files.images), None, ["area"])
-        lookup = {category: i for i, category in enumerate(ids)}
-        for record in loaded:
-            for annotation in record["annotations"]:
-                annotation["category_id"] = lookup[annotation["category_id"]]
+        for key, element in elements(path):
+            if element is ARRAY:
+                arrays.add(key)
+            else:
+                yield key, element
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); {advice}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, not JSON ({error}); {advice}") from None
+    if not arrays >= {"images", "annotations", "categories"}:
+        raise UserError(f"{path} lacks images, annotations or categories; {advice}")
+
+
+def _read_instances(files: SplitFiles) -> _Part:
+    """What detectron2's ``load_coco_json`` gives, read piece by piece: the files are too large to be read whole."""
+    path = files.instances
+    assert path is not None
+    lookup = {category: i for i, category in enumerate(category_ids(files.dataset, "instance"))}
+    images, categories, of, numbers, marks = [], [], [], [], Packer()
+    unknown: KeyError | None = None
+    try:
+        for key, element in _stream(path, files.advice):
+            if key == "images":
+                images.append((element["id"], element["file_name"], element["height"], element["width"]))
+            elif key == "categories":
+                categories.append(element)
+            elif key == "annotations":
+                numbers.append(element["id"])
+                try:
+                    mark = _mark(element, lookup)
+                except KeyError as error:
+                    unknown = unknown or error
+                    continue
+                if mark is not None:
+                    marks.add(mark)
+                    of.append(element["image_id"])
     except KeyError as error:
-        raise _unknown_category(files, files.instances, error) from None
-    except (ValueError, AssertionError, TypeError) as error:
-        raise UserError(f"{files.instances} is not valid COCO annotations: {error}; {files.advice}") from None
-    return {_key(files, r): r for r in loaded}
+        raise _unknown_category(files, path, error) from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not valid COCO annotations: {error}; {files.advice}") from None
+    _check_categories(files, path, "instance", categories)
+    if unknown is not None:
+        raise _unknown_category(files, path, unknown)
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"{path} is not valid COCO annotations: its annotation ids are not unique; {files.advice}")
+    return _instance_part(files, sorted(images), marks, of)
 
 
-def _read_panoptic(files: SplitFiles) -> dict[str, Record]:
-    assert files.panoptic is not None
+def _instance_part(files: SplitFiles, images: Sequence[tuple[Any, ...]], marks: Packer, of: Sequence[Any]) -> _Part:
+    heads, keys = Packer(), []
+    for number, name, height, width in images:
+        record = {"file_name": str(files.images / name), "height": height, "width": width, "image_id": number}
+        heads.add(record)
+        keys.append(_key(files, record))
+    places = {image[0]: place for place, image in enumerate(images)}
+    return _Part(keys, grouped(heads.packed(), marks.packed(), [places.get(image, -1) for image in of]))
+
+
+def _mark(annotation: Record, lookup: Mapping[int, int]) -> Record | None:
+    """An annotation as it is kept; None if it has polygons and none of three corners. KeyError for its category."""
+    kept = {key: annotation[key] for key in ("iscrowd", "bbox", "area") if key in annotation}
+    kept["category_id"] = lookup[annotation["category_id"]]
+    if "bbox" in kept and not kept["bbox"]:
+        raise ValueError(f"annotation {annotation['id']} has an empty bbox")
+    if annotation.get("ignore", 0):
+        raise ValueError(f"annotation {annotation['id']} is to be ignored, which nothing here does")
+    outline = annotation.get("segmentation")
+    if isinstance(outline, dict) and isinstance(outline["counts"], list):
+        from pycocotools import mask as coco
+
+        outline = coco.frPyObjects(outline, *outline["size"])
+    elif outline and not isinstance(outline, dict):
+        outline = [polygon for polygon in outline if len(polygon) % 2 == 0 and len(polygon) >= 6]
+        if not outline:
+            return None
+    return {**kept, "segmentation": outline} if outline else kept
+
+
+def _read_panoptic(files: SplitFiles) -> _Part:
+    path = files.panoptic
+    assert path is not None
     assert files.panoptic_png is not None
-    content = _check_categories(files, files.panoptic, "panoptic")
     table = class_table(files.dataset, "panoptic")
     lookup = {category: i for i, category in enumerate(category_ids(files.dataset, "panoptic"))}
-    images = {image["id"]: image for image in content["images"]}
-    found = {}
+    images: dict[Any, tuple[Any, ...]] = {}
+    categories, found, of = [], Packer(), []
+    unknown: KeyError | None = None
     try:
-        for annotation in content["annotations"]:
-            stem = Path(annotation["file_name"]).stem
-            segments = [_segment(s, lookup, table.is_thing) for s in annotation["segments_info"]]
-            image = images[annotation["image_id"]]
-            name = image["file_name"] if files.exact_names else stem + files.suffix
-            record = {
-                "file_name": str(files.images / name),
-                "image_id": annotation["image_id"],
-                "height": image.get("height"),
-                "width": image.get("width"),
-                "pan_seg_file_name": str(files.panoptic_png / annotation["file_name"]),
-                "segments_info": segments,
-            }
-            found[_key(files, record)] = record
+        for key, element in _stream(path, files.advice):
+            if key == "images":
+                images[element["id"]] = (element.get("file_name"), element.get("height"), element.get("width"))
+            elif key == "categories":
+                categories.append(element)
+            elif key == "annotations":
+                try:
+                    segments = [_segment(s, lookup, table.is_thing) for s in element["segments_info"]]
+                except KeyError as error:
+                    unknown = unknown or error
+                    continue
+                found.add((element["file_name"], segments))
+                of.append(element["image_id"])
     except KeyError as error:
-        raise _unknown_category(files, files.panoptic, error) from None
-    return found
+        raise _unknown_category(files, path, error) from None
+    _check_categories(files, path, "panoptic", categories)
+    missing = next((KeyError(image) for image in of if image not in images), None)
+    if unknown or missing:
+        raise _unknown_category(files, path, unknown or missing or KeyError())
+    return _panoptic_part(files, files.panoptic_png, images, found.packed(), of)
+
+
+def _panoptic_part(
+    files: SplitFiles, folder: Path, images: Mapping[Any, tuple[Any, ...]], found: Packed, of: Sequence[Any]
+) -> _Part:
+    records, keys = Packer(), []
+    for place in sorted(range(len(of)), key=lambda place: of[place]):
+        png, segments = found[place]
+        name, height, width = images[of[place]]
+        image = files.images / (name if files.exact_names else Path(png).stem + files.suffix)
+        about = {"file_name": str(image), "image_id": of[place], "height": height, "width": width}
+        records.add({**about, "pan_seg_file_name": str(folder / png), "segments_info": segments})
+        keys.append(_key(files, about))
+    return _Part(keys, Records(records.packed()))
 
 
 def _segment(info: Record, lookup: dict[int, int], is_thing: tuple[bool, ...]) -> Record:
@@ -135,51 +229,46 @@ def _segment(info: Record, lookup: dict[int, int], is_thing: tuple[bool, ...]) -
     return {**info, "category_id": category, "isthing": is_thing[category], "iscrowd": info.get("iscrowd", 0)}
 
 
-def _read_semantic(files: SplitFiles) -> dict[str, Record]:
-    assert files.semantic_png is not None
-    if not files.semantic_png.is_dir():
-        raise UserError(f"{files.semantic_png} is not there; {files.advice}")
-    if files.exact_names:
-        return _read_own_semantic(files, files.semantic_png)
+def _read_semantic(files: SplitFiles) -> _Part:
+    folder = files.semantic_png
+    assert folder is not None
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not there; {files.advice}")
+    records = list(_own_semantic(files, folder) if files.exact_names else _found_semantic(files, folder))
+    return _Part([_key(files, record) for record in records], pack(records))
+
+
+def _found_semantic(files: SplitFiles, folder: Path) -> Iterator[Record]:
     # of images and of labels, so that a file that only one of the folders has is missed in the other
-    stems = {p.stem for p in files.semantic_png.glob("*.png")} | {p.stem for p in files.images.glob(f"*{files.suffix}")}
-    return {
-        stem: {
-            "file_name": str(files.images / (stem + files.suffix)),
-            "sem_seg_file_name": str(files.semantic_png / f"{stem}.png"),
-        }
-        for stem in sorted(stems)
-    }
+    stems = {p.stem for p in folder.glob("*.png")} | {p.stem for p in files.images.glob(f"*{files.suffix}")}
+    for number, stem in enumerate(sorted(stems), start=1):
+        labels = str(folder / f"{stem}.png")
+        image = str(files.images / (stem + files.suffix))
+        yield {"file_name": image, "sem_seg_file_name": labels, "image_id": number}
 
 
-def _read_own_semantic(files: SplitFiles, folder: Path) -> dict[str, Record]:
+def _own_semantic(files: SplitFiles, folder: Path) -> Iterator[Record]:
     """What this project wrote lists its images, and its label maps are called after their ids."""
     assert files.panoptic is not None
-    records = [
-        {
+    images = [element for key, element in _stream(files.panoptic, files.advice) if key == "images"]
+    for image in sorted(images, key=lambda image: image["id"]):
+        yield {
             "file_name": str(files.images / image["file_name"]),
             "image_id": image["id"],
             "height": image["height"],
             "width": image["width"],
             "sem_seg_file_name": str(folder / f"{image['id']:06d}.png"),
         }
-        for image in read_json(files.panoptic, files.advice)["images"]
-    ]
-    return {_key(files, record): record for record in records}
 
 
 def _key(files: SplitFiles, record: Record) -> str:
     return f"{record['image_id']:012d}" if files.exact_names else Path(record["file_name"]).stem
 
 
-def _check_categories(files: SplitFiles, path: Path, task: str) -> Record:
-    """Read an annotation file and compare its category list with the static table."""
-    content = read_json(path, files.advice)
-    lists = [content.get(key) for key in ("images", "annotations", "categories")] if isinstance(content, dict) else []
-    if not lists or not all(isinstance(part, list) for part in lists):
-        raise UserError(f"{path} lacks images, annotations or categories; {files.advice}")
+def _check_categories(files: SplitFiles, path: Path, task: str, categories: Sequence[Record]) -> None:
+    """Compare an annotation file's category list with the static table; raises UserError."""
     expected = dict(zip(category_ids(files.dataset, task), class_table(files.dataset, task).names, strict=True))
-    given = {c["id"]: c["name"] for c in content["categories"]}
+    given = {c["id"]: c["name"] for c in categories}
     # release files differ in how they spell names ("tub" and "bathtub"): there the ids are what counts
     same = given == expected if files.exact_names else set(given) == set(expected)
     if not same:
@@ -188,7 +277,6 @@ def _check_categories(files: SplitFiles, path: Path, task: str) -> Record:
             f"{path} has another class list than {files.dataset} ({len(given)} categories, {len(expected)} expected; "
             f"first differences: {wrong}); {files.advice}"
         )
-    return content
 
 
 def _unknown_category(files: SplitFiles, path: Path, error: KeyError) -> UserError:

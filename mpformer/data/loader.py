@@ -25,6 +25,7 @@ from mpformer.config.classes import num_classes
 from mpformer.config.schema import Config
 from mpformer.data import catalog
 from mpformer.data.mappers import training_sample
+from mpformer.data.packed import Records
 from mpformer.data.sources import Prepared, source_of
 from mpformer.data.targets import CorruptImage, Labels, Pixels, read_image, read_labels
 from mpformer.runtime.errors import RunFailure
@@ -125,17 +126,18 @@ class TrainSet(Dataset):
         return decoded
 
 
-def _usable(records: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
+def _usable(records: Records, task: str) -> Records:
     """Drop images that teach nothing about instances: without annotation, or with crowds only (as detectron2 does)."""
     if task != "instance":
         return records
-    kept = [r for r in records if any(not a.get("iscrowd", 0) for a in r["annotations"])]
+    held = (any(not a.get("iscrowd", 0) for a in record["annotations"]) for record in records)
+    kept = records.only(index for index, usable in enumerate(held) if usable)
     if len(kept) < len(records):
         _log.info("%d of %d training images have no object and are left out", len(records) - len(kept), len(records))
     return kept
 
 
-def _decoded_bytes(records: list[dict[str, Any]]) -> int:
+def _decoded_bytes(records: Records) -> int:
     """What the decoded images and label maps take, judged by the first image."""
     with Image.open(records[0]["file_name"]) as first:
         width, height = first.size

@@ -5,7 +5,7 @@ layout of an official download) or a :class:`Prepared` set (written by this proj
 :mod:`mpformer.data.coco_layout`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,8 +15,9 @@ from mpformer.config.datasets import dataset
 from mpformer.config.schema import DatasetConfig
 from mpformer.data.chunks import Progress
 
-Read = Callable[[Path, str, frozenset[str]], list[dict[str, Any]]]
-"""Takes the directory, ``train`` or ``val``, and tasks; returns the records of :mod:`mpformer.data.catalog`."""
+Read = Callable[[Path, str, frozenset[str]], Sequence[dict[str, Any]]]
+"""Takes the directory, ``train`` or ``val``, and tasks; returns the records of :mod:`mpformer.data.catalog`, packed in
+the order of image ids, or in any order as a list."""
 
 
 @dataclass(frozen=True)

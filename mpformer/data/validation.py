@@ -86,7 +86,7 @@ class ValidationItems:
         """The items at some indices, with a list of skipped images of their own."""
         chosen = copy(self)
         chosen.skipped = []
-        chosen.records = [record for index, record in enumerate(self.records) if index in indices]
+        chosen.records = self.records.only(index for index in range(len(self.records)) if index in indices)
         return chosen
 
     def __iter__(self) -> Iterator[ValidationItem]:
