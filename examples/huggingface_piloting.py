@@ -1,60 +1,57 @@
 """Does mask piloting help on this set? A small Mask2Former of transformers, trained without it and with it.
 
 Both start from the same weights and see the same batches in the same order, each for the same time, and are then
-measured on the validation images: the model's own loss, and the layer analysis. The images lie beside the annotation
-files, which are in COCO's instance format.
+measured on the validation images: the model's own loss, and the layer analysis. The annotation files are in COCO's
+instance format.
 
     python examples/huggingface_piloting.py train/_annotations.coco.json val/_annotations.coco.json --minutes 2
 """
 
 import argparse
-import contextlib
-import io
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from analysis.huggingface import from_transformers
 from analysis.recorder import LayerRecorder
+from mpformer.data.own_annotations import classes_of, read_split
+from mpformer.data.painting import mask_of
+from mpformer.data.registration import Sources
 from mpformer.piloting import MaskPiloting
 
 Batch = dict[str, Any]
 
 
 class CocoInstances(Dataset[dict[str, Tensor]]):
-    """Images of a COCO-format file, resized to a square, with one mask per annotation that is no crowd."""
+    """One split, each image resized to a square, with one mask per annotation that is no crowd."""
 
-    def __init__(self, annotations: Path, side: int) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there
-            self.coco = COCO(str(annotations))
-        self.folder = annotations.parent
-        self.side = side
-        self.images = sorted(self.coco.imgs)
-        self.classes = sorted({annotation["category_id"] for annotation in self.coco.anns.values()})
+    def __init__(self, sources: Sources, split: str, side: int) -> None:
+        self.folder, self.side = sources.folder(split), side
+        self.names = classes_of([read_split(sources, each) for each in ("train", "val")]).names
+        self.split = read_split(sources, split)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.split.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Pixel values (3, side, side), mask labels (n, side, side) float, class labels (n,)."""
-        image = self.coco.imgs[self.images[index]]
-        pixels = Image.open(self.folder / image["file_name"]).convert("RGB").resize((self.side, self.side))
-        found = self.coco.loadAnns(self.coco.getAnnIds(imgIds=image["id"], iscrowd=False))
-        masks = [torch.from_numpy(self.coco.annToMask(annotation)) for annotation in found]
-        full = torch.stack(masks) if masks else torch.zeros(0, image["height"], image["width"], dtype=torch.uint8)
+        image = self.split.images[index]
+        pixels = Image.open(self.folder / image.file).convert("RGB").resize((self.side, self.side))
+        marks = [mark for mark in image.marks if not mark.get("iscrowd")]
+        size, out = (image.height, image.width), (self.side, self.side)
+        masks = np.array([mask_of(mark["segmentation"], size, out) for mark in marks]).reshape(-1, *out)
+        labels = [self.names.index(self.split.names[mark["category_id"]]) for mark in marks]
         return {
             "pixel_values": torch.from_numpy(np.asarray(pixels).copy()).permute(2, 0, 1) / 127.5 - 1,
-            "mask_labels": F.interpolate(full[:, None].float(), (self.side, self.side), mode="nearest")[:, 0],
-            "class_labels": torch.tensor([self.classes.index(a["category_id"]) for a in found], dtype=torch.int64),
+            "mask_labels": torch.from_numpy(masks).float(),
+            "class_labels": torch.tensor(labels, dtype=torch.int64),
         }
 
 
@@ -118,6 +115,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train", type=Path, help="annotations of the training images")
     parser.add_argument("val", type=Path, help="annotations of the validation images")
+    parser.add_argument("--images", type=Path, help="folder of the training images; default: beside their annotations")
+    parser.add_argument("--val-images", type=Path, help="folder of the validation images; default: likewise")
     parser.add_argument("--minutes", type=float, default=2, help="training time of each of the two")
     parser.add_argument("--side", type=int, default=128, help="images are resized to this side, a multiple of 32")
     parser.add_argument("--queries", type=int, default=60)
@@ -125,11 +124,12 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    training, validation = CocoInstances(options.train, options.side), CocoInstances(options.val, options.side)
-    validation.classes = training.classes
+    images = options.images or options.train.parent, options.val_images or options.val.parent
+    sources = Sources(*map(str, (options.train, options.val, *images)))
+    training, validation = (CocoInstances(sources, split, options.side) for split in ("train", "val"))
     for name in ("without", "with"):
         torch.manual_seed(options.seed)
-        model = small_model(len(training.classes), options.queries)
+        model = small_model(len(training.names), options.queries)
         pilot = MaskPiloting.for_huggingface(model) if name == "with" else None
         steps = train(pilot or model, training, options)
         found = measure(pilot.remove() if pilot else model, validation, options.seed)

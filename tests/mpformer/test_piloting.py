@@ -291,7 +291,7 @@ def test_in_a_trainer(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     from transformers import Trainer, TrainingArguments
 
-    arguments = {
+    arguments: dict[str, Any] = {
         "output_dir": str(tmp_path), "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 2,
         "save_steps": 1, "logging_steps": 1, "report_to": [], "use_cpu": True, "learning_rate": 1e-3, "seed": 3,
         "disable_tqdm": True,
