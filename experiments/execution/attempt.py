@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 from experiments.execution import provenance
 from experiments.execution.capture import captured
 from experiments.execution.signals import Noted
+from experiments.execution.training_log import line_of
 from experiments.status import failures
 from experiments.store import claims
 from experiments.store.attempt_dir import AttemptRecord, Ending, FailureClass, Outcome, Stop, StopReason
@@ -251,6 +252,7 @@ class _Attempt:
         self.heartbeat = claims.Heartbeat(claim)
         threads = {} if options.threads is None else {"runtime.threads": options.threads}
         self.config = config.replace(threads)
+        self._eta_seconds: float | None = None
         self._progress_at = 0.0
         self._progress_seconds = 1.0
         self._stop_at = 0.0
@@ -380,7 +382,9 @@ class _Attempt:
     # what the trainer calls back
 
     def _log_line(self, line: Mapping[str, Any]) -> None:
+        """Into metrics.jsonl, and as a line to read into the log: ``mpformer logs -f`` shows how training goes."""
         append_json(self.run.metrics, line)
+        _log.info("%s", line_of(line, self.config.schedule.max_iter, self._eta_seconds))
 
     def _confirm(self) -> None:
         """Before a checkpoint counts: the run is still this process's, and the lines up to here are on the disk."""
@@ -404,6 +408,7 @@ class _Attempt:
         return stop_reason(self.options.stop_file) if self.options.stop_file is not None else None
 
     def _progress(self, values: Mapping[str, Any]) -> None:
+        self._eta_seconds = values.get("eta_seconds")
         now = time.monotonic()
         if now - self._progress_at < self._progress_seconds and values.get("iteration") != values.get("max_iter"):
             return
