@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -29,6 +30,16 @@ def client(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
 
 
+def listening(status: dict[str, Any]) -> list[str]:
+    """The addresses on which the cluster's own ports are open, as the kernel lists them."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ends = [row[1].split(":") for row in rows if row[3] == "0A"]
+    ours = range(status["port"], status["port"] + 3 + len(status["nodes"]))
+    found = [socket.inet_ntoa(bytes.fromhex(address)[::-1]) for address, port in ends if int(port, 16) in ours]
+    assert len(found) == len([name for name in status["daemons"] if name != "munged"])
+    return found
+
+
 @pytest.mark.parametrize("accounting", [False, True], ids=["no-accounting", "accounting"])
 def test_a_submitit_job_runs_and_the_cluster_goes_down(
     devcluster: Callable[..., Any], accounting: bool, tmp_path: Path
@@ -40,6 +51,7 @@ def test_a_submitit_job_runs_and_the_cluster_goes_down(
     assert status["up"]
     assert status["nodes"] == ["n0 idle", "n1 idle"]
     assert status["accounting"] is accounting
+    assert all(address.startswith("127.") for address in listening(status)), "issue 12, 5.11: out of others' reach"
 
     executor = submitit.SlurmExecutor(tmp_path)
     executor.update_parameters(time=5, gpus_per_node=2, mem="1GB", cpus_per_task=1)
@@ -104,5 +116,8 @@ def test_mistakes_are_one_line(devcluster: Callable[..., Any], tmp_path: Path) -
     here = type(cluster)(tmp_path)
     assert "not empty and not a devcluster" in here.call("up", check=False).stderr
     assert "there is no devcluster in" in here.call("down", check=False).stderr
+    env = here.call("env", check=False)
+    assert (env.returncode, env.stdout) == (2, ""), "issue 12, 5.11: nothing to evaluate in a shell"
+    assert "there is no devcluster in" in env.stderr
     assert (tmp_path / "something").exists()
     assert here.call("up", "--nodes", "0", check=False).returncode == 2
