@@ -13,9 +13,11 @@ from experiments.cli import (  # noqa: F401
     data_commands,
     launch_commands,
     model_commands,
+    own_packages,
     profile_commands,
     run_commands,
     suite_commands,
+    unwritable,
 )
 from experiments.cli.group import cli
 from experiments.cli.options import json_option, root_options
@@ -29,6 +31,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 def main() -> None:
     """Entry point: exit code 0 fine, 1 runs failed, 2 a mistake the user can mend (one line), 130 Ctrl-C."""
     try:
+        own_packages.check()
         sys.exit(cli.main(standalone_mode=False) or 0)
     except (UserError, RunFailure) as error:
         _exit(str(error), error.exit_code)
@@ -47,7 +50,7 @@ def main() -> None:
             os._exit(130)
         if error.errno not in _DISK:
             raise
-        _exit(f"cannot write {error.filename or ''}: {error.strerror}; free some space or choose another --root", 2)
+        _exit(unwritable.line(error, sys.argv[1:]), 2)
 
 
 def _exit(message: str, code: int) -> None:

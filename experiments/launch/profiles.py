@@ -423,7 +423,8 @@ def _check_part(content: dict[str, Any], part: Part, where: str) -> None:
 
 
 def _first_line(error: ValidationError, content: dict[str, Any]) -> str:
-    first = error.errors()[0]
+    found = error.errors()
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])  # what is missing is misspelt
     executor = content.get("executor")
     if first["type"].startswith("union_tag"):
         return str(choices("executor", executor, ("local", "slurm")))

@@ -16,7 +16,7 @@ from experiments.store import archive, claims
 from experiments.store.identity import SCHEME, run_id
 from experiments.store.records import RecordError
 from experiments.store.run_dir import RESULT, RUN, TRAINED, RunDir, Store
-from mpformer.runtime.disk import sha256
+from mpformer.runtime.disk import DISK, FULL, sha256
 from mpformer.runtime.errors import UserError
 
 LAST = (TRAINED, RESULT)
@@ -138,4 +138,16 @@ def _copy(run: RunDir, target: Path, skip: tuple[str, ...] = ("reservations",)) 
         path, place = source / name, target / name
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.exists():
-            shutil.copy2(path, place)
+            _copied(path, place)
+
+
+def _copied(path: Path, place: Path) -> None:
+    try:
+        shutil.copy2(path, place)
+    except OSError as error:  # which names the file that was read
+        if error.errno not in DISK:
+            raise
+        advice = "free some space there" if error.errno in FULL else "choose another --root"
+        raise UserError(
+            f"cannot write {place}: {error.strerror}; {advice} and import again: what was imported is whole"
+        ) from None

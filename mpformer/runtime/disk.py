@@ -8,7 +8,9 @@ from pathlib import Path
 
 from mpformer.runtime.errors import RunFailure
 
-_DISK = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EIO, errno.EFBIG}
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+DISK = frozenset({*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG})
+"""Errors of a disk that is full, and of one that does not take what is written."""
 
 
 def sha256(path: Path) -> str:
@@ -23,7 +25,7 @@ def disk_failures(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.errno not in DISK:
             raise
         reason = f"cannot write {path.name}: {error.strerror}; free space or choose a writable --root"
         raise RunFailure("disk", reason) from error

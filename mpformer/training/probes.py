@@ -18,6 +18,7 @@ from mpformer.data.validation import ValidationItems, validation_items
 from mpformer.evaluation.evaluate import probe_scores
 from mpformer.modeling.meta_arch import MPFormer
 from mpformer.runtime.disk import disk_failures
+from mpformer.runtime.errors import RunFailure
 
 #: column → which of the recorder's layer values it holds
 _MEASURES = {
@@ -101,5 +102,10 @@ def _lines(
 
 def _read(path: Path) -> Any:
     import pandas as pd
+    import pyarrow as pa
 
-    return pd.read_parquet(path)
+    try:
+        return pd.read_parquet(path)
+    except (OSError, pa.ArrowException) as error:
+        advice = "move it away and launch again: the probes before are lost, nothing else hangs on them"
+        raise RunFailure("disk", f"{path} is damaged ({str(error).splitlines()[0]}): {advice}") from None

@@ -258,3 +258,11 @@ def test_a_nasty_value_in_a_real_shell() -> None:
         ["bash", "-c", profile.setup_lines[-1] + '\nprintf %s "$VALUE"'], capture_output=True, text=True
     )
     assert (done.stdout, done.stderr) == (value, "")
+
+
+def test_an_unknown_key_is_named_before_a_missing_one() -> None:
+    """Issue 12, 5.10: a misspelt key is what is missing."""
+    with pytest.raises(UserError, match=r"here: unknown key 'tme'; valid: .*time"):
+        parse({"executor": "slurm", "tme": 10}, "here")
+    with pytest.raises(UserError, match="here: time: Field required"):
+        parse({"executor": "slurm"}, "here")

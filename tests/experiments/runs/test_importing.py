@@ -1,5 +1,7 @@
 """import-runs: finished runs of another store come over once, whole, and only if they are sound."""
 
+import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,21 @@ def test_runs_are_imported_once_whole_and_only_if_sound(plan: Plan, store: Store
     assert {str(path.relative_to(mine.path)) for path in mine.path.rglob("*") if path.is_file()} == names
     assert {state.label for state in choosing.snapshot(plan, store)} == {"DONE", "PLANNED"}
     assert sorted(_what(store, other)) == ["kept", "kept", "refused", "refused"]
+    assert [path.name for path in (store.root / "runs").iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_full_disk_is_one_line_that_names_where_it_is_full(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 12, 5.10: a copy's own error names the file that was read."""
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    with pytest.raises(UserError, match="No space left on device; free some space there and import again") as error:
+        importing.import_runs(store, other)
+    assert str(error.value).startswith(f"cannot write {store.root / 'runs'}")
     assert [path.name for path in (store.root / "runs").iterdir() if path.name.startswith(".")] == []
 
 

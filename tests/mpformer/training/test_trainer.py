@@ -31,6 +31,7 @@ from mpformer.runtime.errors import RunFailure, UserError
 from mpformer.runtime.rank import Rank
 from mpformer.training import trainer as training
 from mpformer.training.checkpoints import Checkpoints
+from mpformer.training.probes import Prober
 from mpformer.training.trainer import train
 
 SHAPES = ShapesConfig(side=64, train_images=12, val_images=6)  # those of the shared fixture
@@ -158,6 +159,16 @@ def test_other_seed_gives_other_weights(whole: Path, data_root: Path, tmp_path: 
     config = CONFIG.replace({"seed": 1, "runtime.eval_period": 0})
     assert train(config, tmp_path, data_root)["weights_sha256"] != trained(whole)["weights_sha256"]
     assert not (tmp_path / "probes.parquet").exists()
+
+
+def test_damaged_probes_are_named_with_what_to_do(data_root: Path, tmp_path: Path) -> None:
+    """Issue 12, 5.10: half a file, as a full disk or a broken copy leaves it."""
+    prober = Prober(CONFIG, tmp_path, data_root)
+    prober.path.write_bytes(b"PAR1 half a file")
+    with pytest.raises(RunFailure, match=r"probes.parquet is damaged .*: move it away and launch again") as error:
+        prober.cut_back(5)
+    assert error.value.failure_class == "disk"
+    assert str(prober.path) in str(error.value)
 
 
 def test_probes_and_logging_do_not_touch_the_weights(whole: Path, data_root: Path, tmp_path: Path) -> None:
