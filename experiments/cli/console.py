@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,19 @@ if TYPE_CHECKING:
 
 
 def new_console() -> "Console":
+    """Return what tables are printed on; when ``| head`` has closed the pipe the command goes on in silence."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    class Quiet(Console):
+        def on_broken_pipe(self) -> None:
+            silence()
+
+    return Quiet(highlight=False)
+
+
+def silence() -> None:
+    """Print nothing more: nobody reads it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def print_json(content: Any) -> None:

@@ -19,6 +19,7 @@ from experiments.cli import (  # noqa: F401
     suite_commands,
     unwritable,
 )
+from experiments.cli.console import silence
 from experiments.cli.group import cli
 from experiments.cli.options import json_option, root_options
 from mpformer.runtime.errors import RunFailure, UserError
@@ -43,7 +44,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `mpformer … | head`
+        silence()  # `mpformer … | head`
         sys.exit(0)
     except OSError as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # what it had to say found a closed terminal

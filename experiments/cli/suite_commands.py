@@ -11,11 +11,13 @@ import click
 
 from experiments.cli.console import new_console, print_json, warn
 from experiments.cli.group import cli
-from experiments.cli.options import json_option, plan_options, plan_request, root_option, root_options, scale_options
+from experiments.cli.options import json_option, plan_options, plan_request, root_options, scale_options
+from mpformer.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from experiments.launch.costs import Cost
     from experiments.status.suite_view import SuiteView
+    from experiments.store.suite_record import SuiteRecord
     from experiments.suites.planning import Plan
 
 
@@ -142,16 +144,27 @@ def _print_plan(resolved: "Plan", runs: Sequence[dict[str, Any]], cost: "Cost") 
 
 @cli.command()
 @click.argument("suite", required=False)
-@scale_options
-@root_option
+@plan_options
+@root_options
 @click.option("--watch", is_flag=True, help="A live table, until nothing is left to wait for; Ctrl-C ends it too.")
 @json_option
-def status(suite: str | None, scale: str, dataset: str | None, root: Path, watch: bool, as_json: bool) -> None:
-    """Show where the runs of SUITE stand (default: of every launched suite): by their files, then by Slurm."""
+def status(suite: str | None, root: Path, data_root: Path, watch: bool, as_json: bool, **asked: Any) -> None:
+    """Show where the runs of SUITE stand (default: of every launched suite): by their files, then by Slurm.
+
+    With --set, --row or --seeds it is about these runs, as `plan` resolves them, whatever was launched last.
+    """
     from experiments.status import scheduler, suite_view, tables
 
+    planned = any(asked[name] not in (None, ()) for name in ("rows", "seeds", "one_seed", "overrides"))
+    if planned and suite is None:
+        raise UserError("--set, --row and --seeds are about one suite: mpformer status SUITE --set KEY=VALUE")
+
     def views(max_age: float = 0.0) -> list["SuiteView"]:
-        return suite_view.views(root, suite_view.chosen(root, suite, scale, dataset), max_age, warn)
+        if planned and suite is not None:
+            records = [_planned_record(suite, root, data_root, asked)]
+        else:
+            records = suite_view.chosen(root, suite, asked["scale"], asked["dataset"])
+        return suite_view.views(root, records, max_age, warn)
 
     if as_json:
         return print_json([view.plain() for view in views()])
@@ -169,6 +182,15 @@ def status(suite: str | None, scale: str, dataset: str | None, root: Path, watch
     if not found:
         click.echo(f"nothing was launched into {root} yet; start with: mpformer launch headline --root {root}")
     return None
+
+
+def _planned_record(suite: str, root: Path, data_root: Path, asked: dict[str, Any]) -> "SuiteRecord":
+    from experiments.store.run_dir import Store
+    from experiments.suites import catalogue, planning
+
+    request = plan_request(suite, **asked)
+    catalogue.recall(Store(root), suite, request.scale, request.dataset)
+    return planning.record_of(planning.make(request, data_root))
 
 
 def _watch_status(views: Callable[[], list["SuiteView"]], period: float = 2.0) -> None:

@@ -193,7 +193,7 @@ def write_record(plan: Plan, store: Store, command: str) -> Path:
     path = _record_path(store, plan.suite.name, plan.scale, plan.dataset)
     source = catalogue.source(plan.suite)
     file, package = (keep_source(source, store), source.package) if source is not None else ("", "")
-    store.write_suite(path, replace(_record(plan, command), file=file, package=package))
+    store.write_suite(path, replace(record_of(plan, command), file=file, package=package))
     return path
 
 
@@ -258,7 +258,7 @@ def _refuse_merged_rows(runs: Sequence[PlannedRun], request: Request, base: Conf
             raise UserError(f"with --set {keys} the rows {other.name!r} and {run.row.name!r} are one and the same run")
 
 
-def _record(plan: Plan, command: str) -> SuiteRecord:
+def record_of(plan: Plan, command: str = "") -> SuiteRecord:
     return SuiteRecord(
         suite=plan.suite.name,
         scale=plan.scale,

@@ -154,6 +154,19 @@ def test_a_failed_inline_run_is_exit_code_1(run: Make, counter: Make, monkeypatc
     assert "failed nan" in result.out
 
 
+def test_status_of_a_setting_is_about_its_runs(run: Make, plan: Plan, store: Store) -> None:
+    """As `plan` resolves them, whatever the suite's record says."""
+    begin.record(plan, store, "a test")
+    (view,) = run("status", "headline", "--set", "schedule.max_iter=7", "--seeds", "3", "--json").json
+    planned = run("plan", "headline", "--set", "schedule.max_iter=7", "--seeds", "3", "--json").json
+    assert [one["run_id"] for one in view["runs"]] == [one["run_id"] for one in planned["runs"]]
+    (launched,) = run("status", "headline", "--json").json
+    assert {one["run_id"] for one in launched["runs"]} == {one.run_id for one in plan.unique}
+    refused = run("status", "--set", "schedule.max_iter=7")
+    assert refused.code == 2
+    assert "mpformer status SUITE --set KEY=VALUE" in refused.err
+
+
 def test_cancel_says_when_there_is_nothing_to_cancel(run: Make) -> None:
     assert "nothing of it is running" in run("cancel", "headline", "--yes").out
 

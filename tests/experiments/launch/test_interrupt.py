@@ -130,6 +130,21 @@ def test_a_launch_ends_with_the_answer(store: Store, data_root: Path) -> None:
     assert link.endswith((store.root / "reports" / "headline@mini" / "index.html").resolve().as_uri())
 
 
+def test_a_pipe_that_is_closed_ends_no_run(plan: Plan, store: Store, data_root: Path) -> None:
+    """`mpformer launch … | head -1`: the command goes on until its runs are done."""
+    script = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1] / "conftest.py"), "0.05", *ARGUMENTS]
+    roots = {"MPFORMER_ROOT": str(store.root), "DETECTRON2_DATASETS": str(data_root)}
+    process = subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **roots})
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert b"launched 4 runs" in process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(120) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert _states(plan, store) == [State.DONE] * 4
+
+
 def test_ctrl_c_is_clean(plan: Plan, store: Store, data_root: Path) -> None:
     terminal = Terminal(store, data_root, 0.3, *ARGUMENTS)
     terminal.until("/12")
