@@ -117,6 +117,7 @@ class SlurmProfile(Section):
     account: Word | None = None
     qos: Word | None = None
     constraint: Word | None = None
+    clusters: Word | None = Field(None, description="the cluster to use, where a site has several under one accounting")
     exclude: Word | None = Field(None, description="nodes not to use")
     time: str | int = Field(description="limit: minutes, or [days-]hours:minutes:seconds as for sbatch")
     nodes: int = Field(1, ge=1)
@@ -304,6 +305,7 @@ _OURS = (
 
 _KEYS: Mapping[str, str] = {
     "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint", "exclude": "exclude",
+    "clusters": "clusters",
     "time": "time", "nodes": "nodes", "ntasks-per-node": "tasks_per_node", "cpus-per-task": "cpus", "mem": "memory",
     "comment": "comment", "gpus-per-node": "gpus", "gpus-per-task": "gpus, with gpu_option: gpus-per-task",
 }  # fmt: skip

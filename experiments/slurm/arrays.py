@@ -56,7 +56,7 @@ def submit(array: Array, functions: Sequence[Callable[[], Any]]) -> str:
         element.dump(array.folder / f"{index}.pkl")
     path = array.folder / "submission.sh"
     path.write_text(script(array))
-    return slurm_client.submit(path, clean_environment())
+    return slurm_client.submit(path, clean_environment(), array.profile.clusters)
 
 
 def folder_problem(root: Path) -> str:

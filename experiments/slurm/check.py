@@ -22,7 +22,8 @@ def _refusal(name: str, profile: SlurmProfile) -> str:
         script = Path(place) / "script.sh"
         script.write_text(arrays.script(array))
         try:
-            slurm_client.call("sbatch", "--test-only", str(script), environment=arrays.clean_environment())
+            environment = arrays.clean_environment()
+            slurm_client.call("sbatch", "--test-only", str(script), clusters=profile.clusters, environment=environment)
         except SlurmError as error:
             return error.said
     return ""

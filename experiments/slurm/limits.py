@@ -41,10 +41,10 @@ def require() -> None:
         )
 
 
-def ask(*command: str) -> str:
+def ask(*command: str, clusters: str | None = "") -> str:
     """Return what a Slurm client prints; raises UserError with its words if it does not answer."""
     try:
-        return slurm_client.call(*command)
+        return slurm_client.call(*command, clusters=clusters)
     except SlurmError as error:
         raise UserError(f"Slurm does not answer: {error.said}; try again later") from None
 
@@ -52,10 +52,11 @@ def ask(*command: str) -> str:
 def limits(profile: SlurmProfile) -> Limits:
     """Return the limits of this site for jobs of a profile; what that says overrides the site. Raises UserError."""
     max_array, max_submit = profile.max_array, profile.max_submit
-    settings = _settings(ask("scontrol", "show", "config"))
+    settings = _settings(ask("scontrol", "show", "config", clusters=profile.clusters))
     array = _smallest(_number(settings, "MaxArraySize", -1), _scheduler_parameter(settings, "max_array_tasks"))
     cluster = settings.get("ClusterName", "")
-    places = ask("squeue", "-h", "-r", "-o", "%q|%a", "-u", getpass.getuser()).splitlines()
+    queue = ask("squeue", "-h", "-r", "-o", "%q|%a", "-u", getpass.getuser(), clusters=profile.clusters)
+    places = [line for line in queue.splitlines() if "|" in line]  # of another cluster its name comes first
     mine = len(places)
     found = [] if max_submit is not None else _association_limits(settings, cluster, places, profile)
     most = _number(settings, "MaxJobCount", 0)

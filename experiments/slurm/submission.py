@@ -254,6 +254,7 @@ def _submit_one(work: _Work, target: Target, batch: Batch, ids: dict[int, str], 
         smoke.create(work.directory, batch.runs)
     functions = work.functions(batch, target)
     about = Submission(work.launch, batch.number, batch.stage, array.name, runs, target.name, cluster, time.time())
+    about = replace(about, clusters=array.profile.clusters or "")
     book.submitting(about)
     job_id = _insist(about, book, lambda: arrays.submit(array, functions))
     book.submitted(batch.number, job_id)
@@ -265,6 +266,7 @@ class _WaitingReport:
     """A report job of the suite that has not begun: one is enough."""
 
     job_id: str
+    clusters: str
     after: tuple[str, ...]
     """The suite's arrays that Slurm still has."""
 
@@ -272,7 +274,8 @@ class _WaitingReport:
         """Have it wait for these arrays too; False if Slurm does not let it: it may have begun."""
         after = ":".join(dict.fromkeys((*self.after, *ids)))
         try:
-            slurm_client.call("scontrol", "update", f"JobId={self.job_id}", f"Dependency=afterany:{after}")
+            words = (f"JobId={self.job_id}", f"Dependency=afterany:{after}")
+            slurm_client.call("scontrol", "update", *words, clusters=self.clusters)
         except SlurmError:
             return False
         return True
@@ -284,9 +287,11 @@ def _waiting_report(plan: Plan, store: Store) -> _WaitingReport | None:
     batches = [one for one in journal.submissions(store, ours) if one.job_id is not None]
     jobs = [job for job in scheduler.ask(batches).jobs if not job.over] if batches else []
     waiting, live = {job.name for job in jobs if job.waiting}, {job.name for job in jobs}
-    reports = [one.job_id for one in batches if one.stage == "report" and one.name in waiting]
+    reports = [one for one in batches if one.stage == "report" and one.name in waiting]
+    if not reports:
+        return None
     after = tuple(one.job_id for one in batches if one.stage != "report" and one.name in live and one.job_id)
-    return _WaitingReport(reports[-1], after) if reports and reports[-1] else None
+    return _WaitingReport(str(reports[-1].job_id), reports[-1].clusters, after)
 
 
 def _report_on_the_lost(plan: Plan, store: Store, data_root: Path, target: Target) -> None:
@@ -326,7 +331,8 @@ def forget_nodes(plan: Plan, store: Store, exclude: str | None) -> int:
     jobs, _ = scheduler.live_elements(store, {run.run_id for run in plan.unique})
     waiting = [job for job in jobs if job.waiting and job.name in names]
     for job in waiting:
-        slurm_client.call("scontrol", "update", f"JobId={job.id}", f"ExcNodeList={exclude or ''}")
+        words = (f"JobId={job.id}", f"ExcNodeList={exclude or ''}")
+        slurm_client.call("scontrol", "update", *words, clusters=job.clusters)
     return len(waiting)
 
 

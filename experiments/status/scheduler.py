@@ -10,8 +10,9 @@ import contextlib
 import getpass
 import os
 import re
+import socket
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from experiments.status import slurm_client
 from experiments.status.slurm_client import SlurmError
-from experiments.store import journal
+from experiments.store import claims, journal
 from experiments.store.attempt_dir import FailureClass, Outcome
 from experiments.store.files import read_json, write_json
 from experiments.store.journal import Submission
@@ -105,6 +106,8 @@ class Job:
     gpus: int = 0
     cpus: int = 0
     nodes: str = ""
+    clusters: str = ""
+    """The cluster to ask about it, if that is not this machine's."""
     source: str = "squeue"
 
     @property
@@ -179,24 +182,40 @@ class Placement:
 
 
 def ask(submissions: Sequence[Submission]) -> Answer:
-    """Ask Slurm for the jobs of these batches. Raises nothing."""
+    """Ask Slurm for the jobs of these batches, each cluster for its own. Raises nothing."""
+    every = sorted({submission.clusters for submission in submissions})
+    answers = [_ask([one for one in submissions if one.clusters == clusters], clusters) for clusters in every]
+    first, *others = answers or [_ask([], "")]
+    for other in others:
+        jobs, problems = (*first.jobs, *other.jobs), (*first.problems, *other.problems)
+        first = replace(first, jobs=jobs, controller=first.controller and other.controller, problems=problems)
+    return first
+
+
+def _ask(submissions: Sequence[Submission], clusters: str) -> Answer:
     names = {submission.name for submission in submissions}
     with ThreadPoolExecutor(3) as pool:
-        queue = pool.submit(_squeue, {submission.user for submission in submissions})
-        accounts = pool.submit(_sacct, submissions)
-        cluster = pool.submit(_cluster)
+        queue = pool.submit(_squeue, {submission.user for submission in submissions}, clusters)
+        accounts = pool.submit(_sacct, submissions, clusters)
+        cluster = pool.submit(_cluster, clusters)
     (queued, trouble), (accounted, accounting, more) = queue.result(), accounts.result()
     jobs = _joined(queued or [], accounted)
     problems = tuple(line for line in (trouble, more) if line)
-    own = tuple(job for job in jobs if job.name in names)
+    own = tuple(replace(job, clusters=clusters) for job in jobs if job.name in names)
     return Answer(time.time(), own, queued is not None, accounting, cluster.result(), problems)
 
 
 def accounted(submissions: Sequence[Submission]) -> tuple[tuple[Job, ...], bool | None]:
     """Return the accounted jobs of these batches, and whether there is accounting; None: it did not answer."""
     names = {submission.name for submission in submissions}
-    jobs, accounting, _ = _sacct(submissions)
-    return tuple(job for job in jobs if job.name in names), accounting
+    found: list[Job] = []
+    known: bool | None = False
+    for clusters in sorted({submission.clusters for submission in submissions}):
+        jobs, known, _ = _sacct([one for one in submissions if one.clusters == clusters], clusters)
+        if known is None:
+            return (), None
+        found += jobs
+    return tuple(job for job in found if job.name in names), known
 
 
 def _joined(queued: Sequence[Job], accounted: Sequence[Job]) -> list[Job]:
@@ -213,10 +232,10 @@ def _joined(queued: Sequence[Job], accounted: Sequence[Job]) -> list[Job]:
 _USED = ("elapsed", "exit_code", "max_rss", "gpus", "cpus")
 
 
-def _call(*command: str) -> tuple[str | None, str]:
+def _call(*command: str, clusters: str = "") -> tuple[str | None, str]:
     """Return a client's output, or None and one line about why there is none."""
     try:
-        return slurm_client.call(*command), ""
+        return slurm_client.call(*command, clusters=clusters), ""
     except SlurmError as error:
         return None, str(error)
 
@@ -224,14 +243,15 @@ def _call(*command: str) -> tuple[str | None, str]:
 _COLUMNS = "%i|%A|%T|%r|%V|%S|%N|%j"
 
 
-def _squeue(users: Collection[str]) -> tuple[list[Job] | None, str]:
+def _squeue(users: Collection[str], clusters: str) -> tuple[list[Job] | None, str]:
     """These users' jobs in the queue, and those that ended within MinJobAge; of one user, no others are sent.
 
     A name may hold the separator, and comes last.
     """
     whose = ",".join(sorted({*users, getpass.getuser()} - {""}))
-    output, trouble = _call("squeue", "-h", "-r", "-t", "all", "-u", whose, "-o", _COLUMNS)
-    return (None, trouble) if output is None else ([_queued(line) for line in output.splitlines() if line], "")
+    output, trouble = _call("squeue", "-h", "-r", "-t", "all", "-u", whose, "-o", _COLUMNS, clusters=clusters)
+    lines = [] if output is None else [line for line in output.splitlines() if "|" in line]
+    return (None, trouble) if output is None else ([_queued(line) for line in lines], "")
 
 
 def _queued(line: str) -> Job:
@@ -243,7 +263,7 @@ def _queued(line: str) -> Job:
 _ACCOUNTS = "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,ElapsedRaw,MaxRSS,AllocTRES,NodeList,JobName"
 
 
-def _sacct(submissions: Sequence[Submission]) -> tuple[list[Job], bool | None, str]:
+def _sacct(submissions: Sequence[Submission], clusters: str) -> tuple[list[Job], bool | None, str]:
     """The accounted jobs, whether there is accounting, and one line if it did not answer."""
     known = [submission.job_id for submission in submissions if submission.job_id]
     lost = [submission for submission in submissions if submission.unrecorded]
@@ -254,7 +274,7 @@ def _sacct(submissions: Sequence[Submission]) -> tuple[list[Job], bool | None, s
         asked.append(["--name", names, "-S", time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))])
     jobs: list[Job] = []
     for selection in asked:
-        output, trouble = _call("sacct", "-n", "-P", "-D", *selection, "-o", _ACCOUNTS)
+        output, trouble = _call("sacct", "-n", "-P", "-D", *selection, "-o", _ACCOUNTS, clusters=clusters)
         if output is None:
             return [], *_no_accounting(trouble)
         jobs += _accounted(output.splitlines())
@@ -288,14 +308,15 @@ def _accounted(lines: Iterable[str]) -> list[Job]:
 
 
 _CLUSTERS: dict[str, tuple[float, str]] = {}
+"""By machine, configuration and cluster: when its name was asked, and the name."""
 
 
-def _cluster() -> str:
-    """The name of the cluster that answers here; empty if it is not known."""
-    conf = os.environ.get("SLURM_CONF", "")
+def _cluster(clusters: str) -> str:
+    """The name of the cluster that answers; empty if it is not known."""
+    conf = f"{socket.gethostname()}:{os.environ.get('SLURM_CONF', '')}:{clusters}"
     asked, name = _CLUSTERS.get(conf, (0.0, ""))
     if not name or time.time() - asked > CLUSTER_PERIOD:
-        output, _ = _call("scontrol", "show", "config")
+        output, _ = _call("scontrol", "show", "config", clusters=clusters)
         found = re.search(r"^ClusterName\s*=\s*(\S+)", output or "", re.MULTILINE)
         name = found[1] if found else ""
         _CLUSTERS[conf] = (time.time(), name)
@@ -340,21 +361,55 @@ def placements(
     concerned = _concerned(store, run_ids)
     if not concerned:
         return {}, None
-    before = read_json(store.root / SNAPSHOT)
-    known = before.get("jobs", {}) if isinstance(before, dict) else {}
-    if known and max_age and time.time() - before["time"] < max_age and (shared := _shared(before, concerned)):
+    if max_age and (shared := _shared(_snapshot(store), concerned, max_age)):
         return shared
-    answer = _recent(list({id(one): one for elements in concerned.values() for one, _ in elements}.values()), max_age)
-    jobs = {(job.name, job.id.partition("_")[2] or "0"): job for job in answer.jobs}
-    found = {run_id: _placed(elements, jobs, answer, known.get(run_id)) for run_id, elements in concerned.items()}
-    _keep(store, found, answer, known)
+    with _asking(store, watching=max_age > 0) as others:
+        before = _snapshot(store)  # somebody may have asked meanwhile, or be asking: then an older answer will do
+        if max_age and (shared := _shared(before, concerned, max_age * (4 if others else 1))):
+            return shared
+        _recall_clusters(before)
+        batches = list({id(one): one for elements in concerned.values() for one, _ in elements}.values())
+        answer, known = _recent(batches, max_age), before.get("jobs", {})
+        jobs = {(job.name, job.id.partition("_")[2] or "0"): job for job in answer.jobs}
+        found = {run_id: _placed(elements, jobs, answer, known.get(run_id)) for run_id, elements in concerned.items()}
+        _keep(store, found, answer, known)
     return found, answer
 
 
+def _snapshot(store: Store) -> Mapping[str, Any]:
+    """What Slurm said last; empty if nothing is known."""
+    content = read_json(store.root / SNAPSHOT)
+    return content if isinstance(content, dict) else {}
+
+
+@contextlib.contextmanager
+def _asking(store: Store, watching: bool) -> Iterator[bool]:
+    """Say to others that watch that this process asks; yields whether one of them does, who then writes the answer."""
+    mark = store.root / ".asking"
+    ours = False
+    with contextlib.suppress(OSError):
+        if watching and mark.exists() and time.time() - mark.stat().st_mtime > 2 * slurm_client.PATIENCE:
+            mark.unlink(missing_ok=True)  # of a process that was killed
+        ours = watching and claims.create(mark, "")
+    try:
+        yield watching and not ours
+    finally:
+        if ours:
+            mark.unlink(missing_ok=True)
+
+
+def _recall_clusters(before: Mapping[str, Any]) -> None:
+    """Take over what another process of this machine was told within the hour of what its cluster is called."""
+    for key, (asked, name) in before.get("clusters", {}).items():
+        _CLUSTERS.setdefault(key, (float(asked), str(name)))
+
+
 def _shared(
-    before: Mapping[str, Any], concerned: Mapping[str, Sequence[tuple[Submission, int]]]
+    before: Mapping[str, Any], concerned: Mapping[str, Sequence[tuple[Submission, int]]], max_age: float
 ) -> tuple[dict[str, Placement], Answer] | None:
-    """The answer to whoever asked last, if it covers all these runs and nothing was submitted since; else None."""
+    """The answer to whoever asked last, if it is recent, covers all these runs, and nothing was submitted since."""
+    if not before.get("jobs") or time.time() - before["time"] >= max_age:
+        return None
     asked = before["time"]
     answer = Answer(asked, (), True, before["accounting"], before["cluster"], tuple(before["problems"]))
     found: dict[str, Placement] = {}
@@ -407,7 +462,8 @@ def _placement(
     job = jobs.get((submission.name, str(index)))
     if job is not None and submission.job_id and job.id.partition("_")[0] != submission.job_id:
         job = None
-    other = bool(submission.cluster and answer.cluster and submission.cluster != answer.cluster)
+    elsewhere = bool(submission.cluster and answer.cluster and submission.cluster != answer.cluster)
+    other = elsewhere and not submission.clusters
     if job is not None and job.source == "sacct" and not job.over:
         # accounting lags, and may wait for ever for the end of a job that the controller has forgotten
         seen, job = {"state": job.state, "time": answer.time}, None
@@ -434,6 +490,7 @@ def _keep(store: Store, found: Mapping[str, Placement], answer: Answer, known: M
     jobs = dict(known) | {run_id: _kept(placement, answer) for run_id, placement in found.items() if _worth(placement)}
     about: dict[str, Any] = {"schema": 1, "time": answer.time, "controller": answer.controller}
     about |= {"accounting": answer.accounting, "cluster": answer.cluster, "problems": list(answer.problems)}
+    about["clusters"] = dict(_CLUSTERS)
     with contextlib.suppress(OSError, ValueError):
         write_json(store.root / SNAPSHOT, {**about, "jobs": jobs})
 
@@ -486,10 +543,11 @@ def live_elements(store: Store, run_ids: Collection[str]) -> tuple[list[Job], An
 def cancel(jobs: Sequence[Job]) -> str:
     """Take jobs out of Slurm, by number and name, so that no other job of a reused number goes; returns what failed."""
     troubles = []
-    for name in dict.fromkeys(job.name for job in jobs):
+    for name, clusters in dict.fromkeys((job.name, job.clusters) for job in jobs):
         ids = [job.id for job in jobs if job.name == name]
         for start in range(0, len(ids), 200):
-            troubles.append(_call("scancel", f"--name={name}", *ids[start : start + 200])[1])
+            chunk = ids[start : start + 200]
+            troubles.append(_call("scancel", f"--name={name}", *chunk, clusters=clusters)[1])
     return next((trouble for trouble in troubles if trouble), "")
 
 

@@ -28,12 +28,14 @@ class SlurmError(UserError):
         """Whether the same call may go well in a moment."""
 
 
-def call(*command: str, environment: Mapping[str, str] | None = None) -> str:
+def call(*command: str, clusters: str | None = "", environment: Mapping[str, str] | None = None) -> str:
     """Return what a client prints; times come as seconds since 1970. Raises SlurmError.
 
-    ``environment`` replaces this process's, for clients that hand theirs on.
+    ``clusters`` is another cluster than this machine's to ask; ``environment`` replaces this process's, for clients
+    that hand theirs on.
     """
     client = command[0]
+    command = (client, f"--clusters={clusters}", *command[1:]) if clusters else command
     given = {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"} if environment is None else dict(environment)
     try:
         done = subprocess.run(command, env=given, capture_output=True, text=True, errors="replace", timeout=PATIENCE)
@@ -56,6 +58,7 @@ def _words(client: str, stderr: str) -> str:
     return "; ".join(dict.fromkeys(line for line in lines if line))
 
 
-def submit(script: Path, environment: Mapping[str, str]) -> str:
+def submit(script: Path, environment: Mapping[str, str], clusters: str | None = "") -> str:
     """Hand a batch script to ``sbatch``, which hands the environment on to the job; returns the job's id."""
-    return call("sbatch", "--parsable", str(script), environment=environment).strip().partition(";")[0]
+    said = call("sbatch", "--parsable", str(script), clusters=clusters, environment=environment)
+    return said.strip().partition(";")[0]

@@ -1,11 +1,11 @@
 """Where many runs stand: their files first, then, for those that are not done, this machine's workers and Slurm."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from experiments.status import scheduler
-from experiments.status.scheduler import Answer
-from experiments.status.states import RunState, finished, unfinished
+from experiments.status.scheduler import Answer, Placement
+from experiments.status.states import RunState, State, finished, unfinished
 from experiments.store.files import side_by_side
 from experiments.store.launches import queued_runs
 from experiments.store.run_dir import Store
@@ -35,9 +35,16 @@ def look(store: Store, runs: Iterable[Key], max_age: float = 0.0) -> Standing:
     rest = [key for key in keys if key not in states]
     queued = queued_runs(store)
     placements, answer = scheduler.placements(store, {run_id for run_id, _ in rest}, max_age)
-    others = side_by_side(lambda key: unfinished(store.run(key[0]), queued, placements), rest)
+    others = side_by_side(lambda key: _open(store, key, queued, placements), rest)
     states |= zip(rest, others, strict=True)
     return Standing({key: states[key] for key in keys}, answer)
+
+
+def _open(store: Store, key: Key, queued: frozenset[str], placements: Mapping[str, Placement]) -> RunState:
+    """The state of a run that was not done before Slurm was asked; it may have got its result meanwhile."""
+    run = store.run(key[0])
+    state = unfinished(run, queued, placements)
+    return (state.state in (State.TRAINED, State.UNKNOWN) and finished(run, key[1])) or state
 
 
 def look_at_plan(plan: Plan, store: Store, max_age: float = 0.0) -> dict[str, RunState]:

@@ -53,6 +53,8 @@ class Submission:
     job_id: str | None = None
     """The array's id; None if ``sbatch`` was not heard of again, or refused (see ``error``)."""
     error: str | None = None
+    clusters: str = ""
+    """Slurm's name of another cluster than the launcher's, which its clients are to be asked about; else empty."""
     user: str = ""
     """The account whose jobs they are, by the journal's owner; empty if that is not known."""
 
@@ -83,6 +85,7 @@ class Journal:
         runs = [{"run_id": run.run_id, "eval_id": run.eval_id} for run in submission.runs]
         about = {"stage": submission.stage, "name": submission.name, "runs": runs}
         about |= {"profile": submission.profile, "cluster": submission.cluster}
+        about |= {"clusters": submission.clusters} if submission.clusters else {}
         self._append("submitting", submission.batch, **about)
 
     def submitted(self, batch: int, job_id: str) -> None:
@@ -116,7 +119,7 @@ class Journal:
     def _submission(self, event: dict[str, Any], user: str) -> Submission:
         runs = tuple(BatchRun(run["run_id"], run["eval_id"]) for run in event["runs"])
         about: dict[str, Any] = {"profile": event.get("profile", ""), "cluster": event.get("cluster", "")}
-        about |= {"created": event["time"], "user": user}
+        about |= {"created": event["time"], "user": user, "clusters": event.get("clusters", "")}
         return Submission(self.launch, int(event["batch"]), event["stage"], event["name"], runs, **about)
 
     def _append(self, event: str, batch: int, **about: Any) -> None:

@@ -388,7 +388,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What the clients print, by the first words that match."""
     said = {"scontrol": CONFIG, "squeue -h -r -o %q|%a -u": "normal|lab\nlong|lab\nnormal|lab\n"}
 
-    def ask(*command: str) -> str:
+    def ask(*command: str, clusters: str | None = "") -> str:
         line = " ".join(command)
         return next(text for words, text in said.items() if line.startswith(words))
 

@@ -1,15 +1,21 @@
 """What Slurm is asked, how often, and how its answers are put together."""
 
 import getpass
+import os
+import shutil
 import time
 from typing import Any
 
 import pytest
 
+from experiments.runs import cancelling
 from experiments.status import scheduler, standing
 from experiments.status.states import RunState, derive
+from experiments.store.files import read_json, write_json
 from experiments.store.journal import BatchRun, Submission, of_launch
-from tests.support.fake_slurm import ARRAY, LAUNCH, NAME, FakeSlurm, Submitted
+from experiments.store.run_dir import Store
+from experiments.suites.planning import Plan
+from tests.support.fake_slurm import ARRAY, LAUNCH, NAME, FakeSlurm, Submitted, submit
 
 
 def test_the_snapshot_serves_whoever_does_not_ask(submitted: Submitted, slurm: FakeSlurm) -> None:
@@ -31,6 +37,68 @@ def test_a_live_table_asks_slurm_now_and_then_only(submitted: Submitted, slurm: 
     for _ in range(4):
         standing.look(submitted.store, key, max_age=60)
     assert slurm.calls("squeue") == 1
+
+
+def test_while_one_process_asks_the_others_take_an_older_answer(submitted: Submitted, slurm: FakeSlurm) -> None:
+    """Tables that are watched ask at most every fifteen seconds, however many begin to look at the same moment."""
+    slurm.queued(0, "PENDING")
+    key = [(run.run_id, run.eval_id) for run in submitted.plan.unique]
+    standing.look(submitted.store, key, max_age=15)
+    scheduler._ANSWERS.clear()  # another process
+    path = submitted.store.root / scheduler.SNAPSHOT
+    then, kept = time.time() - 30, read_json(path)
+    aged = {run_id: {**line, "time": then} for run_id, line in kept["jobs"].items()}
+    write_json(path, {**kept, "time": then, "jobs": aged})
+    mark = submitted.store.root / ".asking"
+    mark.touch()
+    standing.look(submitted.store, key, max_age=15)
+    assert slurm.calls("squeue") == 1
+    os.utime(mark, (0, 0))  # of a process that was killed
+    standing.look(submitted.store, key, max_age=15)
+    assert slurm.calls("squeue") == 2
+    assert not mark.exists()
+
+
+def test_a_run_that_gets_its_result_while_slurm_is_asked_is_done(
+    submitted: Submitted, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a launch at that moment would submit it a second time."""
+    real, run = scheduler.placements, submitted.plan.unique[0]
+
+    def asked(*given: Any) -> Any:
+        answer = real(*given)
+        submitted.attempt(0, outcome="done", ended=time.time())
+        content = {"run_id": run.run_id, "eval_id": run.eval_id, "complete": True, "metrics": {"AP": 1.0}}
+        write_json(submitted.run(0).evaluation(run.eval_id) / "result.json", content)
+        write_json(submitted.run(0).trained_file, {"weights": "w", "weights_sha256": "0"})
+        return answer
+
+    slurm.queued(0, "COMPLETED")
+    monkeypatch.setattr(scheduler, "placements", asked)
+    assert submitted.state(0).label == "DONE"
+
+
+def test_the_clusters_name_is_asked_once_an_hour_by_whoever_looks(
+    submitted: Submitted, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.queued(0, "PENDING", "Priority")
+    for _ in range(3):
+        monkeypatch.setattr(scheduler, "_CLUSTERS", {})  # another process
+        submitted.state()
+    assert (slurm.calls("scontrol"), slurm.calls("squeue")) == (1, 3)
+
+
+def test_another_cluster_is_asked_about_its_own_jobs(plan: Plan, store: Store, slurm: FakeSlurm) -> None:
+    submit(plan, store, clusters="gpus")
+    slurm.say("squeue", f"CLUSTER: gpus\n{ARRAY}_0|1235|PENDING|Priority|1767268800|N/A||{NAME}\n")
+    shutil.copy(slurm.folder / "squeue", slurm.folder / "scancel")
+    slurm.say("scancel")
+    found = Submitted(plan, store)
+    assert found.said() == ("QUEUED", "Priority")
+    assert cancelling.cancel(store, [found.state()]).jobs == (f"{ARRAY}_0",)
+    for client in ("squeue", "sacct", "scontrol", "scancel"):
+        asked = (slurm.folder / f"{client}.calls").read_text().splitlines()
+        assert all(line.startswith("--clusters=gpus ") for line in asked), client
 
 
 def test_of_several_who_watch_one_asks(submitted: Submitted, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
