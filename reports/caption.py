@@ -11,7 +11,7 @@ from experiments.store.suite_record import SuiteRecord
 from mpformer.config.datasets import DATASETS
 from mpformer.config.paper_settings import setting, setting_names
 from mpformer.config.presets import BESIDES, PRESETS
-from mpformer.config.schema import BACKBONE_CONFIGS, Toggles
+from mpformer.config.schema import BACKBONE_CONFIGS, ModelConfig, Toggles
 from reports.definitions import definitions
 from reports.model import Table
 from reports.runs import RunView
@@ -48,7 +48,9 @@ def _published_settings() -> tuple[dict[str, Any], ...]:
 def _setting_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a setting fixes; not where files lie, nor what a preset sets."""
     dataset = {key: config["dataset"].get(key) for key in ("name", "task", "augmentation")}
-    model = {key: value for key, value in config["model"].items() if key not in ("init_weights", "init_checksum")}
+    # a stored run has no key that is younger than it
+    stored = {**ModelConfig().model_dump(mode="json"), **config["model"]}
+    model = {key: value for key, value in stored.items() if key not in ("init_weights", "init_checksum")}
     of_presets = {key.partition(".")[2] for known in BESIDES.values() for key in known}
     schedule = {key: value for key, value in config["schedule"].items() if key not in of_presets}
     return {"dataset": dataset, "model": model, "schedule": schedule}

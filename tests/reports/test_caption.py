@@ -57,6 +57,11 @@ def test_a_preset_is_claimed_only_if_everything_that_it_fixes_is_equal() -> None
     published = {f"schedule.{key}": value for key, value in fifty.items()}
     assert preset_of(MP_FORMER | published) == "mp-former/paper", "another setting of the paper"
     assert preset_of(MP_FORMER | {"model.queries": 50}, {"model.queries": 50}) == ""
+    given, config = MP_FORMER | published, setting("coco/instance/r50-50ep").replace(MP_FORMER).model_dump(mode="json")
+    del config["model"]["reinit_class_head"]
+    assert caption.preset(RECORD, config["toggles"], given, config) == "mp-former/paper", (
+        "stored before the key was added"
+    )
     assert preset_of(changes("mp-former/release")) == "mp-former/release"
     assert preset_of(published | changes("mp-former/release")) == "mp-former/release"
 

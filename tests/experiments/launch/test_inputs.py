@@ -11,6 +11,7 @@ import torch
 from experiments.launch import inputs
 from experiments.store.run_dir import Store
 from experiments.suites import datasets, planning
+from experiments.suites.scales import base
 from mpformer.config.schema import Config
 from mpformer.runtime.errors import UserError
 from tests.support import small_runs, tiny_jobs
@@ -37,7 +38,7 @@ def test_a_suite_runs_on_a_backbone_that_is_chosen_by_name(data_root: Path, tmp_
 
 @pytest.fixture
 def mini() -> Config:
-    return planning.scales.base("mini")
+    return base("mini")
 
 
 def test_a_backbone_that_cannot_be_is_refused_before_a_launch(mini: Config, monkeypatch: pytest.MonkeyPatch) -> None:
