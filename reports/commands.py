@@ -1,7 +1,10 @@
 """``mpformer report`` and ``visualize``; the command line finds them through the entry points of pyproject.toml."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import click
 
@@ -22,6 +25,8 @@ from mpformer.runtime.errors import UserError
 @click.option("--column", "columns", multiple=True, help="A column of the table, instead of the suite's; repeatable.")
 @click.option("--decimals", type=click.IntRange(0, 6), default=None, help="Decimals of the table; default: per metric.")
 @click.option("--check", is_flag=True, help="Compare with the published numbers; exit code 1 if one is outside.")
+@click.option("--watch", is_flag=True, help="Build again what changes, and show it on this machine, until Ctrl-C.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="With --watch: its port; default: a free one.")
 @click.option("--single-file", is_flag=True, help="Also each suite (pages, explorer, figures) as one HTML file.")
 @click.option("--zip", "as_zip", is_flag=True, help="Also all files as report.zip.")
 @json_option
@@ -36,6 +41,8 @@ def report(
     columns: tuple[str, ...],
     decimals: int | None,
     check: bool,
+    watch: bool,
+    port: int,
     single_file: bool,
     as_zip: bool,
     as_json: bool,
@@ -59,16 +66,20 @@ def report(
     suite_view.refresh(root, warn)
     for line in paper_numbers.warnings(paper_numbers.read()):
         warn(line)
-    paths = build.build(
+    make = partial(
+        build.build,
         suites,
         root,
         scale=scale,
         dataset=dataset,
         out=out,
-        formats=formats or tuple(FORMATS),
+        formats=formats or (tuple(FORMATS) if not watch else WATCHED),
         columns=columns,
         decimals=decimals,
     )
+    paths = make()
+    if watch:
+        return _watch(make, paths, out or root / "reports", port, root)
     packed = _packed(paths, out or root / "reports", single_file, as_zip)
     if as_json:
         print_json([str(path) for path in [*paths, *packed]])
@@ -86,6 +97,35 @@ def _packed(paths: Sequence[Path], base: Path, single_file: bool, as_zip: bool) 
     if single_file and not made:
         raise UserError("--single-file packs pages: leave --format out, or add --format html")
     return made + ([packing.zipped(paths, base)] if as_zip else [])
+
+
+WATCHED = ("html", "md", "tex", "csv", "json")
+"""The formats of --watch: figures as PDF and PNG would take most of its time."""
+WATCH_SECONDS, SLURM_SECONDS = 3.0, 30.0
+
+
+def _watch(make: Callable[[], list[Path]], paths: Sequence[Path], base: Path, port: int, root: Path) -> int:
+    """Serve the report and build it anew while it changes; Slurm is asked more rarely than files are looked at."""
+    from experiments.status import suite_view
+    from reports import watching
+
+    pages = [path for path in paths if path.name == "index.html"]
+    if not pages:
+        raise UserError("--watch shows pages: leave --format out, or add --format html")
+    server = watching.start(base, port)
+    page = min(pages, key=lambda path: len(path.parts)).relative_to(base)
+    click.echo(f"http://{watching.ADDRESS}:{server.server_port}/{quote(page.as_posix())}  (Ctrl-C ends it)")
+    asked = [time.monotonic()]
+
+    def rebuild() -> None:
+        if time.monotonic() - asked[0] > SLURM_SECONDS:
+            suite_view.refresh(root, warn)
+            asked[0] = time.monotonic()
+        make()
+
+    watching.watch(rebuild, WATCH_SECONDS, warn)
+    server.shutdown()
+    return 0
 
 
 def _where(paths: Sequence[Path]) -> list[str]:

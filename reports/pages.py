@@ -206,6 +206,7 @@ def suite_page(
         explorer_link=explorer_link,
         opening=opening,
         missing=missing,
+        updated=last_logged(report.views),
         stamp=stamp(),
     )  # fmt: skip
 
@@ -217,7 +218,16 @@ def run_page(report: SuiteReport, run: provenance.RunSection, *, index_link: str
     baseline = report.baseline_of(run.row) is None
     preset = caption.preset(report.record, run.row.toggles, run.row.changes, run.view.config)
     template = _environment().get_template("run.html.j2")
-    return template.render(table=report.table, run=run, preset=preset, baseline=baseline, index_link=index_link)
+    updated = last_logged([run.view])
+    return template.render(
+        table=report.table, run=run, preset=preset, baseline=baseline, index_link=index_link, updated=updated
+    )
+
+
+def last_logged(views: Sequence[RunView]) -> float | None:
+    """When a run that trains logged last, in unix seconds; None where none trains."""
+    logs = (view.directory.metrics for view in views if view.standing.state == "RUNNING")
+    return max((path.stat().st_mtime for path in logs if path.exists()), default=None)
 
 
 def card(table: Table) -> Markup:

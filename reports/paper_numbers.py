@@ -409,7 +409,7 @@ def _places(suite: Suite, dataset: str) -> list[Place]:
     found = []
     for row in suite.rows("paper", dataset):
         if not row.not_applicable:
-            config = base.replace(row.changes).model_dump(mode="json")
+            config = base.replace(dict(row.changes)).model_dump(mode="json")
             names = frozenset(_names(row, config["toggles"]))
             found.append(Place(suite.name, names, _setting("paper", config), frozenset(suite.columns)))
     return found

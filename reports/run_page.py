@@ -233,6 +233,7 @@ def _facts(view: RunView) -> list[tuple[str, str]]:
         "jobs": ", ".join(dict.fromkeys(filter(None, (attempt.job for attempt in view.attempts)))),
         "used": used.text() if (used := usage.used_by(view.directory)) else "",
         "trained in": _duration(view.trained.seconds),
+        "so far": _so_far(view) if view.trained.seconds is None else "",
         "peak memory of training": _gib(view.trained.peak_memory_bytes),
         "evaluated in": _duration((view.result or {}).get("seconds")),
         "peak memory of evaluation": _gib((view.result or {}).get("peak_memory_bytes")),
@@ -242,6 +243,12 @@ def _facts(view: RunView) -> list[tuple[str, str]]:
         "scored with": _scorers(view),
     }
     return [(name, value) for name, value in facts.items() if value]
+
+
+def _so_far(view: RunView) -> str:
+    """The seconds of an iteration as logged, from the first line on."""
+    known = [line["seconds"] for line in view.lines if isinstance(line.get("seconds"), int | float)]
+    return f"{sum(known) / len(known):.3g} s an iteration, up to iteration {view.iteration}" if known else ""
 
 
 def _scorers(view: RunView) -> str:

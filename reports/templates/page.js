@@ -9,6 +9,13 @@ function openTarget() {
 }
 addEventListener("hashchange", openTarget);
 addEventListener("DOMContentLoaded", openTarget);
+function sayAge() {
+  for (const node of document.querySelectorAll("[data-at]")) {
+    const s = Math.max(0, Math.round(Date.now() / 1000 - Number(node.dataset.at)));
+    node.textContent = `updated ${s < 120 ? `${s} s` : s < 7200 ? `${Math.round(s / 60)} min` : s < 172800 ? `${Math.round(s / 3600)} h` : `${Math.round(s / 86400)} days`} ago`;
+  }
+}
+addEventListener("DOMContentLoaded", () => { sayAge(); setInterval(sayAge, 1000); });
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("[data-copy]");
   if (!button) return;
