@@ -55,7 +55,7 @@ def called(*words: str) -> Result:
 
 
 def test_a_laboratory_adds_a_command(add: Add) -> None:
-    assert "weigh" not in called("--help").output
+    assert "\n  weigh " not in called("--help").output
     add(weigh="laboratory:weigh")
     assert "Say where the runs of this laboratory lie." in called("--help").output
     assert called("weigh", "--root", "here").output == "runs in here\n"
