@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from typing import Any
 import cloudpickle
 import pytest
 
+from experiments.slurm import submission
+from experiments.slurm.batches import Target
 from experiments.status.states import derive
 from experiments.store.files import append_json, read_json, write_json
 from experiments.store.launches import deaths
@@ -189,6 +191,36 @@ def test_a_watcher_killed_while_the_controller_is_away_ends_no_run(
     (death,) = deaths(folder / "deaths.txt")
     assert (death.start, death.node, death.exit_code) == (0, "n0", 137)
     assert iterations(directory) == list(range(1, 61)), "from the checkpoint that the attempt left, nothing twice"
+
+
+APPTAINER = """#!/bin/sh
+while [ "$1" != /images/a.sif ]; do shift; done
+shift
+PATH=/nowhere exec "$@"
+"""
+
+
+def test_a_container_without_slurms_clients_chains_over_time_limits(
+    devcluster: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The batch shell, outside the container, queues the job again. Apptainer is a script that takes the clients away."""
+    devcluster("--nodes", "1")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "apptainer").write_text(APPTAINER)
+    (tmp_path / "bin" / "apptainer").chmod(0o755)
+    keys = {"container": "/images/a.sif", "container_runtime": "apptainer", "container_mounts": "/a,/b:/c"}
+    made = counting_jobs.profile(**keys, time=1, signal_delay=20, setup=[f"export PATH={tmp_path}/bin:$PATH"])
+    data, store = counting_jobs.data_root(tmp_path), Store(tmp_path / "store")
+    plan = counting_jobs.plan(data, seeds=(0,), schedule__max_iter=60)
+    plan = replace(plan, runs=plan.runs[:1])
+    done = submission.launch(plan, store, data, Target("test", made), runner=Stepping(1.0))
+    run, directory = plan.runs[0], store.run(plan.runs[0].run_id)
+    folder = done.directory / "jobs" / "0"
+    until(
+        lambda: directory.result(run.eval_id), 300, lambda: tiny_jobs.logs(directory, folder) + client("squeue", "-a")
+    )
+    assert [stage["outcome"] for stage in stages(directory)][:2] == ["requeued", "done"]
+    assert iterations(directory) == list(range(1, 61)), "at the very iteration"
 
 
 def test_tasks_do_not_wait_for_a_main_one_that_refuses(
