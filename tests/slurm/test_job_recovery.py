@@ -203,7 +203,7 @@ PATH=/nowhere exec "$@"
 def test_a_container_without_slurms_clients_chains_over_time_limits(
     devcluster: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """The batch shell, outside the container, queues the job again. Apptainer is a script that takes the clients away."""
+    """The batch shell queues the job again from outside. Apptainer is a script that takes the clients away."""
     devcluster("--nodes", "1")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "apptainer").write_text(APPTAINER)
