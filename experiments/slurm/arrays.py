@@ -90,6 +90,7 @@ def _setup_lines(folder: Path, code: Path) -> list[str]:
         f"jobs={shlex.quote(str(folder))}",
         'element="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl"',
         _LINK,
+        "set +e",  # whatever the profile's lines have set: those after srun are to be reached
     ]
 
 

@@ -41,6 +41,9 @@ def before(deaths: Path, exclude: str | None = None) -> list[str]:
 
 AFTER = rf"""
 mpformer_status=$?
+# of an array's elements the last to begin has the array's own number, by which Slurm would queue all of them again
+mpformer_job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}
+mpformer_job=${{mpformer_job:-$SLURM_JOB_ID}}
 case $mpformer_status in 0|{FAILED}) exit "$mpformer_status";; esac
 mpformer_changes=
 if [ "$mpformer_status" != {AGAIN} ]; then
@@ -65,7 +68,7 @@ if [ "$mpformer_status" != {AGAIN} ]; then
   [ -z "$mpformer_bad" ] || mpformer_changes+=" ExcNodeList=${{mpformer_exclude:+$mpformer_exclude,}}$mpformer_bad"
 fi
 mpformer_end=$((SECONDS + 1800))
-until mpformer_said=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); do
+until mpformer_said=$(scontrol requeue "$mpformer_job" 2>&1); do
   case $mpformer_said in *"pending execution"*) exit "$mpformer_status";; esac
   if [[ $mpformer_said == *disabled* || -n ${{mpformer_ended:-}} || $SECONDS -gt $mpformer_end ]]; then
     echo "{WORD}the job could not be requeued: ${{mpformer_said//$'\n'/ }}; launch again to continue"
@@ -74,7 +77,7 @@ until mpformer_said=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); do
   sleep $((5 + RANDOM % 10))
 done
 trap '' TERM  # Slurm is about to end this shell
-[ -z "$mpformer_changes" ] || scontrol update JobId="$SLURM_JOB_ID" $mpformer_changes
+[ -z "$mpformer_changes" ] || scontrol update JobId="$mpformer_job" $mpformer_changes
 exit "$mpformer_status"
 """.strip().splitlines()
 """The shell lines after ``srun``."""

@@ -6,6 +6,7 @@ import re
 import time
 from pathlib import Path
 
+from experiments.execution import provenance
 from experiments.slurm.batch_shell import DEATHS
 from experiments.status import failures, slurm_client
 from experiments.status.slurm_client import SlurmError
@@ -26,7 +27,7 @@ def time_left() -> str:
     In a container without Slurm's clients it is the time to the limit that the job began with.
     """
     with contextlib.suppress(SlurmError):
-        return slurm_client.call("squeue", "-h", "-j", os.environ.get("SLURM_JOB_ID", ""), "-o", "%L").strip()
+        return slurm_client.call("squeue", "-h", "-j", provenance.execution().job, "-o", "%L").strip()
     end = os.environ.get("SLURM_JOB_END_TIME", "")
     minutes, rest = divmod(max(0, int(end) - int(time.time())), 60) if end.isdigit() else (0, 0)
     return f"{minutes}:{rest:02d}" if end.isdigit() else ""

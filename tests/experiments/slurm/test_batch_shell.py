@@ -102,6 +102,14 @@ def test_a_good_start_between_them_ends_the_row(shell: Shell) -> None:
         assert "in a row" not in shell.run("(exit 105)", start, node="?").stdout
 
 
+def test_an_element_of_an_array_speaks_of_itself_alone(shell: Shell) -> None:
+    """Its raw number may be the array's, by which Slurm would queue every element again."""
+    shell.run("(exit 105)", SLURM_ARRAY_JOB_ID="77", SLURM_ARRAY_TASK_ID="3")
+    requeue, update = shell.asked()
+    assert requeue == "scontrol requeue 77_3"
+    assert update.startswith("scontrol update JobId=77_3 ")
+
+
 def test_a_node_on_which_two_starts_died_is_left_out_but_never_half_of_them(shell: Shell) -> None:
     shell.run("(exit 105)", 0, "n1")
     assert "ExcNodeList" not in shell.asked()[-1]
