@@ -219,7 +219,8 @@ def test_a_container_without_slurms_clients_chains_over_time_limits(
     until(
         lambda: directory.result(run.eval_id), 300, lambda: tiny_jobs.logs(directory, folder) + client("squeue", "-a")
     )
-    assert [stage["outcome"] for stage in stages(directory)][:2] == ["requeued", "done"]
+    *earlier, last = [stage["outcome"] for stage in stages(directory)]
+    assert (set(earlier), last) == ({"requeued"}, "done")
     assert iterations(directory) == list(range(1, 61)), "at the very iteration"
 
 
