@@ -3,10 +3,13 @@
 import dataclasses
 import importlib
 import re
+import typing
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from experiments.store import attempt_dir
 from experiments.store.records import Record
 
 ROOT = Path(__file__).parents[1]
@@ -31,9 +34,17 @@ def records() -> dict[str, type]:
         for kind in vars(module).values():
             if isinstance(kind, type) and issubclass(kind, Record) and kind is not Record:
                 found[kind.__name__] = kind
-    attempt, suite = (importlib.import_module(f"experiments.store.{name}") for name in ("attempt_dir", "suite_record"))
-    nested = (attempt.Execution, attempt.Event, suite.SuiteRow, suite.SuiteRun)
-    return found | {kind.__name__: kind for kind in nested}
+    return found | {kind.__name__: kind for kind in (*_inside(found.values()), attempt_dir.Event)}
+
+
+def _inside(kinds: Iterable[type]) -> Iterator[type]:
+    """The dataclasses that are types of records' fields, at any depth."""
+    for kind in kinds:
+        hints = re.findall(r"\w+", " ".join(map(str, typing.get_type_hints(kind).values())).replace(".", " "))
+        module = vars(importlib.import_module(kind.__module__))
+        inner = [module[name] for name in hints if dataclasses.is_dataclass(module.get(name))]
+        yield from inner
+        yield from _inside(inner)
 
 
 def test_every_record_has_its_section() -> None:

@@ -14,18 +14,17 @@ import socket
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from experiments.status import slurm_client
 from experiments.status.slurm_client import SlurmError
-from experiments.store import claims, journal
+from experiments.store import claims, journal, scheduler_record
 from experiments.store.attempt_dir import FailureClass, Outcome
-from experiments.store.files import read_json, write_json
 from experiments.store.journal import Submission
 from experiments.store.run_dir import Store
+from experiments.store.scheduler_record import JobRecord, KeptJob, SchedulerRecord
 
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
@@ -63,9 +62,6 @@ CLUSTER_PERIOD = 3600.0
 STAGES = ("all", "train", "evaluate")
 """Batches whose elements execute a run's stage."""
 
-SNAPSHOT = "scheduler.json"
-"""File of the store that keeps what Slurm said last."""
-
 NEVER = "DependencyNeverSatisfied"
 
 _HOPELESS: Mapping[str, str] = {
@@ -86,29 +82,8 @@ _RESOURCES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Job:
-    """One array element as Slurm describes it. Times are seconds since 1970, None where there is none."""
-
-    id: str
-    state: str
-    name: str = ""
-    raw_id: str = ""
-    """What the job itself sees as SLURM_JOB_ID."""
-    reason: str = ""
-    submitted: float | None = None
-    started: float | None = None
-    ended: float | None = None
-    elapsed: float | None = None
-    """Seconds that it ran, the earlier rounds of a requeued job included (accounting only)."""
-    exit_code: str = ""
-    max_rss: int | None = None
-    """Largest memory of a task in bytes (accounting only)."""
-    gpus: int = 0
-    cpus: int = 0
-    nodes: str = ""
-    clusters: str = ""
-    """The cluster to ask about it, if that is not this machine's."""
-    source: str = "squeue"
+class Job(JobRecord):
+    """One array element as Slurm describes it, and what its state means."""
 
     @property
     def waiting(self) -> bool:
@@ -361,25 +336,21 @@ def placements(
     concerned = _concerned(store, run_ids)
     if not concerned:
         return {}, None
-    if max_age and (shared := _shared(_snapshot(store), concerned, max_age)):
+    if max_age and (shared := _shared(scheduler_record.read(store), concerned, max_age)):
         return shared
     with _asking(store, watching=max_age > 0) as others:
-        before = _snapshot(store)  # somebody may have asked meanwhile, or be asking: then an older answer will do
+        before = scheduler_record.read(
+            store
+        )  # somebody may have asked meanwhile, or be asking: then an older answer will do
         if max_age and (shared := _shared(before, concerned, max_age * (4 if others else 1))):
             return shared
         _recall_clusters(before)
         batches = list({id(one): one for elements in concerned.values() for one, _ in elements}.values())
-        answer, known = _recent(batches, max_age), before.get("jobs", {})
+        answer, known = _recent(batches, max_age), before.jobs
         jobs = {(job.name, job.id.partition("_")[2] or "0"): job for job in answer.jobs}
         found = {run_id: _placed(elements, jobs, answer, known.get(run_id)) for run_id, elements in concerned.items()}
         _keep(store, found, answer, known)
     return found, answer
-
-
-def _snapshot(store: Store) -> Mapping[str, Any]:
-    """What Slurm said last; empty if nothing is known."""
-    content = read_json(store.root / SNAPSHOT)
-    return content if isinstance(content, dict) else {}
 
 
 @contextlib.contextmanager
@@ -398,28 +369,29 @@ def _asking(store: Store, watching: bool) -> Iterator[bool]:
             mark.unlink(missing_ok=True)
 
 
-def _recall_clusters(before: Mapping[str, Any]) -> None:
+def _recall_clusters(before: SchedulerRecord) -> None:
     """Take over what another process of this machine was told within the hour of what its cluster is called."""
-    for key, (asked, name) in before.get("clusters", {}).items():
+    for key, (asked, name) in before.clusters.items():
         _CLUSTERS.setdefault(key, (float(asked), str(name)))
 
 
 def _shared(
-    before: Mapping[str, Any], concerned: Mapping[str, Sequence[tuple[Submission, int]]], max_age: float
+    before: SchedulerRecord, concerned: Mapping[str, Sequence[tuple[Submission, int]]], max_age: float
 ) -> tuple[dict[str, Placement], Answer] | None:
     """The answer to whoever asked last, if it is recent, covers all these runs, and nothing was submitted since."""
-    if not before.get("jobs") or time.time() - before["time"] >= max_age:
+    if not before.jobs or time.time() - before.time >= max_age:
         return None
-    asked = before["time"]
-    answer = Answer(asked, (), True, before["accounting"], before["cluster"], tuple(before["problems"]))
+    asked = before.time
+    answer = Answer(asked, (), True, before.accounting, before.cluster, before.problems)
     found: dict[str, Placement] = {}
     for run_id, elements in concerned.items():
-        line = before["jobs"].get(run_id) or {}
-        mine = (one for one, _ in elements if (one.launch, one.batch) == (line.get("launch"), line.get("batch")))
-        submission = next(mine, None)
-        if submission is None or line["time"] != asked or max(one.created for one, _ in elements) >= asked:
+        kept = before.jobs.get(run_id)
+        if kept is None or kept.time != asked or max(one.created for one, _ in elements) >= asked:
             return None
-        found[run_id] = Placement(submission, line["index"], _job(line["job"]), time=asked)
+        submission = next((one for one, _ in elements if (one.launch, one.batch) == (kept.launch, kept.batch)), None)
+        if submission is None:
+            return None
+        found[run_id] = Placement(submission, kept.index, _job(kept.job), time=asked)
     return found, answer
 
 
@@ -448,29 +420,31 @@ def _concerned(store: Store, run_ids: Collection[str]) -> dict[str, list[tuple[S
 
 
 def _placed(
-    elements: Sequence[tuple[Submission, int]], jobs: Mapping[tuple[str, str], Job], answer: Answer, before: Any
+    elements: Sequence[tuple[Submission, int]],
+    jobs: Mapping[tuple[str, str], Job],
+    answer: Answer,
+    before: KeptJob | None,
 ) -> Placement:
     """The element that says most about the run: one that runs, else one that waits, else the last that ended."""
-    seen = before if isinstance(before, dict) else {}
-    found = [_placement(submission, index, jobs, answer, seen) for submission, index in elements]
+    found = [_placement(submission, index, jobs, answer, before) for submission, index in elements]
     return max(enumerate(found), key=lambda pair: (_weight(pair[1]), pair[0]))[1]
 
 
 def _placement(
-    submission: Submission, index: int, jobs: Mapping[tuple[str, str], Job], answer: Answer, seen: Mapping[str, Any]
+    submission: Submission, index: int, jobs: Mapping[tuple[str, str], Job], answer: Answer, before: KeptJob | None
 ) -> Placement:
     job = jobs.get((submission.name, str(index)))
     if job is not None and submission.job_id and job.id.partition("_")[0] != submission.job_id:
         job = None
+    seen, at = (before.state, before.time) if before is not None else ("", 0.0)
     elsewhere = bool(submission.cluster and answer.cluster and submission.cluster != answer.cluster)
     other = elsewhere and not submission.clusters
     if job is not None and job.source == "sacct" and not job.over:
         # accounting lags, and may wait for ever for the end of a job that the controller has forgotten
-        seen, job = {"state": job.state, "time": answer.time}, None
+        seen, at, job = job.state, answer.time, None
     placement = Placement(submission, index, job, answer.controller and not other, answer.time)
-    if job is None and not placement.answered and seen.get("state"):
-        at = time.strftime("%H:%M", time.localtime(seen.get("time", answer.time)))
-        return replace(placement, seen=f"{seen['state']} at {at}")
+    if job is None and not placement.answered and seen:
+        return replace(placement, seen=f"{seen} at {time.strftime('%H:%M', time.localtime(at))}")
     return placement
 
 
@@ -485,14 +459,12 @@ def _weight(placement: Placement) -> int:
     return 1
 
 
-def _keep(store: Store, found: Mapping[str, Placement], answer: Answer, known: Mapping[str, Any]) -> None:
-    """Write the snapshot that reports read; a store that cannot be written is looked at all the same."""
-    jobs = dict(known) | {run_id: _kept(placement, answer) for run_id, placement in found.items() if _worth(placement)}
-    about: dict[str, Any] = {"schema": 1, "time": answer.time, "controller": answer.controller}
-    about |= {"accounting": answer.accounting, "cluster": answer.cluster, "problems": list(answer.problems)}
-    about["clusters"] = dict(_CLUSTERS)
+def _keep(store: Store, found: Mapping[str, Placement], answer: Answer, known: Mapping[str, KeptJob]) -> None:
+    """Write the record that reports read; a store that cannot be written is looked at all the same."""
+    new = {run_id: _kept(placement, answer) for run_id, placement in found.items() if _worth(placement)}
+    about = (answer.time, answer.controller, answer.accounting, answer.cluster, answer.problems, dict(_CLUSTERS))
     with contextlib.suppress(OSError, ValueError):
-        write_json(store.root / SNAPSHOT, {**about, "jobs": jobs})
+        scheduler_record.write(store, SchedulerRecord(*about, {**known, **new}))
 
 
 def _worth(placement: Placement) -> bool:
@@ -500,33 +472,25 @@ def _worth(placement: Placement) -> bool:
     return placement.job is not None or placement.answered
 
 
-def _kept(placement: Placement, answer: Answer) -> dict[str, Any]:
-    job = asdict(placement.job) if placement.job is not None else None
-    where = {"launch": placement.submission.launch, "batch": placement.submission.batch, "index": placement.index}
-    return {**where, "state": placement.job.state if placement.job else "", "time": answer.time, "job": job}
+def _kept(placement: Placement, answer: Answer) -> KeptJob:
+    submission, state = placement.submission, placement.job.state if placement.job else ""
+    return KeptJob(submission.launch, submission.batch, placement.index, answer.time, state, placement.job)
 
 
 def remembered(store: Store) -> dict[str, Placement]:
     """Return where Slurm had the runs when it was last asked, from the store alone."""
-    content = read_json(store.root / SNAPSHOT)
-    kept = content.get("jobs", {}) if isinstance(content, dict) else {}
+    kept = scheduler_record.read(store).jobs
     batches = {(one.launch, one.batch): one for one in journal.submissions(store)} if kept else {}
-    found: dict[str, Placement] = {}
-    for run_id, line in kept.items():
-        submission = batches.get((line.get("launch"), line.get("batch")))
-        if submission is not None:
-            job = _job(line.get("job"))
-            found[run_id] = Placement(submission, int(line["index"]), job, time=float(line["time"]))
-    return found
+    placed = ((run_id, one, batches.get((one.launch, one.batch))) for run_id, one in kept.items())
+    return {
+        run_id: Placement(submission, one.index, _job(one.job), time=one.time)
+        for run_id, one, submission in placed
+        if submission is not None
+    }
 
 
-_FIELDS = frozenset(field.name for field in fields(Job))
-
-
-def _job(content: Any) -> Job | None:
-    if not isinstance(content, dict):
-        return None
-    return Job(**{name: value for name, value in content.items() if name in _FIELDS})
+def _job(kept: JobRecord | None) -> Job | None:
+    return None if kept is None else Job(**vars(kept))
 
 
 def live_elements(store: Store, run_ids: Collection[str]) -> tuple[list[Job], Answer | None]:

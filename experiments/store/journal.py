@@ -2,23 +2,19 @@
 
 A batch is one job array. Before ``sbatch`` is called the journal says what is about to be submitted, under a job name
 that no other batch has, and afterwards under which id; a launcher that dies between the two leaves a batch that the
-scheduler knows by that name, or does not know at all. Each event is one line, appended by one write and synced::
-
-    {"event": "submitting", "batch": 0, "stage": "all", "name": "headline.20260101-120000-a1b2c3.0",
-     "runs": [{"run_id": "…", "eval_id": "…"}], "profile": "a100", "cluster": "lab", "time": 1767268800.0}
-    {"event": "submitted", "batch": 0, "job_id": "1234", "time": 1767268800.4}
-    {"event": "failed", "batch": 1, "error": "sbatch: error: …", "time": 1767268800.5}
-
-Element i of the array ``1234`` is ``1234_i`` and executes ``runs[i]``.
+scheduler knows by that name, or does not know at all. Each event is one line, appended by one write and synced; element
+i of the array ``1234`` is ``1234_i`` and executes the i-th of the batch's runs.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
+from experiments.store import records
 from experiments.store.files import append_json, json_lines
+from experiments.store.records import Record
 from experiments.store.run_dir import Store
 
 BatchStage = Literal["all", "train", "evaluate", "smoke", "report"]
@@ -33,6 +29,49 @@ class BatchRun:
 
     run_id: str
     eval_id: str
+
+
+@dataclass(frozen=True)
+class Submitting(Record):
+    """A line of the journal: what is about to be handed to ``sbatch``."""
+
+    event: ClassVar[str] = "submitting"
+
+    batch: int
+    stage: BatchStage
+    name: str
+    runs: tuple[BatchRun, ...]
+    time: float
+    profile: str = ""
+    cluster: str = ""
+    clusters: str = ""
+    """What ``--clusters`` says, if the batch is for a cluster that is not this machine's."""
+
+
+@dataclass(frozen=True)
+class Submitted(Record):
+    """A line of the journal: the id of a batch's array."""
+
+    event: ClassVar[str] = "submitted"
+
+    batch: int
+    job_id: str
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class Refused(Record):
+    """A line of the journal: a batch is not with the scheduler and never will be."""
+
+    event: ClassVar[str] = "failed"
+
+    batch: int
+    error: str
+    time: float = 0.0
+
+
+Line = Submitting | Submitted | Refused
+_LINES: Mapping[str, type[Line]] = {kind.event: kind for kind in (Submitting, Submitted, Refused)}
 
 
 @dataclass(frozen=True)
@@ -80,34 +119,30 @@ class Journal:
         """The launch's id."""
         return self.path.parent.name
 
-    def submitting(self, submission: Submission) -> None:
+    def submitting(self, one: Submission) -> None:
         """Note what is about to be handed to ``sbatch``."""
-        runs = [{"run_id": run.run_id, "eval_id": run.eval_id} for run in submission.runs]
-        about = {"stage": submission.stage, "name": submission.name, "runs": runs}
-        about |= {"profile": submission.profile, "cluster": submission.cluster}
-        about |= {"clusters": submission.clusters} if submission.clusters else {}
-        self._append("submitting", submission.batch, **about)
+        about = (one.stage, one.name, one.runs, time.time(), one.profile, one.cluster, one.clusters)
+        self._append(Submitting(one.batch, *about))
 
     def submitted(self, batch: int, job_id: str) -> None:
         """Note the id of a batch's array."""
-        self._append("submitted", batch, job_id=job_id)
+        self._append(Submitted(batch, job_id, time.time()))
 
     def failed(self, batch: int, error: str) -> None:
         """Note that a batch is not with the scheduler and never will be."""
-        self._append("failed", batch, error=error)
+        self._append(Refused(batch, error, time.time()))
 
     def submissions(self) -> list[Submission]:
-        """Return the batches in the order of their submission."""
+        """Return the batches in the order of their submission; lines that a crash cut short are left out."""
         found: dict[int, Submission] = {}
         user = self._owner()
-        for event in self._events():
-            number = int(event["batch"])
-            if event["event"] == "submitting":
-                found[number] = self._submission(event, user)
-            elif number in found and event["event"] == "submitted":
-                found[number] = replace(found[number], job_id=str(event["job_id"]), error=None)
-            elif number in found and event["event"] == "failed":
-                found[number] = replace(found[number], error=str(event["error"]))
+        for line in self._lines():
+            if isinstance(line, Submitting):
+                about = (line.stage, line.name, line.runs, line.profile, line.cluster, line.time)
+                found[line.batch] = Submission(self.launch, line.batch, *about, user=user, clusters=line.clusters)
+            elif line.batch in found:
+                change = {"job_id": line.job_id} if isinstance(line, Submitted) else {"error": line.error}
+                found[line.batch] = replace(found[line.batch], **{"error": None, **change})
         return list(found.values())
 
     def _owner(self) -> str:
@@ -116,19 +151,15 @@ class Journal:
         except (OSError, KeyError):
             return ""
 
-    def _submission(self, event: dict[str, Any], user: str) -> Submission:
-        runs = tuple(BatchRun(run["run_id"], run["eval_id"]) for run in event["runs"])
-        about: dict[str, Any] = {"profile": event.get("profile", ""), "cluster": event.get("cluster", "")}
-        about |= {"created": event["time"], "user": user, "clusters": event.get("clusters", "")}
-        return Submission(self.launch, int(event["batch"]), event["stage"], event["name"], runs, **about)
-
-    def _append(self, event: str, batch: int, **about: Any) -> None:
+    def _append(self, line: Line) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        append_json(self.path, {"event": event, "batch": batch, **about, "time": time.time()}, durable=True)
+        append_json(self.path, {"event": line.event, **records.encode(line)}, durable=True)
 
-    def _events(self) -> Iterator[dict[str, Any]]:
-        """The lines that are whole: a crash may have cut one short."""
-        yield from (line for line in json_lines(self.path) if "event" in line and "batch" in line)
+    def _lines(self) -> Iterator[Line]:
+        for content in json_lines(self.path):
+            kind = _LINES.get(str(content.get("event")))
+            if kind is not None:
+                yield records.decode(kind, content, str(self.path))
 
 
 def of_launch(store: Store, launch: str) -> Journal:

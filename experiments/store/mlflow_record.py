@@ -1,9 +1,10 @@
 """``mlflow.json`` of a run: where its metrics were copied to, and how far, for each MLflow server."""
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from experiments.store.files import read_json, write_json
+from experiments.store import records
+from experiments.store.records import Record
 from experiments.store.run_dir import RunDir
 
 
@@ -20,27 +21,23 @@ class Copied:
     """Checksum of the last line before ``offset``."""
     pending: bool = False
     """A request was begun, and nobody knows yet whether the server has it."""
-    state: dict[str, str] = field(default_factory=dict)
+    state: Mapping[str, str] = field(default_factory=dict)
     """Tags and status as they were last sent."""
 
 
-def copies(run: RunDir) -> dict[str, Copied]:
+@dataclass(frozen=True)
+class MlflowRecord(Record):
+    """What was copied of a run; a damaged one is begun anew."""
+
+    servers: Mapping[str, Copied] = field(default_factory=dict)
+    """By address."""
+
+
+def copies(run: RunDir) -> Mapping[str, Copied]:
     """Return what was copied of a run, by server; {} if nothing was or the file is damaged."""
-    content = read_json(run.path / "mlflow.json")
-    servers = content.get("servers") if isinstance(content, dict) else None
-    if not isinstance(servers, dict):
-        return {}
-    return {str(server): _read(one) for server, one in servers.items() if isinstance(one, dict)}
+    return (records.load_sound(MlflowRecord, run.path / "mlflow.json") or MlflowRecord()).servers
 
 
 def write(run: RunDir, server: str, copied: Copied) -> None:
     """Replace the record of one server."""
-    servers = {name: asdict(one) for name, one in {**copies(run), server: copied}.items()}
-    write_json(run.path / "mlflow.json", {"schema": 1, "servers": servers})
-
-
-def _read(content: dict[str, Any]) -> Copied:
-    """A record of an earlier version has fields that nothing needs any more; one that is damaged is begun anew."""
-    kinds = {one.name: type(getattr(Copied(), one.name)) for one in fields(Copied)}
-    known: dict[str, Any] = {name: content[name] for name in kinds if isinstance(content.get(name), kinds[name])}
-    return Copied(**known)
+    records.save(run.path / "mlflow.json", MlflowRecord({**copies(run), server: copied}))

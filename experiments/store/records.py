@@ -138,6 +138,9 @@ def _reader(hint: Any) -> _Reader:
     if origin is tuple:
         each = _reader(inner[0])
         return lambda value: tuple(each(item) for item in _checked(value, list))
+    if origin is Mapping and dataclasses.is_dataclass(inner[1]):
+        one = _reader(inner[1])
+        return lambda value: {key: one(item) for key, item in _checked(value, dict).items()}
     if isinstance(hint, type) and issubclass(hint, Enum):
         return functools.partial(_member, hint)
     if dataclasses.is_dataclass(hint):
@@ -186,5 +189,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
-        return dict(value)
+        return {key: _plain(item) for key, item in value.items()}
     return value

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.store import archive, records
 from experiments.store.attempt_dir import AttemptDir
-from experiments.store.files import is_finite, names_in, read_json, write_json, write_text
+from experiments.store.files import is_finite, names_in, write_text
 from experiments.store.records import R, Record, RecordError
 from experiments.store.suite_record import SuiteRecord
 from mpformer.runtime.errors import UserError
@@ -100,6 +100,23 @@ class Void(Record):
 @dataclass(frozen=True)
 class CancelRequest(Record):
     """``cancel.json``: a user asked for the run to be stopped."""
+
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class Setting(Record):
+    """``setting.json``: with which settings an evaluation is made."""
+
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """The section of the configuration."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """The section's keys, in a file of an earlier version."""
+
+
+@dataclass(frozen=True)
+class TaskEnd(Record):
+    """``tasks/<name>.json``: the main task of one start of a Slurm job has ended."""
 
     time: float = 0.0
 
@@ -221,7 +238,7 @@ class RunDir:
 
     def end_task(self, name: str) -> None:
         """Say to the other tasks of a start of a Slurm job, by its name, that the main one has ended."""
-        write_json(self._task(name), {"time": time.time()})
+        records.save(self._task(name), TaskEnd(time.time()))
 
     def task_ended(self, name: str) -> bool:
         """Whether the main task of that start has ended."""
@@ -256,12 +273,12 @@ class RunDir:
 
     def write_setting(self, folder: Path, setting: Mapping[str, Any]) -> None:
         """Write the evaluation setting as configuration into an evaluation's directory."""
-        write_json(folder / "setting.json", dict(setting))
+        records.save(folder / "setting.json", Setting(setting))
 
     def setting(self, folder: Path) -> dict[str, Any] | None:
         """Return the evaluation setting of an evaluation's directory; None if it has none, or a damaged one."""
-        content = read_json(folder / "setting.json")
-        return content if isinstance(content, dict) else None
+        found = records.load_sound(Setting, folder / "setting.json")
+        return None if found is None else dict(found.evaluation or found.more)
 
     def newest_evaluation(self) -> Path | None:
         """Return the directory of the newest complete evaluation; None if there is none."""

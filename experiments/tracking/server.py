@@ -204,7 +204,7 @@ class Mirror:
         if copied.state == state:
             return
         for key, value in state.items():
-            if key != "status" and copied.state.get(key) != value:
+            if key != "status" and (copied.state or {}).get(key) != value:
                 self.client.set_tag(copied.mlflow_run, key, value)
         if state["status"] in ("RUNNING", "SCHEDULED"):
             self.client.update_run(copied.mlflow_run, status=state["status"])

@@ -385,7 +385,7 @@ def test_another_evaluation_setting_scores_the_same_weights_again(
     assert ending.outcome == "done"
     assert derive(one, eval_id(config)).metrics == {"AP": 7.0}
     assert derive(one, setting(one)).metrics == {"AP": 12.5}
-    assert read_json(one.evaluation(eval_id(config)) / "setting.json")["val_images"] == 3
+    assert read_json(one.evaluation(eval_id(config)) / "setting.json")["evaluation"]["val_images"] == 3
     assert read_json(one.attempt(2).path / "provenance.json")["runtime"]["workers"] == 1
     lines = [json.loads(line) for line in one.metrics.read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [*range(1, 13), 12, 12], "it was not trained again"

@@ -23,6 +23,8 @@ NAMES = frozenset(
         "journal.jsonl",
         "usage.json",
         "mlflow.json",
+        "scheduler.json",
+        "archive.json",
     ]
 )
 """Files that the store owns; the trainer's own (checkpoints, probes, layer masks) are not among them."""
