@@ -1,7 +1,8 @@
 """Every suite's run ids and evaluation ids stay what they were when the modules moved into rooms.
 
 ``tests/golden/run_ids.json`` holds, for each suite at each scale and dataset, each row's run id at its first seed and
-its evaluation id, as commit ce6f541 gave them with an empty data root. Later work that changes an id names it below.
+its evaluation id, as commit ce6f541 gave them with an empty data root (`stress`, which came after it, as it began).
+Later work that changes an id names it below.
 """
 
 import json
