@@ -21,8 +21,8 @@ class Copied:
     """Checksum of the last line before ``offset``."""
     pending: bool = False
     """A request was begun, and nobody knows yet whether the server has it."""
-    state: Mapping[str, str] = field(default_factory=dict)
-    """Tags and status as they were last sent."""
+    state: Mapping[str, str] | None = None
+    """Tags and status as they were last sent; None: they were not."""
 
 
 @dataclass(frozen=True)
