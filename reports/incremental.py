@@ -16,7 +16,7 @@ import analysis
 from experiments.status.scheduler import NOWHERE, Placement
 from experiments.status.states import derive
 from experiments.store.files import read_json, write_json
-from experiments.store.run_dir import RunDir, Store
+from experiments.store.run_dir import RESULT, RunDir, Store
 from experiments.store.suite_record import SuiteRecord
 
 _LEFT_OUT = {"checkpoints", "claims", "__pycache__"}
@@ -44,7 +44,7 @@ def fingerprint(
 
 def _state(run: RunDir, eval_id: str, queued: frozenset[str], placements: Mapping[str, Placement]) -> str:
     """What is said of a run that has no result yet; empty for one that has, which files alone decide."""
-    if (run.evaluation(eval_id) / "result.json").exists() or not run.path.exists():
+    if (run.evaluation(eval_id) / RESULT).exists() or not run.path.exists():
         return run.run_id if run.run_id in queued else ""
     found = derive(run, eval_id, queued, placements)
     return f"{found.label} {found.detail}"

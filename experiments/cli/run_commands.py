@@ -13,6 +13,7 @@ from experiments.cli.options import json_option, root_option, root_options, scal
 from mpformer.runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from experiments.runs.importing import Handled
     from experiments.runs.reevaluating import Evaluation
     from experiments.store.run_dir import Store
 
@@ -212,11 +213,17 @@ def archive(
 
     records = suite_view.chosen(root, suite, scale, dataset)
     found = (archiving.unpack if unpack else archiving.archive)(Store(root), records, dry_run)
+    _print_handled(found, as_json)
+    if not as_json:
+        click.echo(f"{sum(one.what != 'kept' for one in found)} of {len(found)} runs")
+
+
+def _print_handled(found: Sequence["Handled"], as_json: bool) -> None:
     if as_json:
         return print_json([asdict(one) for one in found])
     for one in found:
         click.echo(f"{one.what:<17} {one.run_id}{f': {one.reason}' if one.reason else ''}")
-    return click.echo(f"{sum(one.what != 'kept' for one in found)} of {len(found)} runs")
+    return None
 
 
 @cli.command("import-runs")
@@ -230,11 +237,8 @@ def import_runs(other: Path, dry_run: bool, root: Path, as_json: bool) -> int:
     from experiments.store.run_dir import Store
 
     found = importing.import_runs(Store(root), Store(other), dry_run)
-    if as_json:
-        print_json([asdict(one) for one in found])
-    else:
-        for one in found:
-            click.echo(f"{one.what:<12} {one.run_id}{f': {one.reason}' if one.reason else ''}")
+    _print_handled(found, as_json)
+    if not as_json:
         count = sum(one.what in ("imported", "would import") for one in found)
         click.echo(f"{count} of {len(found)} runs {'would be' if dry_run else 'were'} imported")
     return 1 if any(one.what == "refused" for one in found) else 0

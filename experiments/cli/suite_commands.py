@@ -93,7 +93,7 @@ def plan(suite: str, as_json: bool, root: Path, data_root: Path, profile: str, *
     resolved = planning.make(request, data_root)
     states = standing.look_at_plan(resolved, store)
     left = [run_id for run_id, state in states.items() if state.state is not State.DONE]
-    where = costs.place(profile, len(left))
+    where = costs.capacity(profile, len(left))
     expected = costs.estimates(resolved, store, where)
     cost = costs.of_plan(left, expected, where)
     runs = [

@@ -34,7 +34,7 @@ CHECKPOINT = 3
 
 
 @dataclass(frozen=True)
-class Place:
+class Capacity:
     """Where runs are to execute, as far as it matters for what they cost."""
 
     profile: str
@@ -69,7 +69,7 @@ class Estimate:
 class Cost:
     """Expected cost of the runs of a plan that are left to do."""
 
-    place: Place
+    capacity: Capacity
     runs: int
     gpu_hours: float
     core_hours: float
@@ -88,7 +88,7 @@ class Cost:
         """Return it as text, each figure with its source."""
         if not self.runs:
             return ["0 runs to do"]
-        where, took = self.place, " and ".join(self.sources)
+        where, took = self.capacity, " and ".join(self.sources)
         hours = f"{self.gpu_hours:.1f} GPU-hours" if where.gpus else f"{self.core_hours:.1f} core-hours"
         at_once = f"{where.width} at a time on {where.profile}"
         size = f"{self.bytes / 1e9:.2f} GB in {self.files} files, {self.peak_bytes / 1e9:.2f} GB while they train"
@@ -101,22 +101,22 @@ class Cost:
         return lines
 
 
-def place(name: str, runs: int) -> Place:
+def capacity(name: str, runs: int) -> Capacity:
     """Return where ``runs`` runs would execute under a profile; raises UserError for a profile that is not valid."""
     profile = profiles.load(name)
     if isinstance(profile, SlurmProfile):
         processes = profile.nodes * profile.tasks_per_node
         gpus = profile.nodes * profile.gpu_count
         device = "cuda" if gpus else "cpu"
-        return Place(name, device, processes, gpus, processes * profile.cpus, min(profile.parallelism, max(runs, 1)))
+        return Capacity(name, device, processes, gpus, processes * profile.cpus, min(profile.parallelism, max(runs, 1)))
     return _local(name, profile, runs)
 
 
-def _local(name: str, profile: LocalProfile, runs: int) -> Place:
+def _local(name: str, profile: LocalProfile, runs: int) -> Capacity:
     gpus = min(1, len(machine.visible_gpus()))
     asked = None if profile.workers is None else machine.Width(profile.workers, profile.threads)
     width = machine.fit(asked, max(runs, 1)).workers
-    return Place(name, "cuda" if gpus else "cpu", 1, gpus, profile.threads, width)
+    return Capacity(name, "cuda" if gpus else "cpu", 1, gpus, profile.threads, width)
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ class _Disk:
     source: str
 
 
-def estimates(plan: Plan, store: Store, where: Place | None = None) -> dict[str, Estimate]:
+def estimates(plan: Plan, store: Store, where: Capacity | None = None) -> dict[str, Estimate]:
     """Return the expected cost of each of the plan's runs under a profile (None: this machine)."""
-    where = where or place("local", len(plan.unique))
+    where = where or capacity("local", len(plan.unique))
     survey = _survey(store)
     disks: dict[str, _Disk] = {}
     found: dict[str, Estimate] = {}
@@ -157,7 +157,7 @@ def estimates(plan: Plan, store: Store, where: Place | None = None) -> dict[str,
     return found
 
 
-def of_plan(left: Iterable[str], expected: Mapping[str, Estimate], where: Place) -> Cost:
+def of_plan(left: Iterable[str], expected: Mapping[str, Estimate], where: Capacity) -> Cost:
     """Return the cost of the runs ``left`` to do, in this order, ``where`` they are to be done."""
     each = [expected[run_id] for run_id in left]
     hours = sum(one.seconds for one in each) / 3600
@@ -187,7 +187,7 @@ def _wall(seconds: Sequence[float], width: int) -> float:
     return max(ends)
 
 
-def _estimate(config: Config, plan: Plan, samples: Sequence[_Sample], disk: _Disk, where: Place) -> Estimate:
+def _estimate(config: Config, plan: Plan, samples: Sequence[_Sample], disk: _Disk, where: Capacity) -> Estimate:
     per_iteration, per_image = scales.declared_seconds(plan.scale, plan.dataset)
     iteration, how = _figure(samples, where, lambda sample: sample.iteration, per_iteration)
     image, how_image = _figure(samples, where, lambda sample: sample.image, per_image)
@@ -201,7 +201,7 @@ def _estimate(config: Config, plan: Plan, samples: Sequence[_Sample], disk: _Dis
 
 
 def _figure(
-    samples: Sequence[_Sample], where: Place, value: Callable[[_Sample], float | None], declared: float
+    samples: Sequence[_Sample], where: Capacity, value: Callable[[_Sample], float | None], declared: float
 ) -> tuple[float, str]:
     """The median of what was measured under the profile, else on the like of it, else the declared figure."""
     alike = [one for one in samples if (one.device, one.processes) == (where.device, where.processes)]

@@ -1,8 +1,8 @@
 """Finished runs of a suite into one file each, and back (:mod:`experiments.store.archive`)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from experiments.runs.importing import Handled
 from experiments.status import standing
 from experiments.status.states import State
 from experiments.store import claims
@@ -11,16 +11,7 @@ from experiments.store.suite_record import SuiteRecord
 from mpformer.runtime.errors import UserError
 
 
-@dataclass(frozen=True)
-class Archived:
-    """What became of one run: ``archived``, ``unpacked``, ``would be …``, or ``kept`` and why."""
-
-    run_id: str
-    what: str
-    reason: str = ""
-
-
-def archive(store: Store, records: Sequence[SuiteRecord], dry_run: bool = False) -> list[Archived]:
+def archive(store: Store, records: Sequence[SuiteRecord], dry_run: bool = False) -> list[Handled]:
     """Pack the finished runs of the suites' records; raises UserError if the store cannot be written."""
     keys = [(run.run_id, run.eval_id) for record in records for _, run in record.runs()]
     states = standing.look(store, keys).states
@@ -29,27 +20,27 @@ def archive(store: Store, records: Sequence[SuiteRecord], dry_run: bool = False)
     return [_archived(store.run(run_id), unfinished.get(run_id, ""), dry_run) for run_id in ids]
 
 
-def _archived(run: RunDir, unfinished: str, dry_run: bool) -> Archived:
+def _archived(run: RunDir, unfinished: str, dry_run: bool) -> Handled:
     if run.packed or unfinished:
-        return Archived(run.run_id, "kept", unfinished or "it is archived already")
+        return Handled(run.run_id, "kept", unfinished or "it is archived already")
     if dry_run:
-        return Archived(run.run_id, "would be archived")
+        return Handled(run.run_id, "would be archived")
     claim = claims.acquire(run.claims)
     if claim is None:
-        return Archived(run.run_id, "kept", "something works on it")
+        return Handled(run.run_id, "kept", "something works on it")
     try:
         run.pack(without={claim.path})
     except OSError as error:
         claim.release()
         raise UserError(f"cannot archive {run.run_id}: {error}; nothing of it is lost") from None
-    return Archived(run.run_id, "archived")
+    return Handled(run.run_id, "archived")
 
 
-def unpack(store: Store, records: Sequence[SuiteRecord], dry_run: bool = False) -> list[Archived]:
+def unpack(store: Store, records: Sequence[SuiteRecord], dry_run: bool = False) -> list[Handled]:
     """Put directories in the place of the suites' archives; raises UserError for one that is damaged."""
     runs = [store.run(run_id) for run_id in dict.fromkeys(run.run_id for record in records for _, run in record.runs())]
     packed = [run for run in runs if run.packed]
     if not dry_run:
         for run in packed:
             run.unpack()
-    return [Archived(run.run_id, "would be unpacked" if dry_run else "unpacked") for run in packed]
+    return [Handled(run.run_id, "would be unpacked" if dry_run else "unpacked") for run in packed]

@@ -47,7 +47,7 @@ def _check(config: Config, form: Form, out: Path) -> None:
         raise UserError(f"{out} is there already; choose another name")
     if form == "mask2former" and out.suffix not in (".pth", ".pkl"):
         raise UserError(
-            f"the form of {out} is told by its ending; valid: .pth (torch), .pkl (numpy arrays, detectron2's)"
+            f"the form of {out} follows from its ending; valid: .pth (torch), .pkl (numpy arrays, detectron2's)"
         )
     if form == "mask2former" and isinstance(config.model.backbone, TimmConfig):
         raise UserError(f"the public Mask2Former has no backbone {config.model.backbone.name}; valid: ResNets and Swin")

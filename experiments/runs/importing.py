@@ -24,15 +24,15 @@ LAST = (TRAINED, RESULT)
 
 
 @dataclass(frozen=True)
-class Imported:
-    """What became of one run: ``imported``, ``would import``, ``kept`` (ours) or ``refused``, and why."""
+class Handled:
+    """What became of one run: ``imported``, ``archived`` …, ``kept`` or ``refused``, and why."""
 
     run_id: str
     what: str
     reason: str = ""
 
 
-def import_runs(store: Store, other: Store, dry_run: bool = False) -> list[Imported]:
+def import_runs(store: Store, other: Store, dry_run: bool = False) -> list[Handled]:
     """Copy the sound runs of another store that are not here; raises UserError if there is no other store."""
     if not (other.root / "runs").is_dir():
         raise UserError(f"{other.root} is not a run store: it has no directory runs/")
@@ -41,7 +41,7 @@ def import_runs(store: Store, other: Store, dry_run: bool = False) -> list[Impor
     return [_import(store, run, dry_run) for run in other.runs()]
 
 
-def _import(store: Store, run: RunDir, dry_run: bool) -> Imported:
+def _import(store: Store, run: RunDir, dry_run: bool) -> Handled:
     if not run.packed:
         return _taken_over(store, run, dry_run)
     with tempfile.TemporaryDirectory(prefix="mpformer.") as folder:
@@ -49,21 +49,21 @@ def _import(store: Store, run: RunDir, dry_run: bool) -> Imported:
         try:
             archive.unpack(run.archive, copy.path)
         except RecordError as error:
-            return Imported(run.run_id, "refused", str(error))
+            return Handled(run.run_id, "refused", str(error))
         return _taken_over(store, copy, dry_run)
 
 
-def _taken_over(store: Store, run: RunDir, dry_run: bool) -> Imported:
+def _taken_over(store: Store, run: RunDir, dry_run: bool) -> Handled:
     problem = check(run)
     if problem:
-        return Imported(run.run_id, "refused", problem)
+        return Handled(run.run_id, "refused", problem)
     ours = store.run(run.run_id)
     if _touched(ours):
-        return Imported(run.run_id, "kept", "it is here already, with results or attempts of its own")
+        return Handled(run.run_id, "kept", "it is here already, with results or attempts of its own")
     if claims.holder(run.path / "claims") is not None:
-        return Imported(run.run_id, "refused", "something works on it there")
+        return Handled(run.run_id, "refused", "something works on it there")
     if dry_run:
-        return Imported(run.run_id, "would import")
+        return Handled(run.run_id, "would import")
     if ours.path.exists():
         return _fill_in(ours, run)
     aside = ours.path.with_name(f".importing.{run.run_id}.{uuid.uuid4().hex[:8]}")
@@ -76,7 +76,7 @@ def _taken_over(store: Store, run: RunDir, dry_run: bool) -> Imported:
         return _fill_in(ours, run)  # planned here a moment ago
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return Imported(run.run_id, "imported")
+    return Handled(run.run_id, "imported")
 
 
 def check(run: RunDir) -> str:
@@ -112,11 +112,11 @@ def _touched(run: RunDir) -> bool:
     return bool(names - {RUN, "claims", "reservations"}) or bool(claims.highest(run.path / "claims"))
 
 
-def _fill_in(ours: RunDir, run: RunDir) -> Imported:
+def _fill_in(ours: RunDir, run: RunDir) -> Handled:
     """Fill a planned run in under a claim; attempts keep their numbers, so those of their claims are used up too."""
     claim = claims.acquire(ours.path / "claims")
     if claim is None or claim.number != 1:
-        return Imported(run.run_id, "kept", "something works on it here")
+        return Handled(run.run_id, "kept", "something works on it here")
     try:
         _copy(run, ours.path, skip=(RUN, "claims", "reservations"))
         for number in range(claim.number + 1, claims.highest(run.path / "claims") + 1):
@@ -124,7 +124,7 @@ def _fill_in(ours: RunDir, run: RunDir) -> Imported:
             claims.create(ours.path / "claims" / str(number), "")
     finally:
         claim.release()
-    return Imported(run.run_id, "imported")
+    return Handled(run.run_id, "imported")
 
 
 def _copy(run: RunDir, target: Path, skip: tuple[str, ...] = ("reservations",)) -> None:

@@ -39,7 +39,7 @@ class Evaluated:
 
     def weights(self) -> Path:
         """The weights that were evaluated; raises UserError if they are not there any more, or are others."""
-        if self.run.place is not None:
+        if self.run.original is not None:
             how = "`mpformer archive SUITE --unpack` before masks of further images are computed"
             raise UserError(f"{self.run.run_id} is archived: {how}")
         trained = self.run.trained()

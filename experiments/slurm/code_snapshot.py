@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def take(store: Store) -> Path:
     """Return the snapshot of the code as it is now, made if it is not there; raises UserError if it cannot be."""
     files = _files()
-    target = _place(store, files)
+    target = _folder(store, files)
     if not target.is_dir():
         try:
             _write(target, files, provenance.git())
@@ -40,12 +40,12 @@ def take(store: Store) -> Path:
     return target
 
 
-def place(store: Store) -> Path:
+def folder(store: Store) -> Path:
     """Return where the snapshot of the code as it is now lies, or would lie."""
-    return _place(store, _files())
+    return _folder(store, _files())
 
 
-def _place(store: Store, files: dict[str, bytes]) -> Path:
+def _folder(store: Store, files: dict[str, bytes]) -> Path:
     digest = hashlib.sha256(str(provenance.git().sha).encode())
     for name in sorted(files):
         digest.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())

@@ -106,7 +106,7 @@ def scripts(plan: Plan, store: Store, data_root: Path, target: Target, retry: tu
     limits, note = _limits_or_defaults(target.profile)
     batches, _ = divide(missing, store, target, limits)
     yield from (f"# {line}\n" for line in (*(f"missing: {line}" for line in plan.missing), note) if line)
-    work = _Work(plan, store.root.resolve(), new_id(), data_root.resolve(), code_snapshot.place(store))
+    work = _Work(plan, store.root.resolve(), new_id(), data_root.resolve(), code_snapshot.folder(store))
     for batch in batches:
         ids = {number: f"<id of batch {number}>" for number in range(batch.number)}
         yield arrays.script(work.array(batch, target, ids))

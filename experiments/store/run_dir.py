@@ -126,13 +126,13 @@ class RunDir:
     """One run's directory."""
 
     path: Path
-    place: Path | None = None
-    """Its place in the store, where ``path`` is a copy that was unpacked for reading."""
+    original: Path | None = None
+    """Its directory in the store, where ``path`` is a copy that was unpacked for reading."""
 
     @property
     def root(self) -> Path:
         """Root of the store that it is in."""
-        return (self.place or self.path).parents[1]
+        return (self.original or self.path).parents[1]
 
     @property
     def archive(self) -> Path:
@@ -329,11 +329,11 @@ def _copy(packed: Path) -> RunDir:
     """An archive's copy for this process, without checkpoints; it goes with the process."""
     if not _COPIES:
         _COPIES.append(tempfile.TemporaryDirectory(prefix="mpformer."))
-    place = packed.with_name(packed.name.removesuffix(archive.SUFFIX))
-    copy = Path(_COPIES[0].name, hashlib.sha256(str(packed.absolute()).encode()).hexdigest()[:8], place.name)
+    original = packed.with_name(packed.name.removesuffix(archive.SUFFIX))
+    copy = Path(_COPIES[0].name, hashlib.sha256(str(packed.absolute()).encode()).hexdigest()[:8], original.name)
     copy.parent.mkdir()
     archive.unpack(packed, copy, without=("checkpoints",))
-    return RunDir(copy, place)
+    return RunDir(copy, original)
 
 
 _COPIES: list[tempfile.TemporaryDirectory[str]] = []

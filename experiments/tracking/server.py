@@ -39,7 +39,7 @@ _PARAMS = ("schedule.max_iter", "schedule.batch_size", "schedule.base_lr", "data
 
 
 @dataclass(frozen=True)
-class Place:
+class Listing:
     """Where a run belongs: its experiment's name, and the suites that it is a row of."""
 
     experiment: str
@@ -63,7 +63,7 @@ class Value:
     milliseconds: int
 
 
-def places(store: Store) -> dict[str, Place]:
+def listings(store: Store) -> dict[str, Listing]:
     """Return where each launched run belongs, by run id."""
     rows: dict[str, dict[str, str]] = {}
     experiments: dict[str, str] = {}
@@ -71,7 +71,7 @@ def places(store: Store) -> dict[str, Place]:
         for row, run in record.runs():
             rows.setdefault(run.run_id, {})[name] = row.name
             experiments[run.run_id] = f"{record.dataset}/{record.scale}"
-    return {run_id: Place(experiments[run_id], suites) for run_id, suites in rows.items()}
+    return {run_id: Listing(experiments[run_id], suites) for run_id, suites in rows.items()}
 
 
 def values(line: Mapping[str, Any], setting: str) -> list[Value]:
@@ -151,39 +151,39 @@ class Mirror:
         self._copied: dict[str, Copied] = {}
         self._store_id = store_id(store)
 
-    def run(self, run: RunDir, place: Place, status: str) -> None:
+    def run(self, run: RunDir, listing: Listing, status: str) -> None:
         """Bring one run up to date; ``status`` is MLflow's: RUNNING, FINISHED, FAILED, KILLED or SCHEDULED."""
         if not run.metrics.exists():
             return
         tail, config = Tail(run.metrics), run.config()
-        copied = self._entered(run, config, place, tail)
+        copied = self._entered(run, config, listing, tail)
         for lines, offset, last in tail.chunks(copied.offset):
             found = [value for line in lines for value in values(line, eval_id(config))]
             copied = self._send(run, copied, found, offset, last)
         self.damaged += tail.damaged
-        self._send_state(run, copied, {**place.tags, "status": status})
+        self._send_state(run, copied, {**listing.tags, "status": status})
 
-    def settled(self, run: RunDir, place: Place) -> bool:
+    def settled(self, run: RunDir, listing: Listing) -> bool:
         """Whether this process has seen the run finished and completely copied, and nothing has changed since."""
         copied = self._copied.get(run.run_id)
-        if copied is None or copied.state != {**place.tags, "status": "FINISHED"} or run.void_file.exists():
+        if copied is None or copied.state != {**listing.tags, "status": "FINISHED"} or run.void_file.exists():
             return False
         return run.metrics.exists() and run.metrics.stat().st_size == copied.offset
 
-    def _entered(self, run: RunDir, config: Config, place: Place, tail: Tail) -> Copied:
+    def _entered(self, run: RunDir, config: Config, listing: Listing, tail: Tail) -> Copied:
         """Return what the server holds of the run, after deleting what does not agree with the file."""
-        copied = self._copied.get(run.run_id) or self._confirmed(run, place)
+        copied = self._copied.get(run.run_id) or self._confirmed(run, listing)
         if copied.mlflow_run and not copied.pending and tail.only_grew(copied):
             return copied
-        for remote in self._known(place.experiment).pop(run.run_id, []):
+        for remote in self._known(listing.experiment).pop(run.run_id, []):
             self.client.delete_run(remote.info.run_id)
-        created = self._create(run, config, place)
-        return self._save(run, Copied(created, self.experiment(place.experiment)))
+        created = self._create(run, config, listing)
+        return self._save(run, Copied(created, self.experiment(listing.experiment)))
 
-    def _confirmed(self, run: RunDir, place: Place) -> Copied:
+    def _confirmed(self, run: RunDir, listing: Listing) -> Copied:
         """What an earlier process has copied, if the server says the same; otherwise nothing."""
         copied = mlflow_record.copies(run).get(self.uri, Copied())
-        known = {remote.info.run_id: remote for remote in self._known(place.experiment).get(run.run_id, [])}
+        known = {remote.info.run_id: remote for remote in self._known(listing.experiment).get(run.run_id, [])}
         there = known.pop(copied.mlflow_run, None)
         agrees = there is not None and not known and there.data.tags.get(SENT_TAG, "0") == str(copied.offset)
         return copied if agrees else Copied()
@@ -218,19 +218,19 @@ class Mirror:
         mlflow_record.write(run, self.uri, copied)
         return copied
 
-    def _create(self, run: RunDir, config: Config, place: Place) -> str:
+    def _create(self, run: RunDir, config: Config, listing: Listing) -> str:
         from mlflow.entities import Param
 
         record = run.record()
-        tags = {RUN_TAG: run.run_id, STORE_TAG: self._store_id, "row": record.row, **place.tags}
+        tags = {RUN_TAG: run.run_id, STORE_TAG: self._store_id, "row": record.row, **listing.tags}
         created = self.client.create_run(
-            self.experiment(place.experiment), int(record.created * 1000), tags=tags, run_name=run.run_id
+            self.experiment(listing.experiment), int(record.created * 1000), tags=tags, run_name=run.run_id
         )
         tree = config.model_dump()
         params = {**tree["toggles"], "seed": config.seed} | {key: value_at(tree, key) for key in _PARAMS}
         listed = [Param(key, str(value)) for key, value in params.items()]
         self.client.log_batch(created.info.run_id, params=listed)
-        self._known(place.experiment)[run.run_id] = [created]
+        self._known(listing.experiment)[run.run_id] = [created]
         return str(created.info.run_id)
 
     def experiment(self, name: str) -> str:

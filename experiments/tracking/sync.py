@@ -138,15 +138,15 @@ def connect(store: Store, uri: str) -> "Mirror":
 
 def one_pass(mirror: "Mirror", store: Store, uri: str) -> Summary:
     """Copy everything that is new in the store."""
-    from experiments.tracking.server import Place, places
+    from experiments.tracking.server import Listing, listings
 
-    where = places(store)
+    where = listings(store)
     queued = queued_runs(store)
     sent, damaged, count = mirror.sent, mirror.damaged, 0
     for run in (run for run in store.runs() if run.exists() and not run.packed):
-        place = where.get(run.run_id) or Place(f"{run.record().config['dataset']['name']}/unlisted", {})
-        if not mirror.settled(run, place):
-            mirror.run(run, place, status(run, queued))
+        listing = where.get(run.run_id) or Listing(f"{run.record().config['dataset']['name']}/unlisted", {})
+        if not mirror.settled(run, listing):
+            mirror.run(run, listing, status(run, queued))
         count += 1
     added = sum(mirror.report(*report) for report in _reports(store))
     return Summary(uri, count, mirror.sent - sent, added, mirror.damaged - damaged)

@@ -424,7 +424,7 @@ def test_the_real_thing_from_smoke_runs_to_the_report(tmp_path: Path, store: Sto
     expected = costs.estimates(made, store)
     sources = {one.source for one in expected.values()}
     assert sources == {f"measured on {path}"}, "by the smoke runs, the others being gone"
-    cost = costs.of_plan(expected, expected, costs.place("local", 1))
+    cost = costs.of_plan(expected, expected, costs.capacity("local", 1))
     assert cost.memory is not None
     assert cost.memory > 2**28
     assert any(line.startswith("memory: ") and line.endswith(f"(measured on {path})") for line in cost.lines())

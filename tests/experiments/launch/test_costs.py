@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from experiments.launch import costs
-from experiments.launch.costs import Place
+from experiments.launch.costs import Capacity
 from experiments.store.files import write_json
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites import scales
 from experiments.suites.planning import Plan, PlannedRun
 from mpformer.runtime.errors import UserError
 
-CPU = Place("local", "cpu", 1, 0, 1, 2)
-EIGHT = Place("a100", "cuda", 8, 8, 64, 4)
+CPU = Capacity("local", "cpu", 1, 0, 1, 2)
+EIGHT = Capacity("a100", "cuda", 8, 8, 64, 4)
 
 
 def trained(store: Store, run: PlannedRun, seconds: float, launch: str = "", **more: Any) -> RunDir:
@@ -95,13 +95,13 @@ def test_the_cost_of_a_plan_at_the_width_of_a_profile(plan: Plan, store: Store) 
     assert costs.of_plan([], expected, CPU).lines() == ["0 runs to do"]
 
 
-def test_the_place_comes_from_the_profile(tmp_path: Path) -> None:
-    assert costs.place("a100", 100) == Place("a100", "cuda", 8, 8, 64, 4)
+def test_the_capacity_comes_from_the_profile(tmp_path: Path) -> None:
+    assert costs.capacity("a100", 100) == Capacity("a100", "cuda", 8, 8, 64, 4)
     path = tmp_path / "two.yaml"
     path.write_text("executor: slurm\ntime: 10\nnodes: 2\ntasks_per_node: 2\ncpus: 3\nparallelism: 7\n")
-    assert costs.place(str(path), 5) == Place(str(path), "cpu", 4, 0, 12, 5)
+    assert costs.capacity(str(path), 5) == Capacity(str(path), "cpu", 4, 0, 12, 5)
     with pytest.raises(UserError, match="unknown profile"):
-        costs.place("nowhere", 1)
+        costs.capacity("nowhere", 1)
 
 
 def test_a_damaged_run_costs_an_estimate_not_the_plan(plan: Plan, store: Store) -> None:

@@ -179,7 +179,7 @@ def test_roots_that_slurm_would_misread_are_refused(name: str, tmp_path: Path, d
 
 def test_the_snapshot_is_the_code_and_jobs_that_run_other_code_fail(store: Store, data: Path) -> None:
     code = code_snapshot.take(store)
-    assert code == code_snapshot.take(store) == code_snapshot.place(store), "one for each state of the code"
+    assert code == code_snapshot.take(store) == code_snapshot.folder(store), "one for each state of the code"
     assert read_json(code / "snapshot.json")["sha"]
     show = "import experiments.execution.provenance as p, mpformer, analysis, reports; print(p.__file__, p.git().sha)"
     environment = {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "PATH": "/usr/bin:/bin"}

@@ -17,7 +17,7 @@ from experiments.store.identity import eval_id
 from experiments.store.mlflow_record import Copied
 from experiments.store.run_dir import RunDir, Store
 from experiments.tracking import sync
-from experiments.tracking.server import BATCH, Mirror, Tail, checksum, places, values
+from experiments.tracking.server import BATCH, Mirror, Tail, checksum, listings, values
 from mpformer.runtime.errors import UserError
 from tests.support.present import present
 
@@ -131,7 +131,7 @@ def test_a_run_is_copied_with_its_suite_toggles_and_state(store: Store, mirrored
     assert run.data.params["mp_queries"] == str(mirrored.config().toggles.mp_queries)
     assert run.data.params["schedule.max_iter"] == "12"
     assert run.data.tags["suites"] == "headline@mini"
-    assert run.data.tags["suite.headline/mini"] == places(store)[mirrored.run_id].rows["headline@mini"]
+    assert run.data.tags["suite.headline/mini"] == listings(store)[mirrored.run_id].rows["headline@mini"]
     assert run.info.status == "SCHEDULED", "planned, not started"
     artifacts = runs["report headline@mini"].info.run_id
     assert {file.path for file in client.list_artifacts(artifacts)} == {"figures", "index.html"}
