@@ -339,9 +339,8 @@ def placements(
     if max_age and (shared := _shared(scheduler_record.read(store), concerned, max_age)):
         return shared
     with _asking(store, watching=max_age > 0) as others:
-        before = scheduler_record.read(
-            store
-        )  # somebody may have asked meanwhile, or be asking: then an older answer will do
+        # somebody may have asked meanwhile, or be asking: then an older answer will do
+        before = scheduler_record.read(store)
         if max_age and (shared := _shared(before, concerned, max_age * (4 if others else 1))):
             return shared
         _recall_clusters(before)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ import pytest
 from experiments.runs import cancelling
 from experiments.status import scheduler, standing
 from experiments.status.states import RunState, derive
-from experiments.store.files import read_json, write_json
+from experiments.store import scheduler_record
+from experiments.store.files import write_json
 from experiments.store.journal import BatchRun, Submission, of_launch
 from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan
@@ -48,10 +50,9 @@ def test_while_one_process_asks_the_others_take_an_older_answer(submitted: Submi
     book.write_text(re.sub(r'"time": [\d.]+', '"time": 1.0', book.read_text()))  # submitted long ago
     standing.look(submitted.store, key, max_age=15)
     scheduler._ANSWERS.clear()  # another process
-    path = submitted.store.root / scheduler.SNAPSHOT
-    then, kept = time.time() - 30, read_json(path)
-    aged = {run_id: {**line, "time": then} for run_id, line in kept["jobs"].items()}
-    write_json(path, {**kept, "time": then, "jobs": aged})
+    then, kept = time.time() - 30, scheduler_record.read(submitted.store)
+    aged = {run_id: replace(one, time=then) for run_id, one in kept.jobs.items()}
+    scheduler_record.write(submitted.store, replace(kept, time=then, jobs=aged))
     mark = submitted.store.root / ".asking"
     mark.touch()
     standing.look(submitted.store, key, max_age=15)
