@@ -214,13 +214,15 @@ class Trainer(TrainerBase):
         return list(weighted), values.detach()
 
     def _update(self, norm: torch.Tensor) -> None:
-        """Step the optimiser, on the device alone: not where the gradient's norm () is no number."""
+        """Step the optimiser, but not where the gradient's norm () is no number; only a CPU is asked whether it is."""
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
             return
-        # AdamW's fused kernel reads it, as the scaler relies on
-        self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        if self.device.type != "cpu":  # AdamW's fused kernel reads it, as the scaler relies on
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        elif not norm.isfinite():
+            return
         self.optimizer.step()
 
     def _autocast(self) -> Any:

@@ -68,6 +68,8 @@ def test_workers_read_the_same_validation_items(shapes_config: Config, shapes_ro
     assert same([item.inputs for item in alone], [item.inputs for item in helped])
     for one, other in zip(alone, helped, strict=True):
         assert (one.truth.image_id, one.truth.annotations) == (other.truth.image_id, other.truth.annotations)
+        assert one.truth.ids is not None
+        assert other.truth.ids is not None
         assert np.array_equal(one.truth.ids, other.truth.ids)
 
 
