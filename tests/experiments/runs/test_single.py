@@ -115,6 +115,11 @@ def test_train_evaluate_predict_and_take_up_again(run: Callable[..., Any], data:
     assert json.loads(out)["metrics"] == scored["metrics"]
     assert (tmp_path / "evaluation" / "layers.parquet").exists()
 
+    code, out, _ = run("export", directory.run_id, "plain.pkl", "--to", "mask2former")
+    assert (code, out.strip()) == (0, "plain.pkl")
+    code, out, _ = run("eval", "mine.yaml", *SHORT, "--weights", "plain.pkl", "--out", "of plain", "--json")
+    assert json.loads(out)["metrics"] == pytest.approx(scored["metrics"]), "without the piloted part, the same scores"
+
     image = str(min((data / "coco/val2017").glob("*.jpg")))
     for arguments in ((), ("--config", "mine.yaml", "--set", "TEST.DETECTIONS_PER_IMAGE", "5")):
         code, out, _ = run("predict", image, "--weights", weights, "--out", "seen", *arguments)
@@ -207,6 +212,7 @@ def test_train_fetches_initial_weights_that_have_an_address(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_several_processes_train_one_run(data: Path, tmp_path: Path) -> None:
     """``--num-gpus 2`` starts two processes; here, on the CPU."""
     (tmp_path / "mine.yaml").write_text(YAML)
