@@ -75,6 +75,7 @@ class BootstrapTest:
 
 
 VerdictKind = Literal["within", "outside", "underpowered", "not comparable"]
+ClaimVerdict = Literal["seen", "not seen", "opposite", "underpowered"]
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,41 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
         running = max(running, min(1.0, (len(known) - rank) * p))
         adjusted[name] = running
     return adjusted
+
+
+def claim_verdict(test: PairedTest, p: float | None, smallest: float) -> ClaimVerdict:
+    """Return what paired seeds say of a claim that an effect is positive.
+
+    ``p`` is the test's, corrected for its family (:func:`holm`); ``smallest`` the smallest effect that matters, in
+    the metric's points. *seen* and *opposite* need p < 0.05 and the sign; *not seen* an interval inside
+    ± ``smallest``; everything else is *underpowered*, fewer than three seeds too. A significant effect is seen
+    although it is small: its size stands beside it. Raises ValueError unless ``smallest`` is positive.
+    """
+    if not smallest > 0:
+        raise ValueError("the smallest effect that matters must be positive")
+    if test.low is None or test.high is None or p is None:
+        return "underpowered"
+    if p < 1 - LEVEL:
+        return "seen" if test.effect > 0 else "opposite"
+    return "not seen" if -smallest < test.low and test.high < smallest else "underpowered"
+
+
+def detectable(spread: float, n: int, power: float = 0.8, level: float = LEVEL) -> float:
+    """Return the effect that ``n`` paired seeds show, in its direction, with this power: two-sided, uncorrected.
+
+    ``spread`` is the standard deviation of the paired differences, in the metric's points, as the effect is. Raises
+    ValueError below two seeds. (Noncentral t; Cohen 1988, section 2.)
+    """
+    from scipy import optimize, stats
+
+    if n < 2:
+        raise ValueError("a paired t test needs two seeds")
+    critical = stats.t.ppf((1 + level) / 2, n - 1)
+
+    def missing(shift: float) -> float:
+        return power - float(stats.nct.sf(critical, n - 1, shift))
+
+    return float(optimize.brentq(missing, 0.0, 3 * critical)) * spread / sqrt(n)
 
 
 def verdict(

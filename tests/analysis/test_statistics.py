@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analysis import scores, statistics
-from analysis.statistics import holm, paired_bootstrap, paired_t, summarise, verdict
+from analysis.statistics import claim_verdict, detectable, holm, paired_bootstrap, paired_t, summarise, verdict
 from tests.support.present import present
 
 
@@ -51,6 +51,40 @@ def test_paired_t_without_variance() -> None:
     row = {0: 1.0, 1: 2.0, 2: 3.0}
     assert paired_t(row, row).p == 1
     assert paired_t(row, {s: v + 1 for s, v in row.items()}).p == 0
+
+
+def _seeds(*values: float) -> dict[int, float]:
+    return dict(enumerate(values))
+
+
+def test_a_claim_is_seen_or_opposite_by_sign_and_not_seen_only_inside_the_smallest_effect() -> None:
+    still = _seeds(0.0, 0.0, 0.0, 0.0)
+    clear = paired_t(still, _seeds(2.0, 2.1, 1.9, 2.2))
+    tiny = paired_t(still, _seeds(0.1, -0.1, 0.05, -0.06))
+    wide = paired_t(still, _seeds(4.0, -3.0, 5.0, -1.0))
+    assert claim_verdict(clear, clear.p, 1.0) == "seen"
+    assert claim_verdict(paired_t(_seeds(2.0, 2.1, 1.9, 2.2), still), clear.p, 1.0) == "opposite"
+    assert claim_verdict(clear, 0.2, 1.0) == "underpowered"  # the corrected p decides, not the test's own
+    assert claim_verdict(tiny, tiny.p, 1.0) == "not seen"
+    assert claim_verdict(tiny, tiny.p, 0.1) == "underpowered"
+    assert claim_verdict(wide, wide.p, 1.0) == "underpowered"
+    assert claim_verdict(paired_t(_seeds(0.0, 0.0), _seeds(9.0, 9.0)), None, 1.0) == "underpowered"
+    with pytest.raises(ValueError, match="positive"):
+        claim_verdict(clear, clear.p, 0.0)
+
+
+@pytest.mark.parametrize("n", [3, 5, 8])
+def test_what_is_detectable_is_found_in_four_of_five_simulated_studies(n: int) -> None:
+    effect, rng = detectable(2.0, n), np.random.default_rng(n)
+    draws = rng.normal(effect, 2.0, (20_000, n))
+    found = stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.012)
+    assert detectable(4.0, n) == pytest.approx(2 * effect)
+
+
+def test_one_seed_detects_nothing() -> None:
+    with pytest.raises(ValueError, match="two seeds"):
+        detectable(1.0, 1)
 
 
 def test_holm_by_hand() -> None:
