@@ -165,7 +165,7 @@ function film(which) {
     const button = node("button");
     button.type = "button";
     button.setAttribute("aria-current", String(layer === state.layer));
-    button.setAttribute("aria-label", `${index.runs[which]}, layer ${layer}`);
+    button.setAttribute("aria-label", `${index.runs[which]}, layer ${layer}: ${two(ious[layer])}`);
     const canvas = node("canvas");
     paint(canvas, run, masksAt(run, which, layer), truthsAt(run), 96);
     button.append(canvas, node("span", `${layer}: ${two(ious[layer])}`, least !== null && ious[layer] === least ? "worst" : ""));

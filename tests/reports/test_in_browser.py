@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import shutil
+import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -226,6 +228,39 @@ def test_a_suite_of_171_rows(tmp_path: Path, blank_figures: None, open_page: Any
     until(page, "document.querySelector('#row-row-150 .inside a') !== null")  # made when it is opened
     page.locator("#row-row-150 a").first.click()
     assert "/runs/" in page.url
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """axe-core's script, from the npm registry; nothing of it is kept here."""
+    if shutil.which("npm") is None:
+        pytest.skip("needs npm, which fetches axe-core")
+    folder = tmp_path_factory.mktemp("axe")
+    fetched = subprocess.run(["npm", "pack", "axe-core@4", "--silent"], cwd=folder, capture_output=True, timeout=120)
+    if fetched.returncode:
+        pytest.skip(f"axe-core cannot be fetched from the npm registry: {fetched.stderr.decode()[-200:]}")
+    with tarfile.open(next(folder.glob("axe-core-*.tgz"))) as archive:
+        script = archive.extractfile("package/axe.min.js")
+        assert script is not None
+        return script.read().decode()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(site: Path, browser: Any, axe: str, scheme: str) -> None:
+    run = next((site / "headline@mini" / "runs").glob("*.html"))
+    pages = ["index.html", "headline@mini/index.html", "components@mini/index.html", "headline@mini/explorer.html", run]
+    found = []
+    for path in pages:
+        # axe is a script of its own: the page's policy would not let it run
+        page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme, bypass_csp=True)
+        page.goto((site / path).as_uri())
+        page.wait_for_timeout(300)
+        page.evaluate(axe)
+        tell = "v => v.nodes.map(n => `${v.id}: ${n.html.slice(0, 160)} | ${n.failureSummary.slice(0, 240)}`)"
+        violations = page.evaluate(f"axe.run().then(r => r.violations.flatMap({tell}))")
+        found += [f"{path}: {violation}" for violation in violations]
+        page.close()
+    assert found == []
 
 
 def test_the_opening_picture(site: Path, open_page: Any, tmp_path: Path) -> None:
