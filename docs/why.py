@@ -1,7 +1,7 @@
 """The study of why.md: a suite in a file of its own, run through the ordinary command line.
 
-    python docs/why.py launch why --seeds 0,1,2 --workers 1
-    python docs/why.py report why
+    mpformer launch why --suites docs/why.py --seeds 0,1,2 --workers 1
+    mpformer report why
 
 Mask2Former and MP-Former on `shapes`, equal in all but mask piloting, full and half length, each to the end of its
 own schedule. The settings are written out, so that the study stays what it is when the defaults of scale mini change.
@@ -10,7 +10,6 @@ own schedule. The settings are written out, so that the study stays what it is w
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.cli.main import cli
 from experiments.suites.ablations import MASK2FORMER, MP_FORMER
 from experiments.suites.rows import Row, suite
 
@@ -32,6 +31,7 @@ HALF: dict[str, Any] = {"schedule.max_iter": FULL // 2, "runtime.eval_period": F
         "schedule.batch_size": 4,
         "schedule.base_lr": 1e-3,
         "evaluation.val_images": 250,
+        "evaluation.object_mask_threshold": 0.8,
         "runtime.eval_period": FULL // 10,
     },
 )
@@ -41,7 +41,3 @@ def why(scale: str, dataset: str) -> Iterator[Row]:
     yield Row("mask2former-half", f"Mask2Former, {FULL // 2} iterations", {**MASK2FORMER, **HALF})
     yield Row("mp-former-half", f"MP-Former, {FULL // 2} iterations", {**MP_FORMER, **HALF})
     yield Row("mp-former", f"MP-Former, {FULL} iterations", MP_FORMER)
-
-
-if __name__ == "__main__":
-    cli()
