@@ -2,11 +2,11 @@
 
     python -m benchmarks.records_memory [--images 118000 --masks 860000]
 
-A COCO instance file is generated (polygons of 8 to 64 corners, as many images and masks as COCO's train2017 has) and
-read as training reads it, in a process of its own with torch and detectron2 loaded. Reported: the process's peak, what
-the records take of it, and what a forked worker has of its own after it has read every record: pages that are neither
-shared with the process nor with other workers, from ``smaps_rollup`` of Linux. With ``--as-dicts``, the same records as
-dicts and lists too, as detectron2's reader gives them.
+A COCO instance file is generated (polygons of 8 to 44 corners: as many images, masks and bytes as COCO's train2017
+has) and read as training reads it, in a process of its own with torch and detectron2 loaded. Reported: the process's
+peak, what the records take of it, and what a forked worker has of its own after it has read every record: pages that
+are neither shared with the process nor with other workers, from ``smaps_rollup`` of Linux. With ``--as-dicts``, the
+same records as dicts and lists too, as detectron2's reader gives them.
 """
 
 import argparse
@@ -53,7 +53,7 @@ _RINGS = 1009
 
 
 def _ring(draw: random.Random) -> str:
-    ring = [round(draw.uniform(0, 480), 2) for _ in range(2 * draw.randint(8, 64))]
+    ring = [round(draw.uniform(0, 480), 2) for _ in range(2 * draw.randint(8, 44))]
     return f'"bbox":{json.dumps(ring[:4])},"area":{draw.uniform(100, 90000):.4f},"segmentation":[{json.dumps(ring)}]'
 
 

@@ -4,15 +4,18 @@ The records are detectron2's own reader's (a test compares them), read piece by 
 lists are compared with the dataset's own, and each way in which a file can be broken is one clear error.
 """
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mpformer.config.classes import category_ids, class_table, tasks_of
 from mpformer.data.coco_layout import Layout
 from mpformer.data.json_stream import ARRAY, elements
-from mpformer.data.packed import Packed, Packer, Records, grouped, pack
+from mpformer.data.packed import FIELDS, Packed, Packer, Records, grouped, pack
 from mpformer.runtime.errors import UserError
 
 Record = dict[str, Any]
@@ -118,7 +121,8 @@ def _read_instances(files: SplitFiles) -> _Part:
     path = files.instances
     assert path is not None
     lookup = {category: i for i, category in enumerate(category_ids(files.dataset, "instance"))}
-    images, categories, of, numbers, marks = [], [], [], [], Packer()
+    images, categories, of, numbers, marks = [], [], [], array("q"), Packer()
+    same: dict[Any, Any] = {}  # one object an image id, not one an annotation
     unknown: KeyError | None = None
     try:
         for key, element in _stream(path, files.advice):
@@ -134,8 +138,8 @@ def _read_instances(files: SplitFiles) -> _Part:
                     unknown = unknown or error
                     continue
                 if mark is not None:
-                    marks.add(mark)
-                    of.append(element["image_id"])
+                    marks.add(tuple(mark.get(name) for name in FIELDS))
+                    of.append(same.setdefault(element["image_id"], element["image_id"]))
     except KeyError as error:
         raise _unknown_category(files, path, error) from None
     except (ValueError, TypeError) as error:
@@ -143,7 +147,7 @@ def _read_instances(files: SplitFiles) -> _Part:
     _check_categories(files, path, "instance", categories)
     if unknown is not None:
         raise _unknown_category(files, path, unknown)
-    if len(set(numbers)) < len(numbers):
+    if len(np.unique(np.asarray(numbers))) < len(numbers):
         raise UserError(f"{path} is not valid COCO annotations: its annotation ids are not unique; {files.advice}")
     return _instance_part(files, sorted(images), marks, of)
 
@@ -160,7 +164,7 @@ def _instance_part(files: SplitFiles, images: Sequence[tuple[Any, ...]], marks: 
 
 def _mark(annotation: Record, lookup: Mapping[int, int]) -> Record | None:
     """An annotation as it is kept; None if it has polygons and none of three corners. KeyError for its category."""
-    kept = {key: annotation[key] for key in ("iscrowd", "bbox", "area") if key in annotation}
+    kept = {name: annotation[name] for name in FIELDS[:3] if name in annotation}
     kept["category_id"] = lookup[annotation["category_id"]]
     if "bbox" in kept and not kept["bbox"]:
         raise ValueError(f"annotation {annotation['id']} has an empty bbox")

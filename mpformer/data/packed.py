@@ -58,7 +58,8 @@ class Records(Sequence[Record]):
     """The records of :mod:`mpformer.data.catalog`, made when they are asked for; a slice shares the bytes.
 
     heads: what a record has beside its annotations. marks: all annotations, of which those of image i are number
-    ``order[first[i]]`` … ``order[first[i + 1] - 1]``; None: the heads are whole.
+    ``order[first[i]]`` … ``order[first[i + 1] - 1]``; None: the heads are whole. An annotation is kept as the values of
+    :data:`FIELDS`, None for one that it lacks.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Records(Sequence[Record]):
         assert self._first is not None
         assert self._order is not None
         mine = self._order[self._first[number] : self._first[number + 1]]
-        return {**record, "annotations": [self._marks[int(index)] for index in mine]}
+        return {**record, "annotations": [_mark(self._marks[int(index)]) for index in mine]}
 
     def heads(self) -> Iterator[Record]:
         """Yield the records, without their annotations if those are kept apart."""
@@ -108,6 +109,14 @@ class Records(Sequence[Record]):
         arrays = (self._order, self._first, self._chosen)
         packed = self._heads.nbytes + (self._marks.nbytes if self._marks is not None else 0)
         return packed + sum(found.nbytes for found in arrays if found is not None)
+
+
+FIELDS = ("iscrowd", "bbox", "area", "category_id", "segmentation")
+"""What is kept of an annotation; the names themselves would be a tenth of all bytes."""
+
+
+def _mark(values: Sequence[Any]) -> Record:
+    return {name: value for name, value in zip(FIELDS, values, strict=True) if value is not None}
 
 
 def pack(records: Iterable[Record]) -> Records:

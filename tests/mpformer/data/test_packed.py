@@ -59,10 +59,10 @@ def test_annotations_are_with_their_image_in_the_order_of_the_file(seed: int) ->
     for image in range(5):
         heads.add({"image_id": image})
     for number in range(len(images)):
-        marks.add(number)
+        marks.add((0, None, None, number, None))
     records = grouped(heads.packed(), marks.packed(), images)
     for image in range(5):
-        expected = [number for number, of in enumerate(images) if of == image]
+        expected = [{"iscrowd": 0, "category_id": number} for number, of in enumerate(images) if of == image]
         assert records[image] == {"image_id": image, "annotations": expected}
     assert records.only([3, 1])[1] == records[1]
     assert [r["image_id"] for r in records[1:4].heads()] == [1, 2, 3]
