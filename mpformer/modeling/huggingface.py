@@ -185,10 +185,11 @@ def image_processor(config: Config) -> Any:
     import transformers
 
     model, scored = config.model, config.evaluation
-    resized = {"shortest_edge": scored.min_size_test, "longest_edge": scored.max_size_test or 10**6}
+    options: dict[str, Any] = {"do_resize": scored.min_size_test > 0}
+    if scored.min_size_test:
+        options["size"] = {"shortest_edge": scored.min_size_test, "longest_edge": scored.max_size_test or 10**6}
     return transformers.Mask2FormerImageProcessor(
-        do_resize=scored.min_size_test > 0,
-        **({"size": resized} if scored.min_size_test else {}),
+        **options,
         size_divisor=model.size_divisibility,
         image_mean=[value / 255 for value in model.pixel_mean],
         image_std=[value / 255 for value in model.pixel_std],

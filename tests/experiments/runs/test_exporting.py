@@ -13,6 +13,7 @@ from experiments.store.records import save
 from experiments.store.run_dir import RunDir, Store, Trained
 from experiments.suites.scales import base
 from mpformer.config.schema import Config, ResNetConfig, SwinConfig, TimmConfig
+from mpformer.modeling.huggingface import image_processor
 from mpformer.modeling.meta_arch import MPFormer, build_model
 from mpformer.modeling.weights import load_weights, read_weights
 from mpformer.runtime.errors import UserError
@@ -120,6 +121,8 @@ def test_huggingfaces_image_processor_normalises_as_the_model_does(
     processor = transformers.Mask2FormerImageProcessor.from_pretrained(tmp_path / "out")
     theirs = processor(image, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(model.preprocess([{"image": image}]).tensor, theirs, atol=1e-4, rtol=1e-4)
+    size = image_processor(base("paper")).size
+    assert (size["shortest_edge"], size["longest_edge"]) == (800, 1333)
 
 
 @pytest.mark.parametrize(
