@@ -275,10 +275,9 @@ def _accounted(lines: Iterable[str]) -> list[Job]:
         before = found.pop((job_id, name), None)
         total = (_number(elapsed) or 0.0) + ((before.elapsed or 0.0) if before else 0.0)
         times = (_number(submitted), _number(started), _number(ended), total)
-        used = {"gpus": _tres(tres, "gres/gpu"), "cpus": _tres(tres, "cpu")}
-        word = state.split(" ")[0]
+        gpus, cpus, word = _tres(tres, "gres/gpu"), _tres(tres, "cpu"), state.split(" ")[0]
         where = "" if "assigned" in nodes else nodes
-        found[job_id, name] = Job(job_id, word, name, raw, "", *times, code, None, **used, nodes=where, source="sacct")
+        found[job_id, name] = Job(job_id, word, name, raw, "", *times, code, None, gpus, cpus, where, source="sacct")
     return [replace(job, max_rss=memory.get(job.id) or None) for job in found.values()]
 
 
