@@ -248,7 +248,13 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(site: Path, browser: Any, axe: str, scheme: str) -> None:
     run = next((site / "headline@mini" / "runs").glob("*.html"))
-    pages = ["index.html", "headline@mini/index.html", "components@mini/index.html", "headline@mini/explorer.html", run]
+    pages: list[str | Path] = [
+        "index.html",
+        "headline@mini/index.html",
+        "components@mini/index.html",
+        "headline@mini/explorer.html",
+        run,
+    ]
     found = []
     for path in pages:
         # axe is a script of its own: the page's policy would not let it run
