@@ -28,6 +28,7 @@ from mpformer.config.schema import Config
 from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
 from mpformer.runtime.disk import sha256
 from tests.support import chaos, counting_jobs, tiny_jobs
+from tests.support.small_runs import Paced
 from tests.support.tiny_jobs import client, job, lines, stages, submit, until
 
 pytestmark = pytest.mark.slurm
@@ -222,6 +223,28 @@ def test_a_container_without_slurms_clients_chains_over_time_limits(
     *earlier, last = [stage["outcome"] for stage in stages(directory)]
     assert (set(earlier), last) == ({"requeued"}, "done")
     assert iterations(directory) == list(range(1, 61)), "at the very iteration"
+
+
+def test_what_preemption_cancels_the_last_job_launches_again(devcluster: Callable[..., Any], tmp_path: Path) -> None:
+    """A partition with PreemptMode=CANCEL that sends no warning: another launch goes on from the checkpoint."""
+    cluster = devcluster("--nodes", "1", accounting=True)
+    text = cluster.conf.read_text().replace("SlurmctldParameters=preempt_send_user_signal\n", "")
+    cluster.conf.write_text(
+        text.replace("PriorityTier=10 GraceTime=30", "PriorityTier=10 GraceTime=5 PreemptMode=CANCEL")
+    )
+    client("scontrol", "reconfigure")
+    plan, store = tiny_jobs.tiny_plan(tmp_path / "data"), Store(tmp_path / "store")
+    made = counting_jobs.profile(report=True, resubmit=True, memory="4GB")
+    (tmp_path / "site.yaml").write_text(json.dumps(made.model_dump(exclude_unset=True)))
+    target = Target(str(tmp_path / "site.yaml"), made)
+    first = submission.launch(plan, store, tmp_path / "data", target, runner=Paced(2.0))
+    run, directory = plan.runs[0], store.run(plan.runs[0].run_id)
+    until(lambda: lines(directory) >= 3, 120, lambda: tiny_jobs.logs(directory, first.directory / "jobs" / "0"))
+    client("sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 5")
+    until(lambda: directory.result(run.eval_id), 500, lambda: tiny_jobs.logs(directory) + client("squeue", "-a"))
+    (interrupted, done) = stages(directory)
+    assert (interrupted["outcome"], done["outcome"]) == ("interrupted", "done")
+    assert interrupted["launch"] == first.id != done["launch"]
 
 
 def test_tasks_do_not_wait_for_a_main_one_that_refuses(
