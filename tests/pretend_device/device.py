@@ -96,6 +96,10 @@ class PretendTensor(Tensor):
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"PretendTensor({self.inner})"
 
+    def tolist(self) -> Any:
+        """As a plain tensor's, which refuses subclasses."""
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch calls it as a class method
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None

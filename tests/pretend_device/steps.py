@@ -5,10 +5,16 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from mpformer.data.coco_layout import encode_mask
+from mpformer.data.validation import GroundTruth, Segment, ValidationItem
+from mpformer.evaluation.evaluate import Collector
+from mpformer.evaluation.layer_pass import image_outputs
 from mpformer.modeling.criterion import Criterion
 from mpformer.runtime.callbacks import TrainCallbacks
 from mpformer.runtime.errors import RunFailure
@@ -135,6 +141,38 @@ def test_a_gradient_that_is_no_number_is_left_out_and_named(pretend: PretendDevi
     assert all(map(torch.equal, before, weights(made)))
     with pytest.raises(RunFailure, match=r"iteration 1: norm of the gradient = nan"):
         made.meter.line()
+
+
+def validation_item(number: int, count: int) -> ValidationItem:
+    """An image of the small batch with its ground truth for every task."""
+    (inputs,) = items((count,))
+    masks, labels = inputs["instances"].gt_masks.numpy(), inputs["instances"].gt_classes.tolist()
+    ids = (masks * np.arange(1, count + 1)[:, None, None]).max(0)
+    annotations = tuple(
+        {"category_id": c, "iscrowd": 0, "area": int(mask.sum()), "segmentation": encode_mask(mask)}
+        for mask, c in zip(masks, labels, strict=True)
+    )
+    segments = tuple(Segment(n + 1, c, False) for n, c in enumerate(labels) if (ids == n + 1).any())
+    semantic = np.append(255, labels).astype(np.uint8)[ids]
+    truth = GroundTruth(number, *ids.shape, annotations, ids, segments, semantic)
+    return ValidationItem(inputs | {"image_id": number, "file_name": f"{number}.png"}, truth)
+
+
+def evaluated(made: Trainer) -> dict[str, Any]:
+    collected = Collector(made.config, {1})
+    for image in image_outputs(made.core, [validation_item(1, 3), validation_item(2, 2)]):
+        collected.add(image)
+    return collected.summary()
+
+
+def test_an_evaluation_mixes_no_devices_and_gives_the_cpus_numbers(tmp_path: Path) -> None:
+    with pretending() as pretend:
+        ours = make_trainer(small_config(**PILOTED), tmp_path)
+        with pretend.phase("evaluation"):
+            found = evaluated(ours)
+        assert pretend.count("operator", "evaluation") > 100
+    cpu = Trainer(ours.config, tmp_path, tmp_path, TrainCallbacks(), torch.device("cpu"), ours.rank)
+    assert found == evaluated(cpu)
 
 
 def test_the_device_sees_what_it_is_for(pretend: PretendDevice) -> None:
