@@ -140,10 +140,12 @@ class Journal:
             if isinstance(line, Submitting):
                 about = (line.stage, line.name, line.runs, line.profile, line.cluster, line.time)
                 found[line.batch] = Submission(self.launch, line.batch, *about, user=user, clusters=line.clusters)
-            elif line.batch in found and isinstance(line, Submitted):
-                found[line.batch] = replace(found[line.batch], job_id=line.job_id, error=None)
             elif line.batch in found:
-                found[line.batch] = replace(found[line.batch], error=line.error)
+                one = found[line.batch]
+                if isinstance(line, Submitted):
+                    found[line.batch] = replace(one, job_id=line.job_id, error=None)
+                else:
+                    found[line.batch] = replace(one, error=line.error)
         return list(found.values())
 
     def _owner(self) -> str:
