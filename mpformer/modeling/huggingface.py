@@ -100,7 +100,7 @@ def build_huggingface(model: ModelConfig, classes: int | Sequence[str]) -> Any:
     except ModuleNotFoundError as error:
         raise UserError(f"Hugging Face's form needs transformers ({error.name}): pip install transformers") from None
     labels = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
-    config = transformers.Mask2FormerConfig(  # type: ignore[call-arg]  # its base class takes more than it declares
+    config = transformers.Mask2FormerConfig(
         backbone_config=_backbone(model, transformers),
         feature_strides=[stride for stride in (4, 8, 16, 32) if stride <= model.attention_strides[0]],
         feature_size=model.conv_dim,
