@@ -53,6 +53,8 @@ def test_contradictions_would_be_seen(state: str, jobs: dict[str, str], process:
     now = truth.Facts(True, {"r": jobs} if jobs else {}, processes)
     run = {"run_id": "r", "state": state}
     assert truth.contradiction(run, now, now) == kind
+    beginning = replace(now, alive=frozenset({"r"}))
+    assert truth.contradiction(run, beginning, beginning) == ("" if state == "RUNNING" else kind)
     away = replace(now, answered=False)
     assert truth.contradiction(run, now, away) == (kind if process else "")
     changed = replace(now, jobs={"r": {"8_0": "PENDING"}}, processes={})

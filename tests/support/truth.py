@@ -1,11 +1,13 @@
 """What ``status --json`` says of runs, held every few seconds against squeue and the process table."""
 
+import contextlib
 import json
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ class Facts:
     jobs: dict[str, dict[str, str]]
     """Of each run the elements that are not over, with Slurm's word."""
     processes: dict[str, int]
-    """Of each run the process that trains or scores it."""
+    """Of each run the process that trains or scores it, once it has left a trace."""
+    alive: frozenset[str] = frozenset()
+    """Runs of whose jobs a process lives: it may begin, or be about to end."""
 
 
 @dataclass
@@ -81,7 +85,7 @@ def contradiction(run: dict[str, Any], before: Facts, after: Facts) -> str:
     run_id, state = run["run_id"], run["state"]
     process = before.processes.get(run_id)
     works = process is not None and process == after.processes.get(run_id)
-    idle = process is None and run_id not in after.processes
+    idle = process is None and run_id not in {*after.processes, *before.alive, *after.alive}
     if works and state not in ("RUNNING", "DONE", "TRAINED"):
         return f"a process works, status says {state}"
     if not (before.answered and after.answered) or before.jobs.get(run_id) != after.jobs.get(run_id):
@@ -104,13 +108,26 @@ def facts(store: Store) -> Facts:
     lines = [line.split("|", 2) for line in asked.stdout.splitlines()]
     live = {(name, element): word for element, word, name in lines if word not in ENDED}
     jobs: dict[str, dict[str, str]] = {}
+    owners: dict[str, str] = {}
     for submission in journal.submissions(store):
         for run in submission.runs:
             element = submission.element(run.run_id)
+            owners[element or ""] = run.run_id
             if element is not None and (submission.name, element) in live:
                 jobs.setdefault(run.run_id, {})[element] = live[submission.name, element]
     processes = {run.run_id: pid for run in store.runs() if (pid := _worker(run.path / "witness.jsonl"))}
-    return Facts(asked.returncode == 0, jobs, processes)
+    alive = frozenset(owners[element] for element in _elements() if element in owners)
+    return Facts(asked.returncode == 0, jobs, processes, alive)
+
+
+def _elements() -> Iterator[str]:
+    """The array elements that Python processes of this machine belong to."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"submitit.core._submit" in (entry / "cmdline").read_bytes():
+                pairs = (part.partition(b"=") for part in (entry / "environ").read_bytes().split(b"\0"))
+                given = {name.decode(): value.decode(errors="replace") for name, _, value in pairs}
+                yield f"{given.get('SLURM_ARRAY_JOB_ID', '')}_{given.get('SLURM_ARRAY_TASK_ID', '')}"
 
 
 def _worker(witness: Path) -> int | None:
