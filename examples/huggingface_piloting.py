@@ -94,8 +94,11 @@ def train(model: torch.nn.Module, data: CocoInstances, options: argparse.Namespa
 
 
 @torch.no_grad()
-def measure(model: torch.nn.Module, data: CocoInstances, seed: int) -> dict[str, float]:
-    """The model's own loss, the last masks' IoU with their objects, and the decoder layers' consistency."""
+def measure(model: torch.nn.Module, data: CocoInstances, seed: int) -> dict[str, float | None]:
+    """The model's own loss, the last masks' IoU with their objects, and the decoder layers' consistency.
+
+    None is what does not exist, such as the consistency of masks that are all empty.
+    """
     recorder, losses = LayerRecorder(), []
     torch.manual_seed(seed)
     model.eval()
@@ -133,7 +136,8 @@ def main() -> None:
         pilot = MaskPiloting.for_huggingface(model) if name == "with" else None
         steps = train(pilot or model, training, options)
         found = measure(pilot.remove() if pilot else model, validation, options.seed)
-        print(f"{name:>7} piloting: {steps} steps, " + ", ".join(f"{k} {v:.2f}" for k, v in found.items()), flush=True)
+        numbers = (f"{key} {'none' if value is None else f'{value:.2f}'}" for key, value in found.items())
+        print(f"{name:>7} piloting: {steps} steps, {', '.join(numbers)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ hidden), and has one attention mask a head, (B * heads, P+Q, h*w).
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property, partial
+from dataclasses import make_dataclass
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -102,9 +103,8 @@ class MaskPiloting(nn.Module):
         step = _Step(self, targets, noise or _following(targets.all_masks.device))
         with step.in_decoder():
             outputs = self.model(**(inputs | {"return_dict": True}))
-        outputs["pilot_loss"] = step.loss(points)
-        outputs["loss"] = outputs["loss"] + outputs["pilot_loss"]
-        return outputs
+        of_pilot = step.loss(points)
+        return _output_type(type(outputs))(**outputs | {"loss": outputs.loss + of_pilot, "pilot_loss": of_pilot})
 
     def remove(self) -> Any:
         """End piloting and return the model, which holds nothing of it; only a call of this module pilots."""
@@ -221,6 +221,12 @@ def _check_model(model: Any) -> None:
         raise UserError(
             f"mask piloting takes a {name} of transformers, without a wrapper, not a {type(model).__name__}"
         )
+
+
+@lru_cache
+def _output_type(base: type) -> type:
+    """The model's class of outputs with one field more; distributed training takes outputs apart by their fields."""
+    return make_dataclass("MaskPilotingOutput", [("pilot_loss", Tensor | None, None)], bases=(base,))
 
 
 def _toggles(given: dict[str, Any]) -> Toggles:

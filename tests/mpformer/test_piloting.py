@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 pytest.importorskip("transformers")
 
@@ -158,6 +159,8 @@ def test_matching_part_is_as_without_piloting() -> None:
     piloted = pilot(batch)
     assert torch.equal(torch.get_rng_state(), after)
     assert piloted.pilot_loss.item() > 1
+    parts, structure = tree_flatten(piloted)  # as distributed training does
+    assert tree_unflatten(parts, structure).pilot_loss is piloted.pilot_loss
     torch.testing.assert_close(piloted.loss - piloted.pilot_loss, plain.loss, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(piloted.masks_queries_logits, plain.masks_queries_logits, rtol=1e-4, atol=1e-4)
     for name in ("class_queries_logits", "transformer_decoder_last_hidden_state"):
