@@ -27,7 +27,8 @@ def worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     pilot = MaskPiloting.for_huggingface(mask2former()).train()
     # transformers' Swin has a normalisation that its features do not pass
-    outputs = DistributedDataParallel(pilot, find_unused_parameters=True)(batch(3 if rank == 0 else 0))
+    distributed = DistributedDataParallel(pilot, find_unused_parameters=True)
+    outputs = distributed(batch(3 if rank == 0 else 0))
     outputs.loss.backward()
     gradients = {name: p.grad for name, p in pilot.named_parameters() if p.grad is not None}
     torch.save((outputs.pilot_loss.detach(), gradients), f"{folder}/rank{rank}.pt")
