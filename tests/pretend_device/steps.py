@@ -154,7 +154,8 @@ def validation_item(number: int, count: int) -> ValidationItem:
     )
     segments = tuple(Segment(n + 1, c, False) for n, c in enumerate(labels) if (ids == n + 1).any())
     semantic = np.append(255, labels).astype(np.uint8)[ids]
-    truth = GroundTruth(number, *ids.shape, annotations, ids, segments, semantic)
+    height, width = ids.shape
+    truth = GroundTruth(number, height, width, annotations, ids, segments, semantic)
     return ValidationItem(inputs | {"image_id": number, "file_name": f"{number}.png"}, truth)
 
 
