@@ -347,6 +347,8 @@ def test_explorer(store: Path, tmp_path: Path, open_page: Any) -> None:
     page.locator("#films .film button").nth(6).click()
     until(page, "document.getElementById('layer-name').textContent == '6 of 6'")
     assert page.locator("#panes canvas").first.evaluate("c => c.toDataURL()") != before
+    page.locator("#list button").first.click()
+    until(page, "document.querySelectorAll('#list button')[0].getAttribute('aria-current') == 'true'")
     page.keyboard.press("ArrowDown")
     until(page, "document.querySelectorAll('#list button')[1].getAttribute('aria-current') == 'true'")
     page.locator("#list button").nth(9).click()
