@@ -26,9 +26,10 @@ def _forgotten() -> Iterator[None]:
 def test_from_the_archive_to_tiles(tmp_path: Path) -> None:
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
-    where = {split: tmp_path / "facades" / split for split in ("train", "val")}
-    files = [where[split] / "_annotations.coco.json" for split in where]
-    made = add(Asked("facades", *files, *where.values(), stuff=STUFF, panoptic="largest-first"), tmp_path / "root")
+    train, val = (tmp_path / "facades" / split for split in ("train", "val"))
+    name = "_annotations.coco.json"
+    asked = Asked("facades", train / name, val / name, train, val, stuff=STUFF, panoptic="largest-first")
+    made = add(asked, tmp_path / "root")
     assert (made.registration.images, made.tiles) == ({"train": 376, "val": 144}, {"train": 1504, "val": 576})
     settings = made.registration.settings
     assert (settings.crop, settings.resize, settings.queries, settings.train_points) == (128, 256, 40, 1024)
