@@ -388,12 +388,9 @@ def _hatch(axis: "Axes", labels: Sequence[str]) -> None:
     from matplotlib.colors import to_rgba
     from matplotlib.patches import PathPatch
 
-    colours = [to_rgba(style["color"])[:3] for style in looks(labels).values()]
+    colours = np.array([to_rgba(style["color"]) for style in looks(labels).values()])
     for box in (patch for patch in axis.patches if isinstance(patch, PathPatch)):
-        near = min(
-            range(len(colours)),
-            key=lambda i: sum(abs(a - b) for a, b in zip(colours[i], box.get_facecolor(), strict=False)),
-        )
+        near = int(np.abs(colours - to_rgba(box.get_facecolor())).sum(axis=1).argmin())
         box.set_hatch(("", "////", "....", "xx", "\\\\\\\\", "++", "oo")[near % 7])
 
 

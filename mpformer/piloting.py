@@ -104,7 +104,7 @@ class MaskPiloting(nn.Module):
         with step.in_decoder():
             outputs = self.model(**(inputs | {"return_dict": True}))
         of_pilot = step.loss(points)
-        return _output_type(type(outputs))(**outputs | {"loss": outputs.loss + of_pilot, "pilot_loss": of_pilot})
+        return _output_type(outputs.__class__)(**outputs | {"loss": outputs.loss + of_pilot, "pilot_loss": of_pilot})
 
     def remove(self) -> Any:
         """End piloting and return the model, which holds nothing of it; only a call of this module pilots."""

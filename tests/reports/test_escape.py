@@ -15,7 +15,7 @@ HOSTILE = st.text(
     st.one_of(
         st.sampled_from(list("$\\{}_^%#&~<>|`'\"=+-@\t\n\x00\x1b\u202e\u2066\x7f[]()!*/")),
         st.sampled_from(list("中文ひらカナ한글é€😀\u0301\u200b")),
-        st.characters(exclude_categories=("Cs",)),
+        st.characters(exclude_categories=["Cs"]),
     ),
     max_size=30,
 )

@@ -54,7 +54,8 @@ def write_own_set(root: Path, train: int = 6, val: int = 3) -> OwnSet:
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         (root / split).mkdir(parents=True)
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for number in range(1, count + 1):
             name = f"photo_{split}_{number}.jpg"
             images.append({"id": number * 7, "file_name": name, "height": HEIGHT, "width": WIDTH})

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_a_foreign_package_on_the_path_is_one_line(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", own_packages.PACKAGES)
 def test_each_package_is_looked_at(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_packages.check()
-    known = own_packages.find_spec
+    known = find_spec
     foreign = ModuleSpec(name, None, is_package=True)
     foreign.submodule_search_locations = [str(tmp_path / name)]
     monkeypatch.setattr(own_packages, "find_spec", lambda asked: foreign if asked == name else known(asked))

@@ -50,7 +50,8 @@ class Whole(nn.Module):
 
 def published(config: TimmConfig, path: Path, **more: Any) -> dict[str, Tensor]:
     """A file as timm publishes it, with a classifier; returns its content."""
-    model = timm.create_model(config.name.removeprefix("timm/"), **config.arguments, **more)
+    arguments: dict[str, Any] = {**config.arguments, **more}
+    model = timm.create_model(config.name.removeprefix("timm/"), **arguments)
     state = {name: torch.rand_like(value) if value.is_floating_point() else value
              for name, value in model.state_dict().items()}  # fmt: skip
     save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
