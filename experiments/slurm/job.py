@@ -21,6 +21,7 @@ time-out, gives up after three, and fails the job if the controller is away at t
 
 import contextlib
 import importlib
+import shlex
 import signal
 import sys
 import time
@@ -46,6 +47,7 @@ from experiments.slurm.inside_job import deaths, last_words, oom_kills, said_by_
 from experiments.status import failures
 from experiments.store import claims
 from experiments.store.attempt_dir import AttemptRecord, Ending, FailureClass, Outcome, RankFailure
+from experiments.store.launches import launch_dir
 from experiments.store.run_dir import RunDir, Store
 from mpformer.runtime.errors import RunFailure, UserError
 from mpformer.runtime.rank import current_rank
@@ -197,9 +199,15 @@ class _Main:
         if last is not None and record.outcome is Outcome.FAILED and kind is not FailureClass.CLAIM_LOST:
             ours = record.launch == self.job.options.launch
             if ours or (kind.repeats and kind not in self.job.retry):
-                again = f"mpformer retry SUITE --class {kind} tries again"
-                raise RunFailure(kind, f"{record.detail} (attempt {last.number}; {again})")
+                raise RunFailure(kind, f"{record.detail} (attempt {last.number}; {self._retry(kind)} tries again)")
         give_up(self.run_dir, self.job.options.launch)
+
+    def _retry(self, kind: FailureClass) -> str:
+        """Return the command that tries runs of this class again, such that it works in any folder."""
+        about = launch_dir(Store(self.job.root), self.job.launch).record()
+        suite = ["SUITE"] if about is None else [about.suite, "--scale", about.scale, "--dataset", about.dataset]
+        where = ["--root", str(self.job.root), "--data-root", str(self.job.options.data_root)]
+        return shlex.join(["mpformer", "retry", *suite, "--class", kind, *where])
 
     def _free(self) -> bool:
         """Wait until nobody holds the run; False if a signal came first.

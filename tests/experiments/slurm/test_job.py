@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from experiments.store import claims
 from experiments.store.claims import JobStart, acquire, holder
 from experiments.store.files import read_json, write_json
 from experiments.store.identity import eval_id
+from experiments.store.launches import LaunchRecord, launch_dir
 from experiments.store.run_dir import RunDir, Store
 from mpformer.runtime.errors import RunFailure
 
@@ -96,7 +98,9 @@ def test_a_failure_ends_the_job_with_its_class_and_is_not_repeated(
     expected = {"missing-module": "import"}.get(kind, kind)
     assert failed.failure_class == expected
     assert derive(one, job.task.eval_id).label == f"FAILED({expected})"
-    with pytest.raises(RunFailure, match=f"retry SUITE --class {expected}"):
+    launch_dir(Store(job.root), job.launch).write(LaunchRecord("headline", "mini", "shapes"))
+    again = f"mpformer retry headline --scale mini --dataset shapes --class {expected} --root {job.root} --data-root "
+    with pytest.raises(RunFailure, match=re.escape(again)):
         replace(job, runner=counter())()
     assert one.attempts() == [1], "a job that Slurm starts again does not repeat a failure"
 
