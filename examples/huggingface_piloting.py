@@ -21,9 +21,9 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 
 from analysis.huggingface import from_transformers
 from analysis.recorder import LayerRecorder
-from mpformer.data.own_annotations import classes_of, read_split
-from mpformer.data.painting import mask_of
-from mpformer.data.registration import Sources
+from mpformer.data.own.annotations import classes_of, read_split
+from mpformer.data.own.painting import mask_of
+from mpformer.data.own.registration import Sources
 from mpformer.piloting import MaskPiloting
 
 Batch = dict[str, Any]

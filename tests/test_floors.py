@@ -22,8 +22,10 @@ def in_order(floor: str, *rooms: str) -> dict[str, set[str]]:
 
 MPFORMER = {
     "mpformer": {"mpformer"},
-    **in_order("mpformer", "runtime", "config", "data", "modeling", "evaluation", "training"),
+    **in_order("mpformer", "runtime", "config", "data", "data.own", "data.check", "modeling", "evaluation", "training"),
 }
+SETS = {"mpformer.data.sets": MPFORMER["mpformer.data"] | {"mpformer.data.sets"}}
+"""Found by name, see :mod:`mpformer.config.datasets`: nothing imports one."""
 MPFORMER["mpformer.piloting"] = MPFORMER["mpformer.modeling"] | {"mpformer.piloting"}
 EXPERIMENTS = {
     "experiments": {"experiments"},
@@ -35,7 +37,7 @@ READ_BY_REPORTS = {"experiments.store", "experiments.suites", "experiments.statu
 
 MAY_IMPORT: Mapping[str, set[str]] = {
     "analysis": {"analysis"},
-    **{room: {"analysis"} | below for room, below in MPFORMER.items()},
+    **{room: {"analysis"} | below for room, below in {**MPFORMER, **SETS}.items()},
     **{room: {"analysis", *MPFORMER} | below for room, below in EXPERIMENTS.items()},
     "reports": {"analysis", *MPFORMER, *READ_BY_REPORTS, "reports"},
     "reports.commands": {"analysis", *MPFORMER, *EXPERIMENTS, "reports", "reports.commands"},
@@ -76,10 +78,11 @@ MODULES = frozenset(module(name) for name in files(*FLOORS))
 
 
 def room(name: str) -> str:
-    """The room of a module: its two first parts, or its package."""
+    """The room of a module: the longest name that is one; of a folder without a rule its two first parts."""
     parts = name.split(".")
-    known = ".".join(parts[:2])
-    return known if parts[0] in ("mpformer", "experiments") or known in MAY_IMPORT else parts[0]
+    known = [".".join(parts[:length]) for length in (3, 2)]
+    two = known[1] if parts[0] in ("mpformer", "experiments") else parts[0]
+    return next((each for each in known if each in MAY_IMPORT), two)
 
 
 def imports(source: str) -> Iterator[str]:
@@ -147,6 +150,11 @@ def test_a_circle_is_found() -> None:
         ("analysis/layers.py", "def f():\n    import experiments.store.run_dir", 1),
         ("mpformer/training/trainer.py", "import detectron2.layers, analysis.layers", 0),
         ("mpformer/training/trainer.py", "if True:\n    from reports import model", 1),
+        ("mpformer/data/loader.py", "from mpformer.data.own import registration", 1),
+        ("mpformer/data/check.py", "from mpformer.data.own import registration", 0),
+        ("mpformer/data/own/adding.py", "from mpformer.data.coco_layout import Layout", 0),
+        ("mpformer/data/own/adding.py", "from mpformer.data import check", 1),
+        ("mpformer/evaluation/evaluate.py", "from mpformer.data.sets import shapes", 1),
         ("mpformer/modeling/weights.py", "from mpformer.training import checkpoints", 1),
         ("mpformer/training/trainer.py", "from mpformer.modeling import weights", 0),
         ("mpformer/training/trainer.py", "from mpformer.piloting import MaskPiloting", 1),

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mpformer.config.schema import Config
-from mpformer.data.shapes_set import prepare_shapes
+from mpformer.data.sets.shapes_set import prepare_shapes
 from mpformer.modeling import deformable_attention as deformable
 from mpformer.runtime.callbacks import TrainCallbacks
 

@@ -10,7 +10,7 @@ import click
 from experiments.cli.console import new_console, print_json, progress_bar
 from experiments.cli.group import cli
 from experiments.cli.options import data_root_option, json_option, root_option
-from mpformer.data.registration import PANOPTIC_ORDER, VOID
+from mpformer.data.own.registration import PANOPTIC_ORDER, VOID
 
 
 @cli.group()
@@ -72,7 +72,7 @@ def data_add(
 
     What is not given of --resize, --queries, --train-points and --stuff is reckoned from the set. Images stay where
     they are."""
-    from mpformer.data.adding import Asked, add
+    from mpformer.data.own.adding import Asked, add
 
     wanted = Asked(name, train, val, images, val_images, panoptic=panoptic or "", **asked)
     with progress_bar(new_console(), f"adding {name}") as progress:

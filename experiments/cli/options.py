@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpformer.config.datasets import DATASETS
-from mpformer.data import registration
+from mpformer.data.own import registration
 from mpformer.runtime.errors import UserError
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ def recall(store: Store) -> None:
 
     So they can be asked for by name where their data root is not at hand.
     """
-    from mpformer.data import registration
+    from mpformer.data.own import registration
 
     for name in store.suite_datasets():
         if name not in DATASETS:
@@ -43,7 +43,7 @@ def recall(store: Store) -> None:
 
 def registered(name: str, data_root: Path) -> dict[str, Any]:
     """Return the registration of a set of the user's own, for the record of a launch; {} for other sets."""
-    from mpformer.data import registration
+    from mpformer.data.own import registration
 
     return registration.load(name, data_root).plain() if dataset(name).added else {}
 

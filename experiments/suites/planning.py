@@ -15,7 +15,7 @@ from experiments.store.suite_record import SuiteRecord, SuiteRow, SuiteRun
 from experiments.suites import catalogue, datasets, scales
 from experiments.suites.rows import Row, Suite
 from mpformer.config.schema import MAX_SEED, Config
-from mpformer.data import registration
+from mpformer.data.own import registration
 from mpformer.runtime.errors import UserError, choices
 
 MAX_SEEDS = 1000

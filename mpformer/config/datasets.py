@@ -2,9 +2,9 @@
 
 What reads, makes and checks its files is the module that the entry names: it has a ``SOURCE``, see
 :mod:`mpformer.data.sources`. A set of the user's own joins them when something that names it is read: a registration
-(:mod:`mpformer.data.registration`) or the configuration of a run. Names of classes that detectron2 has are read from
-its metadata file when they are first asked for, without importing detectron2 (and so without torch); the counts are
-static.
+(:mod:`mpformer.data.own.registration`) or the configuration of a run. Names of classes that detectron2 has are read
+from its metadata file when they are first asked for, without importing detectron2 (and so without torch); the counts
+are static.
 """
 
 import importlib.util
@@ -137,7 +137,7 @@ def register(entry: Dataset) -> None:
     DATASETS[entry.name] = entry
 
 
-ADDED = "mpformer.data.added_set"
+ADDED = "mpformer.data.own.added_set"
 """Module of the user's own sets."""
 
 
@@ -234,7 +234,7 @@ DATASETS: dict[str, Dataset] = {
             things=len(SHAPES_THINGS),
             stuff=len(SHAPES_STUFF),
             classes=lambda: things_then_stuff(SHAPES_THINGS, SHAPES_STUFF),
-            module="mpformer.data.shapes_set",
+            module="mpformer.data.sets.shapes_set",
             folder="shapes",
             mini=Mini(queries=25, seconds=0.16, keys={"shapes": LIGHT_STRESS}),
         ),
@@ -244,7 +244,7 @@ DATASETS: dict[str, Dataset] = {
             things=1,
             stuff=0,
             classes=lambda: things_then_stuff(("nucleus",)),
-            module="mpformer.data.nuclei_set",
+            module="mpformer.data.sets.nuclei_set",
             folder="nuclei",
             val_images=130,  # about: it depends on the crops
             mini=Mini(queries=40, seconds=0.25, keys={"crop": 128}),  # crops hold up to some 40 nuclei
@@ -255,7 +255,7 @@ DATASETS: dict[str, Dataset] = {
             things=80,
             stuff=53,
             classes=lambda: _of_detectron2("COCO_CATEGORIES"),
-            module="mpformer.data.coco",
+            module="mpformer.data.sets.coco",
             folder="coco",
             catalog={
                 "instance": ("coco_2017_train", "coco_2017_val"),
@@ -271,7 +271,7 @@ DATASETS: dict[str, Dataset] = {
             things=100,
             stuff=50,
             classes=_ade20k,
-            module="mpformer.data.ade20k",
+            module="mpformer.data.sets.ade20k",
             folder="ADEChallengeData2016",
             catalog={"semantic": ("ade20k_sem_seg_train", "ade20k_sem_seg_val")},
             ids=lambda task, count: counted_from(1 if task == "instance" else 0, count),
@@ -283,7 +283,7 @@ DATASETS: dict[str, Dataset] = {
             things=8,
             stuff=11,
             classes=lambda: _of_detectron2("CITYSCAPES_CATEGORIES"),
-            module="mpformer.data.cityscapes",
+            module="mpformer.data.sets.cityscapes",
             folder="cityscapes",
             catalog={
                 "instance": ("cityscapes_fine_instance_seg_train", "cityscapes_fine_instance_seg_val"),

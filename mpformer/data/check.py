@@ -11,9 +11,9 @@ from PIL import Image
 
 from mpformer.config.classes import class_table, tasks_of
 from mpformer.config.datasets import dataset
-from mpformer.data import own_check, registration
 from mpformer.data.coco_layout import Layout, read_json, rgb_to_id
 from mpformer.data.convert import IGNORE, MANIFEST
+from mpformer.data.own import export_check, registration
 from mpformer.data.prepared import prepared_dir, read_manifest
 from mpformer.data.sources import Expected, Prepared, Release, source_of
 from mpformer.runtime.disk import sha256
@@ -102,9 +102,9 @@ def _own(name: str, source: Prepared, data_root: Path, full: bool) -> tuple[Repo
 def _export(registered: registration.Registration, source: Prepared) -> Report:
     sources, name = registered.sources, registered.name
     try:
-        found = own_check.look(sources, registered.stuff if registered.kind == "semantic" else ())
+        found = export_check.look(sources, registered.stuff if registered.kind == "semantic" else ())
     except UserError as error:
-        found = [own_check.Finding("annotations", str(error), wrong=True)]
+        found = [export_check.Finding("annotations", str(error), wrong=True)]
     items = [Item(f.where, not f.wrong, f.text, doubtful=True) for f in found]
     items = items or [Item("annotations and images", True, "nothing to remark")]
     advice = (f"mend it, and register it again: {source.command}",)

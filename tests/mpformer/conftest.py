@@ -12,7 +12,7 @@ SMALL = {"side": 64, "train_images": 12, "val_images": 6}
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with 12 + 6 drawn images of 64 px."""
-    from mpformer.data.shapes_set import prepare_shapes
+    from mpformer.data.sets.shapes_set import prepare_shapes
 
     root = tmp_path_factory.mktemp("datasets")
     prepare_shapes(ShapesConfig(**SMALL), root, workers=1)

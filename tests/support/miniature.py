@@ -19,7 +19,7 @@ from mpformer.config.datasets import ClassTable
 from mpformer.config.schema import ShapesConfig
 from mpformer.data.coco_layout import box, id_to_rgb, write_json
 from mpformer.data.scene import Scene, Segment
-from mpformer.data.shapes import generate
+from mpformer.data.sets.shapes import generate
 from mpformer.runtime.errors import choices
 
 

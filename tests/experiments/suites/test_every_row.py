@@ -48,8 +48,8 @@ def cases() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mpformer.data.convert import convert
-    from mpformer.data.nuclei_set import prepare_nuclei
-    from mpformer.data.shapes_set import prepare_shapes
+    from mpformer.data.sets.nuclei_set import prepare_nuclei
+    from mpformer.data.sets.shapes_set import prepare_shapes
     from tests.support.miniature import write_miniature
 
     root = tmp_path_factory.mktemp("data")
@@ -132,7 +132,7 @@ def narrowed(plan: Plan, data_root: Path) -> Plan:
 @pytest.mark.parametrize(("name", "scale", "dataset"), cases())
 def test_every_row_trains_scores_and_reports(name: str, scale: str, dataset: str, data: Path, store: Store) -> None:
     from experiments.launch import begin
-    from mpformer.data.shapes_set import prepare_shapes
+    from mpformer.data.sets.shapes_set import prepare_shapes
     from reports.build import build
 
     overrides = (("dataset.crop", 64),) if dataset == "nuclei" else ()

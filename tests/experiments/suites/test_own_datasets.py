@@ -12,7 +12,7 @@ from experiments.store.run_dir import Store
 from experiments.suites import catalogue, datasets, planning, scales
 from experiments.suites.planning import Request
 from mpformer.config.datasets import DATASETS, added, know
-from mpformer.data import registration
+from mpformer.data.own import registration
 from mpformer.data.validation import validation_items
 from mpformer.runtime.errors import UserError
 from tests.support.own_set import HEIGHT, WIDTH, OwnSet, write_own_set

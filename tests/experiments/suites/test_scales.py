@@ -14,7 +14,7 @@ CELLS = Dataset(
     things=1,
     stuff=0,
     classes=lambda: things_then_stuff(("cell",)),
-    module="mpformer.data.nuclei_set",
+    module="mpformer.data.sets.nuclei_set",
     folder="cells",
     mini=Mini(queries=30, seconds=0.5, keys={"crop": 96}),
 )

@@ -9,7 +9,7 @@ import torch
 
 from mpformer.config.schema import Config
 from mpformer.data.loader import TrainSet, train_batches
-from mpformer.data.shapes_set import prepare_shapes
+from mpformer.data.sets.shapes_set import prepare_shapes
 from mpformer.data.validation import validation_items
 
 Batch = list[dict]

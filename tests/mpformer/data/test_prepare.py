@@ -10,12 +10,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mpformer.config.schema import Config, ShapesConfig, validate
-from mpformer.data import chunks, prepare, prepared, shapes
+from mpformer.data import chunks, prepare, prepared
 from mpformer.data.check import check
 from mpformer.data.coco_layout import rgb_to_id
 from mpformer.data.contact_sheet import contact_sheet
 from mpformer.data.scene import Scene
-from mpformer.data.shapes_set import prepare_shapes
+from mpformer.data.sets import shapes
+from mpformer.data.sets.shapes_set import prepare_shapes
 from mpformer.runtime.errors import UserError
 from tests.support.present import present
 

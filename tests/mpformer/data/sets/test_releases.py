@@ -20,11 +20,12 @@ from PIL import Image
 from mpformer.config.classes import class_table, num_classes
 from mpformer.config.datasets import TASKS
 from mpformer.config.schema import Config, validate
-from mpformer.data import ade20k, chunks
+from mpformer.data import chunks
 from mpformer.data import convert as conversion
 from mpformer.data.check import check
 from mpformer.data.convert import convert
 from mpformer.data.loader import train_batches
+from mpformer.data.sets import ade20k
 from mpformer.data.validation import ValidationItem, validation_items
 from mpformer.evaluation.scoring.scorer import SegmentationScorer
 from mpformer.runtime.errors import RunFailure, UserError
@@ -173,7 +174,7 @@ def test_detectron2s_head_may_import_what_only_its_company_has(releases: Path, m
     pytest.importorskip("cityscapesscripts")
     from detectron2.data.datasets import cityscapes as loaders
 
-    from mpformer.data.cityscapes import _INTERNAL, read_split
+    from mpformer.data.sets.cityscapes import _INTERNAL, read_split
 
     root = releases
     before = read_split(root, "val", frozenset(TASKS))
@@ -192,7 +193,7 @@ def test_detectron2s_head_may_import_what_only_its_company_has(releases: Path, m
 @pytest.mark.slow  # two processes import torch
 def test_cityscapes_is_read_by_processes_where_it_is_large(releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process that handles SIGTERM, as every run does: detectron2's own pool would not end there."""
-    from mpformer.data import cityscapes
+    from mpformer.data.sets import cityscapes
 
     root = releases
     alone = cityscapes.read_split(root, "train", frozenset(["instance"]))

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from mpformer.data.own_annotations import OwnImage, OwnSplit, read_split
-from mpformer.data.registration import Sources
+from mpformer.data.own.annotations import OwnImage, OwnSplit, read_split
+from mpformer.data.own.registration import Sources
 
 SPLITS = ("train", "val")
 _SHOWN = 3

@@ -13,12 +13,12 @@ from mpformer.config import datasets
 from mpformer.config.classes import class_table, tasks_of
 from mpformer.config.mask2former_yaml import from_cfg, to_cfg
 from mpformer.config.schema import Config, DatasetConfig, validate
-from mpformer.data import registration
-from mpformer.data.adding import Added, Asked, add, resize_for
 from mpformer.data.catalog import records
 from mpformer.data.coco_layout import id_to_rgb
-from mpformer.data.own_annotations import read_split, stuff_by_size
-from mpformer.data.painting import mask_of, paint
+from mpformer.data.own import registration
+from mpformer.data.own.adding import Added, Asked, add, resize_for
+from mpformer.data.own.annotations import read_split, stuff_by_size
+from mpformer.data.own.painting import mask_of, paint
 from mpformer.data.prepared import dataset_dir, resolve
 from mpformer.data.scene import Thing
 from mpformer.data.validation import validation_items

@@ -2,7 +2,7 @@
 (for a setting of the paper), and tiles of them (for scale mini). No torch but to read it.
 
 Both are versions of one dataset below ``<data root>/<name>``, each in a directory of its own (see
-:mod:`mpformer.data.coco_layout`); the registration (:mod:`mpformer.data.registration`) says which are meant.
+:mod:`mpformer.data.coco_layout`); the registration (:mod:`mpformer.data.own.registration`) says which are meant.
 """
 
 import hashlib
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mpformer.config.schema import DatasetConfig
-from mpformer.data import registration
 from mpformer.data.chunks import Chunk, Progress
 from mpformer.data.coco_layout import (
     Layout,
@@ -34,10 +33,11 @@ from mpformer.data.coco_layout import (
     write_scene,
 )
 from mpformer.data.coco_reader import read_prepared
-from mpformer.data.own_annotations import OwnImage, read_split
-from mpformer.data.painting import Painted, mask_of, of_classes, paint, renumbered, resized
+from mpformer.data.own import registration
+from mpformer.data.own.annotations import OwnImage, read_split
+from mpformer.data.own.painting import Painted, mask_of, of_classes, paint, renumbered, resized
+from mpformer.data.own.registration import VOID, Registration, Settings, Sources
 from mpformer.data.prepare import Recipe, build
-from mpformer.data.registration import VOID, Registration, Settings, Sources
 from mpformer.data.scene import Scene, Segment, Thing
 from mpformer.data.sources import Prepared
 from mpformer.data.targets import CorruptImage, read_image

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from mpformer.config import datasets
-from mpformer.data.adding import Asked, add
 from mpformer.data.check import check
+from mpformer.data.own.adding import Asked, add
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 ARCHIVE = ROOT.parent / "shared" / "data" / "facades_320.tar.xz"
 STUFF = ("facade", "street", "vegetation", "fence", "non-building-infrastructure")
 

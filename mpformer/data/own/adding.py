@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpformer.config import datasets
-from mpformer.data import own_check, registration
-from mpformer.data.added_set import build_tiles, build_whole, tiles_fingerprint, whole_fingerprint, work_of
 from mpformer.data.chunks import Progress
 from mpformer.data.coco_layout import Layout, read_json
 from mpformer.data.contact_sheet import contact_sheet
-from mpformer.data.own_annotations import KINDS, OwnSplit, area_of, classes_of, divided, read_split
+from mpformer.data.own import export_check, registration
+from mpformer.data.own.added_set import build_tiles, build_whole, tiles_fingerprint, whole_fingerprint, work_of
+from mpformer.data.own.annotations import KINDS, OwnSplit, area_of, classes_of, divided, read_split
+from mpformer.data.own.registration import PANOPTIC_ORDER, VOID, Registration, Settings, Sources
 from mpformer.data.prepared import read_manifest
-from mpformer.data.registration import PANOPTIC_ORDER, VOID, Registration, Settings, Sources
 from mpformer.runtime.errors import UserError
 
 
@@ -50,7 +50,7 @@ class Added:
     sample: Path
     tiles: Mapping[str, int]
     """Tiles by split."""
-    findings: tuple[own_check.Finding, ...]
+    findings: tuple[export_check.Finding, ...]
     """What `data check` remarks."""
 
     def lines(self) -> Iterator[str]:
@@ -101,7 +101,7 @@ def add(asked: Asked, data_root: Path, progress: Progress | None = None, workers
         notes=found.notes,
     )
     stages = _Stages(sum(made.images.values()), progress)
-    findings = own_check.look(sources, asked.classes, stages.of(0))
+    findings = export_check.look(sources, asked.classes, stages.of(0))
     _refuse_wrong(asked.name, findings)
     return _built(made, asked, Path(data_root), stages, tuple(findings), workers)
 
@@ -121,7 +121,7 @@ class _Stages:
         return lambda done, total: show(stage * images + done * images // max(total, 1), 3 * images)
 
 
-def _refuse_wrong(name: str, findings: Sequence[own_check.Finding]) -> None:
+def _refuse_wrong(name: str, findings: Sequence[export_check.Finding]) -> None:
     """Raise UserError if a set cannot be used as it is, with the first things to mend."""
     wrong = [f"{finding.where}: {finding.text}" for finding in findings if finding.wrong]
     if wrong:
@@ -134,7 +134,7 @@ def _built(
     asked: Asked,
     data_root: Path,
     stages: _Stages,
-    findings: tuple[own_check.Finding, ...],
+    findings: tuple[export_check.Finding, ...],
     workers: int | None,
 ) -> Added:
     """Write both versions, and the registration last."""

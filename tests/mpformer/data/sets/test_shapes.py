@@ -12,7 +12,7 @@ from mpformer.config.datasets import SHAPES_THINGS
 from mpformer.config.schema import ShapesConfig
 from mpformer.data.coco_layout import empty_at_stride, semantic_map
 from mpformer.data.scene import Scene
-from mpformer.data.shapes import MIN_VISIBLE_PIXELS, fingerprint, generate
+from mpformer.data.sets.shapes import MIN_VISIBLE_PIXELS, fingerprint, generate
 
 DEFAULT = ShapesConfig()
 STRESSES = ("crowding", "large", "tiny", "thin", "split", "camouflage", "clutter", "noise", "blur")
@@ -44,7 +44,8 @@ def test_an_image_depends_on_seed_split_and_index_alone() -> None:
 
 def test_the_fingerprint_needs_no_torch_and_no_image() -> None:
     code = (
-        "import sys; from mpformer.config.schema import ShapesConfig; from mpformer.data.shapes import fingerprint;"
+        "import sys; from mpformer.config.schema import ShapesConfig;"
+        "from mpformer.data.sets.shapes import fingerprint;"
         "print(fingerprint(ShapesConfig())); assert 'torch' not in sys.modules"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

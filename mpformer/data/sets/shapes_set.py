@@ -1,14 +1,14 @@
-"""The ``shapes`` dataset: its images (:mod:`mpformer.data.shapes`) written as COCO files. No torch but to read it."""
+"""The ``shapes`` dataset: the images of :mod:`mpformer.data.sets.shapes` as COCO files. No torch but to read it."""
 
 from functools import partial
 from pathlib import Path
 
 from mpformer.config.schema import DatasetConfig, ShapesConfig
-from mpformer.data import shapes
 from mpformer.data.chunks import Chunk, Progress
 from mpformer.data.coco_layout import Layout, Record, write_scene
 from mpformer.data.coco_reader import read_prepared
 from mpformer.data.prepare import Recipe, build
+from mpformer.data.sets import shapes
 from mpformer.data.sources import Prepared
 
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from mpformer.config import datasets
-from mpformer.data import own_check
-from mpformer.data.adding import Asked, add
 from mpformer.data.check import check
-from mpformer.data.own_check import photo_of
-from mpformer.data.registration import Sources
+from mpformer.data.own import export_check
+from mpformer.data.own.adding import Asked, add
+from mpformer.data.own.export_check import photo_of
+from mpformer.data.own.registration import Sources
 from mpformer.runtime.errors import UserError
 from tests.support.own_set import OwnSet, write_own_set
 
@@ -36,7 +36,7 @@ def sources(own: OwnSet) -> Sources:
 
 
 def texts(own: OwnSet) -> list[str]:
-    return [f"{'wrong' if f.wrong else 'look'} {f.where}: {f.text}" for f in own_check.look(sources(own))]
+    return [f"{'wrong' if f.wrong else 'look'} {f.where}: {f.text}" for f in export_check.look(sources(own))]
 
 
 def test_nothing_is_found_where_nothing_is_wrong(own: OwnSet) -> None:

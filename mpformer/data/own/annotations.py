@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mpformer.data.coco_layout import read_json
-from mpformer.data.registration import Sources
+from mpformer.data.own.registration import Sources
 from mpformer.runtime.errors import UserError, choices
 
 KINDS = ("instance", "panoptic", "semantic")

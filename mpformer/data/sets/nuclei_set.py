@@ -1,15 +1,15 @@
-"""The ``nuclei`` dataset: its tiles (:mod:`mpformer.data.nuclei`) written as COCO files. No torch but to read it."""
+"""The ``nuclei`` dataset: the tiles of :mod:`mpformer.data.sets.nuclei` as COCO files. No torch but to read it."""
 
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from mpformer.config.schema import DatasetConfig
-from mpformer.data import nuclei
 from mpformer.data.chunks import Chunk, Progress
 from mpformer.data.coco_layout import Layout, Record, write_scene
 from mpformer.data.coco_reader import read_prepared
 from mpformer.data.prepare import Recipe, build
+from mpformer.data.sets import nuclei
 from mpformer.data.sources import Prepared
 from mpformer.runtime.errors import UserError
 

@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 
 from mpformer.config.schema import validate
-from mpformer.data import nuclei, prepared
+from mpformer.data import prepared
 from mpformer.data.loader import train_batches
-from mpformer.data.nuclei_set import prepare_nuclei
+from mpformer.data.sets import nuclei
+from mpformer.data.sets.nuclei_set import prepare_nuclei
 from mpformer.data.validation import validation_items
 from mpformer.runtime.errors import UserError
 
-ARCHIVE = Path(__file__).parents[4] / "shared" / "data" / "dsb2018_256.tar.xz"
+ARCHIVE = Path(__file__).parents[5] / "shared" / "data" / "dsb2018_256.tar.xz"
 real = pytest.mark.skipif(not ARCHIVE.exists(), reason="the Data Science Bowl images are not beside the repository")
 
 
