@@ -199,23 +199,52 @@ def prune(runs: tuple[str, ...], dry_run: bool, yes: bool, root: Path, as_json: 
 @cli.command()
 @click.argument("suite")
 @scale_options
+@click.option("--light", is_flag=True, help="Without weights, per-image tables and stored masks; --yes, or --out.")
+@click.option("--no-images", is_flag=True, help="Without the images under the stored masks; --yes, or --out.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Into this store; here all stays as it is.")
+@click.option("--seeds", default=None, help="Only these, such as 0,1,2 or 0-4.")
 @click.option("--unpack", is_flag=True, help="The other way round: archived runs become directories again.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@yes_option
 @root_option
 @json_option
 def archive(
-    suite: str, scale: str, dataset: str | None, unpack: bool, dry_run: bool, root: Path, as_json: bool
+    suite: str,
+    scale: str,
+    dataset: str | None,
+    light: bool,
+    no_images: bool,
+    out: Path | None,
+    seeds: str | None,
+    unpack: bool,
+    dry_run: bool,
+    yes: bool,
+    root: Path,
+    as_json: bool,
 ) -> None:
     """Pack each finished run of SUITE into one file; report, status and import-runs read it as before."""
     from experiments.runs import archiving
     from experiments.status import suite_view
+    from experiments.store.archive import Keeping
     from experiments.store.run_dir import Store
+    from experiments.suites.planning import parse_seeds
 
-    records = suite_view.chosen(root, suite, scale, dataset)
-    found = (archiving.unpack if unpack else archiving.archive)(Store(root), records, dry_run)
+    keeping = Keeping.LIGHT if light else Keeping.NO_IMAGES if no_images else Keeping.WHOLE
+    if unpack and (light or no_images or out or seeds):
+        raise UserError("--unpack puts back what there is: leave --light, --no-images, --out and --seeds out")
+    if keeping is not Keeping.WHOLE and not (out or dry_run or yes):
+        raise UserError(f"--{keeping} removes what it leaves out: say --yes, or archive into another store with --out")
+    store, records = Store(root), suite_view.chosen(root, suite, scale, dataset)
+    wanted = None if seeds is None else parse_seeds(seeds)
+    if unpack:
+        found = archiving.unpack(store, records, dry_run)
+    elif out is None:
+        found = archiving.archive(store, records, dry_run, keeping, wanted)
+    else:
+        found = archiving.archive_into(Store(out), store, records, dry_run, keeping, wanted)
     _print_handled(found, as_json)
     if not as_json:
-        click.echo(f"{sum(one.what != 'kept' for one in found)} of {len(found)} runs")
+        click.echo(f"{sum(one.what not in ('kept', 'refused') for one in found)} of {len(found)} runs")
 
 
 def _print_handled(found: Sequence["Handled"], as_json: bool) -> None:

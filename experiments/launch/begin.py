@@ -17,10 +17,11 @@ from pathlib import Path
 from experiments.status import scheduler, standing
 from experiments.status.states import State, should_start
 from experiments.store import claims, journal
+from experiments.store.archive import WEIGHTS
 from experiments.store.claims import Claim, ClaimLost
 from experiments.store.files import side_by_side
 from experiments.store.journal import Submission
-from experiments.store.run_dir import Store
+from experiments.store.run_dir import LIGHT_HINT, Store
 from experiments.suites import planning
 from experiments.suites.planning import Plan, PlannedRun
 from mpformer.runtime.errors import UserError
@@ -73,6 +74,7 @@ def begin(plan: Plan, store: Store, command: str = "", retry: tuple[str, ...] = 
         missing, left_alone = to_start(plan, store, retry)
         if uncancel(missing, store):  # whose jobs still wait, or still work: they go on after all
             missing, left_alone = to_start(plan, store, retry)
+        _check_weights(missing, store)
         name = new_id()
         yield Beginning(name, store.launches / name, tuple(missing), left_alone, claim)
 
@@ -125,6 +127,15 @@ def to_start(plan: Plan, store: Store, retry: tuple[str, ...] = ()) -> tuple[lis
     missing = [run for run in plan.unique if should_start(states[run.run_id], retry)]
     rest = [state for state in states.values() if state.state is State.FAILED and not should_start(state, retry)]
     return missing, {state.run_id: state.failure_class for state in rest}
+
+
+def _check_weights(runs: Sequence[PlannedRun], store: Store) -> None:
+    """Raise UserError for trained runs that another evaluation would need the weights of, which were not archived."""
+    found = [store.run(run.run_id) for run in runs]
+    light = [run for run in found if run.packed and run.was_archived_without(WEIGHTS) and run.trained() is not None]
+    if light:
+        more = f" and {len(light) - 1} more runs were" if len(light) > 1 else " was"
+        raise UserError(f"{light[0].run_id}{more} archived without weights, which evaluating needs; {LIGHT_HINT}")
 
 
 def uncancel(runs: Sequence[PlannedRun], store: Store) -> bool:

@@ -9,7 +9,8 @@ import uuid
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.store.run_dir import RunDir
+from experiments.store.archive import WEIGHTS
+from experiments.store.run_dir import LIGHT_HINT, RunDir
 from mpformer.config.schema import Config, TimmConfig
 from mpformer.runtime.errors import UserError
 
@@ -25,6 +26,9 @@ def export(run: RunDir, form: Form, out: Path) -> None:
     config, trained = run.config(), run.trained()
     if trained is None:
         raise UserError(f"{run.run_id} is not trained to its end: it has no final weights; look with: mpformer status")
+    if run.packed:
+        how = LIGHT_HINT if run.was_archived_without(WEIGHTS) else "first `mpformer archive SUITE --unpack`"
+        raise UserError(f"{run.run_id} is archived, and its weights are not there: {how}")
     _check(config, form, out)
     from mpformer.modeling.weights import read_weights, without_piloted_part
 

@@ -1,12 +1,12 @@
 """Runs from another store: checked, copied whole, and never over anything that is here.
 
 A run comes over if its id is the id of its configuration and its weights and results are sound. It is copied beside its
-place and renamed, results and all; a run that is here already, planned and untouched, is filled in under a claim.
+place and renamed, results and all; a run that is here already, planned and untouched, is filled in under a claim. An
+archived run stays an archive; of weights that it was made without, its manifest has to name the checksum.
 """
 
 import errno
 import shutil
-import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,15 +42,11 @@ def import_runs(store: Store, other: Store, dry_run: bool = False) -> list[Handl
 
 
 def _import(store: Store, run: RunDir, dry_run: bool) -> Handled:
-    if not run.packed:
-        return _taken_over(store, run, dry_run)
-    with tempfile.TemporaryDirectory(prefix="mpformer.") as folder:
-        copy = RunDir(Path(folder, run.run_id), run.path)
-        try:
-            archive.unpack(run.archive, copy.path)
-        except RecordError as error:
-            return Handled(run.run_id, "refused", str(error))
-        return _taken_over(store, copy, dry_run)
+    try:
+        with run.whole() as whole:
+            return _taken_over(store, whole, dry_run)
+    except RecordError as error:
+        return Handled(run.run_id, "refused", str(error))
 
 
 def _taken_over(store: Store, run: RunDir, dry_run: bool) -> Handled:
@@ -64,6 +60,8 @@ def _taken_over(store: Store, run: RunDir, dry_run: bool) -> Handled:
         return Handled(run.run_id, "refused", "something works on it there")
     if dry_run:
         return Handled(run.run_id, "would import")
+    if run.original is not None and not usage.accounted(run):  # of which only a directory can take a record along
+        return _take_archive(ours, run)
     if ours.path.exists():
         return _fill_in(ours, run)
     aside = ours.path.with_name(f".importing.{run.run_id}.{uuid.uuid4().hex[:8]}")
@@ -95,13 +93,37 @@ def check(run: RunDir) -> str:
     trained = run.trained()
     if trained is None:
         return "it is not trained to the end"
-    weights = run.path / trained.weights
-    if not weights.is_file() or sha256(weights) != trained.weights_sha256:
+    if _weights_sha256(run, trained.weights) != trained.weights_sha256:
         return "its weights are missing or do not match their checksum"
     for name in run.evaluations():
         if (run.evaluation(name) / RESULT).exists() and run.result(name) is None:
             return f"its result {name} is damaged"
     return ""
+
+
+def _weights_sha256(run: RunDir, name: str) -> str:
+    """Checksum of its final weights, or what its archive says of those that it was made without; empty: missing."""
+    if (run.path / name).is_file():
+        return sha256(run.path / name)
+    left_out = archive.manifest(run.archive).left_out if run.original is not None else {}
+    return left_out[name].sha256 if name in left_out else ""
+
+
+def _take_archive(ours: RunDir, run: RunDir) -> Handled:
+    """Copy its archive; what was planned of it here, and nothing else, goes, under a claim."""
+    planned = ours.path.exists()
+    claim = claims.acquire(ours.claims) if planned else None
+    if planned and claim is None:
+        return Handled(run.run_id, "kept", "something works on it here")
+    try:
+        archive.copy(run.archive, ours.archive)
+        if planned:
+            archive.remove(ours.path)
+    except OSError as error:
+        if claim is not None:
+            claim.release()
+        raise _unwritable(ours.archive, error) from None
+    return Handled(run.run_id, "imported")
 
 
 def _touched(run: RunDir) -> bool:
@@ -145,9 +167,12 @@ def _copied(path: Path, place: Path) -> None:
     try:
         shutil.copy2(path, place)
     except OSError as error:  # which names the file that was read
-        if error.errno not in DISK:
-            raise
-        advice = "free some space there" if error.errno in FULL else "choose another --root"
-        raise UserError(
-            f"cannot write {place}: {error.strerror}; {advice} and import again: what was imported is whole"
-        ) from None
+        raise _unwritable(place, error) from None
+
+
+def _unwritable(place: Path, error: OSError) -> Exception:
+    """What to say of a file that cannot be written; the error itself where the disk is not to blame."""
+    if error.errno not in DISK:
+        return error
+    advice = "free some space there" if error.errno in FULL else "choose another --root"
+    return UserError(f"cannot write {place}: {error.strerror}; {advice} and import again: what was imported is whole")

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.store.archive import WEIGHTS
 from experiments.store.files import read_json
-from experiments.store.run_dir import RunDir
+from experiments.store.run_dir import LIGHT_HINT, RunDir
 from mpformer.config.schema import Config, validate
 from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
@@ -39,6 +40,8 @@ class Evaluated:
 
     def weights(self) -> Path:
         """The weights that were evaluated; raises UserError if they are not there any more, or are others."""
+        if self.run.was_archived_without(WEIGHTS):
+            raise UserError(f"{self.run.run_id} was archived without its weights: {LIGHT_HINT}")
         if self.run.original is not None:
             how = "`mpformer archive SUITE --unpack` before masks of further images are computed"
             raise UserError(f"{self.run.run_id} is archived: {how}")
@@ -52,11 +55,13 @@ class Evaluated:
 
 
 def newest_evaluation(run: RunDir) -> Evaluated:
-    """The newest complete evaluation of a run; raises UserError if there is none."""
+    """The newest complete evaluation of a run; raises UserError if there is none, or its files were not archived."""
     found = run.newest_evaluation()
     if found is None:
         hint = "it is trained but not evaluated" if run.trained() else "it has not finished training"
         raise UserError(f"{run.run_id} has no layer masks yet: {hint}; `mpformer launch` its suite, then look again")
+    if any(map(run.was_archived_without, (KEPT, "per_image.parquet"))):
+        raise UserError(f"{run.run_id} was archived without its stored masks and per-image tables: {LIGHT_HINT}")
     return Evaluated(run, found)
 
 

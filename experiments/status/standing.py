@@ -42,7 +42,7 @@ def look(store: Store, runs: Iterable[Key], max_age: float = 0.0) -> Standing:
 
 def _open(store: Store, key: Key, queued: frozenset[str], placements: Mapping[str, Placement]) -> RunState:
     """The state of a run that was not done before Slurm was asked; it may have got its result meanwhile."""
-    run = store.run(key[0])
+    run = store.reading(key[0])
     state = unfinished(run, queued, placements)
     return (state.state in (State.TRAINED, State.UNKNOWN) and finished(run, key[1])) or state
 

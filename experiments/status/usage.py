@@ -87,6 +87,11 @@ def _by_run(path: Path, _: int) -> dict[str, Jobs]:
     return dict(found)
 
 
+def accounted(run: RunDir) -> bool:
+    """Whether accounting said something of its jobs."""
+    return bool(_jobs(run))
+
+
 def keep(run: RunDir, copy: Path) -> None:
     """Write what accounting said of a run's jobs into a copy of it: its launches stay behind."""
     jobs = _jobs(run)

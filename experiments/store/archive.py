@@ -1,5 +1,8 @@
 """Finished runs packed into one file each: ``runs/<run id>.zip``, with every file that the run's directory had.
 
+Less may be kept of a run (:class:`Keeping`): the archive's manifest then names each file that was left out, with its
+checksum and size.
+
 The records of a packed run are read straight from its archive (:class:`experiments.store.run_dir.RunDir`), everything
 else from a copy that is unpacked for the reading process; whoever changes a run unpacks it into its place first. An
 archive is complete and compared with the files before they go, and a directory beside an archive comes first, so that
@@ -7,29 +10,63 @@ a process may die at any time.
 """
 
 import contextlib
+import io
 import json
+import lzma
 import os
 import shutil
 import time
 import uuid
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from experiments.store import records
 from experiments.store.files import sync
 from experiments.store.records import Record, RecordError
+from mpformer.runtime.disk import sha256
 
 SUFFIX = ".zip"
 _MANIFEST = "archive.json"
 _PACKED_ALREADY = (".parquet", ".pth", ".pkl", ".png", ".zip")
 
 
+class Keeping(StrEnum):
+    """What an archive keeps of a run. All but the first write tables anew, so that they take less space."""
+
+    WHOLE = "whole"
+    """Every file as it is."""
+    NO_IMAGES = "no-images"
+    """All but the images on which the stored masks lie."""
+    LIGHT = "light"
+    """What happened and what came out of it: without weights, per-image tables and stored masks."""
+
+    def leaves_out(self, name: PurePosixPath) -> bool:
+        """Whether a file, by its path in the run's directory, is not kept."""
+        if self is Keeping.LIGHT:
+            return not _HEAVY.isdisjoint(name.parts)
+        return self is Keeping.NO_IMAGES and name.suffix == ".png"
+
+
+WEIGHTS = "checkpoints"
+_HEAVY = frozenset({WEIGHTS, "per_image.parquet", "layer_masks", "further_masks"})
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that an archive was made without."""
+
+    sha256: str
+    bytes: int
+
+
 @dataclass(frozen=True)
 class ArchiveRecord(Record):
-    """``archive.json`` inside an archive: when it was made, and when each file was changed."""
+    """``archive.json`` inside an archive: when it was made, when each file was changed, and what is not in it."""
 
     remedy: ClassVar[str] = "take its archive from a backup"
 
@@ -37,41 +74,119 @@ class ArchiveRecord(Record):
     time: float
     changed: Mapping[str, Any] = field(default_factory=dict)
     """Nanoseconds since 1970 by file."""
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
+    """The run's other files."""
+    rewritten: Mapping[str, Any] = field(default_factory=dict)
+    """Checksums of the tables that were written anew, as they were; their content is the same."""
+
+    def without(self, part: str) -> bool:
+        """Whether a file or folder of this name was left out."""
+        return any(part in PurePosixPath(name).parts for name in self.left_out)
 
 
-def pack(folder: Path, target: Path, without: Collection[Path] = ()) -> None:
+def pack(folder: Path, target: Path, without: Collection[Path] = (), keeping: Keeping = Keeping.WHOLE) -> None:
     """Pack a run's directory into the file ``target`` and remove it; hidden files, and those of ``without``, go.
 
     Raises OSError, leaving the directory as it was.
     """
-    temporary = _beside(target)
-    try:
-        _write(folder, temporary, without)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write(folder, target, without, keeping)
+    remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a directory in whose place an archive stands: at once for everybody who looks."""
     aside = _beside(folder)
     folder.rename(aside)
     shutil.rmtree(aside)
+
+
+def write(folder: Path, target: Path, without: Collection[Path] = (), keeping: Keeping = Keeping.WHOLE) -> None:
+    """Pack a run's directory into the file ``target``; hidden files, and those of ``without``, are no part of it.
+
+    Raises OSError, leaving no file.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(target)
+    try:
+        _write(folder, temporary, without, keeping)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def copy(archive: Path, target: Path) -> None:
+    """Copy an archive to the file ``target``.
+
+    Raises RecordError for one that is not what its manifest says, OSError, leaving no file.
+    """
+    with _as_said(archive) as (packed, _):
+        if (damaged := packed.testzip()) is not None:
+            raise RecordError(f"{archive} is damaged ({damaged}): {ArchiveRecord.remedy}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(target)
+    try:
+        shutil.copy2(archive, temporary)
+        sync(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
-def _write(folder: Path, archive: Path, without: Collection[Path]) -> None:
+def _write(folder: Path, archive: Path, without: Collection[Path], keeping: Keeping) -> None:
     """Write an archive to the disk and read it again; raises OSError if it is not what was meant to be written."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     names = {path.relative_to(folder).as_posix(): path for path in files if path not in without}
-    about = ArchiveRecord(folder.name, time.time(), {name: path.stat().st_mtime_ns for name, path in names.items()})
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as packed:
-        for name, path in names.items():
-            packed.write(path, name, zipfile.ZIP_STORED if path.suffix in _PACKED_ALREADY else None)
+    left_out = {name: path for name, path in names.items() if keeping.leaves_out(PurePosixPath(name))}
+    kept = {name: path for name, path in names.items() if name not in left_out}
+    tables = {} if keeping is Keeping.WHOLE else _plain_tables(kept)
+    about = ArchiveRecord(
+        folder.name,
+        time.time(),
+        {name: path.stat().st_mtime_ns for name, path in kept.items()},
+        {name: LeftOut(sha256(path), path.stat().st_size) for name, path in left_out.items()},
+        {name: sha256(kept[name]) for name in tables},
+    )
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False, compresslevel=9) as packed:
+        for name, path in kept.items():
+            if name in tables:
+                packed.writestr(name, tables[name], zipfile.ZIP_LZMA)
+            else:
+                packed.write(path, name, zipfile.ZIP_STORED if path.suffix in _PACKED_ALREADY else None)
         packed.writestr(_MANIFEST, json.dumps(records.encode(about)))
     sync(archive)
     with zipfile.ZipFile(archive) as packed:
-        if packed.testzip() is not None or set(packed.namelist()) != {*names, _MANIFEST}:
+        if packed.testzip() is not None or set(packed.namelist()) != {*kept, _MANIFEST}:
             raise OSError(f"{archive} is not what was written")
+
+
+def _plain_tables(files: Mapping[str, Path]) -> dict[str, bytes]:
+    """The Parquet tables among the files, without dictionaries and compression of their own: LZMA takes a third more
+    off them then. What is no table, or would not come back equal, stays as it is.
+    """
+    import pyarrow.parquet as pq
+
+    plain = {}
+    for name, path in files.items():
+        if path.suffix == ".parquet":
+            with contextlib.suppress(ValueError):  # pyarrow's ArrowInvalid
+                table, buffer = pq.read_table(path), io.BytesIO()
+                pq.write_table(table, buffer, compression="none", use_dictionary=False)
+                again = pq.read_table(io.BytesIO(buffer.getvalue()))
+                if again.schema.equals(table.schema, check_metadata=True) and again.to_pandas().equals(
+                    table.to_pandas()
+                ):
+                    plain[name] = buffer.getvalue()
+    return plain
+
+
+def manifest(archive: Path) -> ArchiveRecord:
+    """Return what an archive says of itself; raises RecordError for a damaged one."""
+    content = read(archive, _MANIFEST)
+    return records.decode(ArchiveRecord, content, f"{archive}: {_MANIFEST}")
 
 
 def read(archive: Path, name: str) -> Any:
@@ -93,8 +208,7 @@ def unpack(archive: Path, target: Path, without: Collection[str] = ()) -> None:
     """
     aside = _beside(target)
     try:
-        with _opened(archive) as packed:
-            about = records.decode(ArchiveRecord, json.loads(packed.read(_MANIFEST)), f"{archive}: {_MANIFEST}")
+        with _as_said(archive) as (packed, about):
             for name in about.changed:
                 if name.partition("/")[0] not in without:
                     packed.extract(name, aside)
@@ -108,9 +222,19 @@ def unpack(archive: Path, target: Path, without: Collection[str] = ()) -> None:
 
 
 @contextlib.contextmanager
+def _as_said(archive: Path) -> Iterator[tuple[zipfile.ZipFile, ArchiveRecord]]:
+    """An archive and its manifest; raises RecordError if it has not the files that its manifest names."""
+    about = manifest(archive)
+    with _opened(archive) as packed:
+        if set(packed.namelist()) != {*about.changed, _MANIFEST}:
+            raise RecordError(f"{archive} is damaged (not what its {_MANIFEST} says): {ArchiveRecord.remedy}")
+        yield packed, about
+
+
+@contextlib.contextmanager
 def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(archive) as packed:
             yield packed
-    except (zipfile.BadZipFile, ValueError) as error:
+    except (zipfile.BadZipFile, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise RecordError(f"{archive} is damaged ({error}): {ArchiveRecord.remedy}") from None

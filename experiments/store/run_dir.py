@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.store import archive, records
+from experiments.store.archive import Keeping
 from experiments.store.attempt_dir import AttemptDir
 from experiments.store.files import is_finite, names_in, write_text
 from experiments.store.records import R, Record, RecordError
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 RUN, TRAINED, RESULT = "run.json", "trained.json", "result.json"
 """Files that say what a run is, that it is trained, that an evaluation is complete; the latter two are written last."""
+
+LIGHT_HINT = "use the store that it was archived from, or train it again: mpformer prune RUN --yes, then launch"
+"""What to do where something is needed that a light archive does not have."""
 
 _RESULTS = (TRAINED, "checkpoints", "metrics.jsonl", "probes.parquet", "evals", "void.json")
 """What a run leaves by being executed, but for its attempts and claims."""
@@ -137,22 +141,42 @@ class RunDir:
     @property
     def archive(self) -> Path:
         """The file that it is packed into, if it is (:mod:`experiments.store.archive`)."""
-        return self.path.with_name(f"{self.run_id}{archive.SUFFIX}")
+        return (self.original or self.path).with_name(f"{self.run_id}{archive.SUFFIX}")
 
     @property
     def packed(self) -> bool:
         """Whether it is an archive alone."""
         return not self.path.exists() and self.archive.exists()
 
-    def pack(self, without: Collection[Path] = ()) -> None:
+    def pack(self, without: Collection[Path] = (), keeping: Keeping = Keeping.WHOLE) -> None:
         """Put its files but for these into an archive in its place; raises OSError."""
-        archive.pack(self.path, self.archive, without)
+        archive.pack(self.path, self.archive, without, keeping)
 
     def unpack(self) -> None:
-        """Put a directory in the place of its archive, if it is packed; raises RecordError for a damaged one."""
+        """Put a directory in the place of its archive, if it is packed.
+
+        Raises RecordError for a damaged archive, UserError for one of a trained run that lacks its weights.
+        """
         if self.packed:
+            if self.trained() is not None and self.was_archived_without(archive.WEIGHTS):
+                raise UserError(f"{self.run_id} was archived without its weights and stays an archive; {LIGHT_HINT}")
             archive.unpack(self.archive, self.path)
             self.archive.unlink(missing_ok=True)
+
+    def was_archived_without(self, part: str) -> bool:
+        """Whether it is an archive, or a copy of one, made without a file or folder of this name."""
+        packed = self.packed or self.original is not None
+        return packed and archive.manifest(self.archive).without(part)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator["RunDir"]:
+        """Give it with every file that there is: a copy for the while, if it is packed; raises RecordError."""
+        if not self.packed:
+            yield self
+            return
+        with tempfile.TemporaryDirectory(prefix="mpformer.") as folder:
+            archive.unpack(self.archive, Path(folder, self.run_id))
+            yield RunDir(Path(folder, self.run_id), self.path)
 
     def _sound(self, kind: type[R], file: Path) -> R | None:
         """A record out of its directory, or else out of its archive; None if it is missing or damaged."""

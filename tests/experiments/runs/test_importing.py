@@ -1,7 +1,9 @@
 """import-runs: finished runs of another store come over once, whole, and only if they are sound."""
 
 import errno
+import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ import pytest
 
 from experiments.execution.attempt import Options, run_attempt
 from experiments.launch import begin, choosing
-from experiments.runs import importing
+from experiments.runs import archiving, importing
 from experiments.store import claims
+from experiments.store.archive import Keeping
 from experiments.store.files import read_json, write_json
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import Plan
@@ -108,6 +111,42 @@ def test_a_run_that_is_not_what_it_says_is_refused(
     assert found.what == "refused"
     assert reason in found.reason
     assert not store.run(run.run_id).path.exists()
+
+
+@pytest.mark.parametrize("keeping", Keeping)
+def test_an_archive_comes_over_as_one(plan: Plan, store: Store, other: Store, keeping: Keeping) -> None:
+    suites = other.suite_records()
+    archiving.archive(other, suites, keeping=keeping)
+    begin.record(plan, store, "")  # planned here, and nothing more
+    assert sorted(_what(store, other, dry_run=True)) == ["refused", "refused", "would import", "would import"]
+    assert sorted(_what(store, other)) == ["imported", "imported", "refused", "refused"]
+    for run in plan.unique[:2]:
+        mine, theirs = store.run(run.run_id), other.run(run.run_id)
+        assert mine.packed
+        assert mine.archive.read_bytes() == theirs.archive.read_bytes()
+    assert {state.label for state in choosing.snapshot(plan, store)} == {"DONE", "PLANNED"}
+    assert sorted(_what(store, other)) == ["kept", "kept", "refused", "refused"]
+
+
+@pytest.mark.parametrize("damage", ["a file less", "other weights"])
+def test_an_archive_that_is_not_what_its_manifest_says_is_refused(
+    plan: Plan, store: Store, other: Store, damage: str
+) -> None:
+    archiving.archive(other, other.suite_records(), keeping=Keeping.LIGHT)
+    run = other.run(plan.unique[0].run_id)
+    with zipfile.ZipFile(run.archive) as packed:
+        content = {name: packed.read(name) for name in packed.namelist()}
+    if damage == "a file less":
+        del content["metrics.jsonl"]
+    else:
+        content["archive.json"] = re.sub(rb'("sha256": ")[0-9a-f]{64}', rb"\g<1>" + b"0" * 64, content["archive.json"])
+    with zipfile.ZipFile(run.archive, "w") as packed:
+        for name, data in content.items():
+            packed.writestr(name, data)
+    found = {one.run_id: one for one in importing.import_runs(store, other)}[run.run_id]
+    assert found.what == "refused"
+    assert ("is damaged" if damage == "a file less" else "do not match their checksum") in found.reason
+    assert not store.run(run.run_id).exists()
 
 
 def _edit(run: RunDir, change: Callable[[dict[str, Any]], Any]) -> None:
