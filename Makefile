@@ -1,10 +1,11 @@
-# make setup | demo | test | lint | test-gpu | bench-gpu | clean          (docs/setup.md)
+# make setup | demo | study | test | lint | test-gpu | bench-gpu | clean          (docs/setup.md)
 #
 # PYTHON=python3.12         the interpreter that .venv is made from (3.11 to 3.13)
 # DETECTRON2=git            upstream's git at a pinned commit instead of the registry's redistribution
 # KERNEL=yes                compile torch-ms-deform-attn too, the attention kernel that Python 3.11 needs on GPUs
 # TORCH_CUDA_ARCH_LIST=8.0  with it: for GPUs of this kind, on a machine that has none (a login node)
-# ROOT=store DATA=datasets  where `make demo` writes
+# ROOT=store DATA=datasets  where `make demo` and `make study` write
+# KEEP=results/mini/runs    where `make study` keeps finished runs
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,6 +17,7 @@ DETECTRON2_COMMIT ?= 9604f5995cc628619f0e4fd913453b4d7d61db3f
 KERNEL ?= no
 ROOT ?= store
 DATA ?= datasets
+KEEP ?= results/mini/runs
 PYTEST_WORKERS ?= 2
 
 BIN := .venv/bin
@@ -27,7 +29,7 @@ LOCKS := $(sort $(wildcard locks/*.lock))
 # that neither a checkout nor a touched file installs again.
 STAMP := .venv/.setup-$(DETECTRON2)-$(KERNEL)-$(shell cat $(LOCKS) pyproject.toml | sha256sum | cut -c1-12)
 
-.PHONY: help setup demo test lint test-gpu bench-gpu clean clean-all
+.PHONY: help setup demo study test lint test-gpu bench-gpu clean clean-all
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -63,6 +65,9 @@ $(STAMP):
 demo: setup ## the main job: headline@mini trained, evaluated, analysed, rendered (no download)
 	$(BIN)/mpformer data prepare shapes --data-root $(DATA)
 	$(BIN)/mpformer launch headline --root $(ROOT) --data-root $(DATA)
+
+study: setup ## the runs of results/mini/protocol.md, some 280 of minutes each; stop it at any time, the same goes on
+	OMP_NUM_THREADS=1 $(BIN)/python results/mini/run.py --root $(ROOT) --data-root $(DATA) --keep $(KEEP)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

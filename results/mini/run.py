@@ -1,0 +1,138 @@
+"""The study's runs, in the protocol's order, each suite's finished runs kept as archives as soon as it is through.
+
+    python results/mini/run.py --root store --data-root datasets --keep results/mini/runs
+
+Stop it whenever you like (Ctrl-C): the runs write checkpoints, and the same command goes on. On another machine it
+first takes over what is kept, so that only what is missing is trained. A set that is not there is named with how to get
+it, and left out. All runs have to be of one commit: this refuses to add runs of another one.
+"""
+
+import signal
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.store.run_dir import Store
+from experiments.suites import catalogue, planning
+from mpformer.runtime.errors import UserError
+
+HERE = Path(__file__).resolve().parent
+SUITES = HERE / "suites.py"
+SETS = ("shapes", "nuclei", "facades")
+REST = ("guided-layers", "point-noise", "flip-noise", "noise-type", "groups", "class-query", "query-position")
+ORDER: tuple[tuple[str, str], ...] = (
+    *(("study-headline", name) for name in SETS),
+    *(("study-convergence", name) for name in SETS),
+    ("study-backbone", "shapes"),
+    *(("study-components", name) for name in SETS),
+    *((f"study-{suite}", name) for suite in REST for name in ("shapes", "facades")),
+)
+"""Suites and sets, those first that the verdicts of the page's table need most."""
+
+HOW_TO_GET = {
+    "nuclei": "stage1_train of the 2018 Data Science Bowl (BBBC038, Broad Institute, CC0), then: "
+    "mpformer data prepare nuclei stage1_train.zip",
+    "facades": "photographs of a-hwang/building-facade-segmentation (GitHub, CC BY 4.0), as docs/datasets.md "
+    "(Example: building fronts) makes them, then its `mpformer data add facades …`",
+}
+
+
+def missing_sets(data_root: Path) -> dict[str, str]:
+    """How to get each set that is not there; the drawn one is prepared by a launch."""
+    return {name: how for name, how in HOW_TO_GET.items() if not _there(name, data_root)}
+
+
+def _there(dataset: str, data_root: Path) -> bool:
+    try:
+        return not planning.make(planning.Request("study-headline", dataset=dataset), data_root).missing
+    except UserError:  # a set of one's own that is not registered
+        return False
+
+
+def check_commit(keep: Store) -> None:
+    """Raise UserError unless this checkout is committed and of the commit that the kept runs have."""
+    here = _git("rev-parse", "HEAD")
+    if _git("status", "--porcelain", "--untracked-files=no"):
+        raise UserError("the checkout has changes: commit them, or take them back, before runs are made of it")
+    for run in keep.runs():
+        last = keep.reading(run.run_id).last_attempt()
+        origin = last.provenance() if last is not None else None
+        if origin is not None and origin.git.sha not in ("", here):
+            raise UserError(
+                f"the kept runs are of commit {origin.git.sha[:12]}, this is {here[:12]}: go on from a worktree of "
+                f"that commit (git worktree add ../study {origin.git.sha[:12]}) with --keep {keep.root}"
+            )
+        if origin is not None:
+            return
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=HERE, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def mpformer(*words: str) -> int:
+    """Run a command of this project's in a process of its own; ends this one too if it was asked to stop meanwhile."""
+    print("mpformer", *words, flush=True)
+    asked: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        asked.append(number)
+        if number == signal.SIGTERM:  # Ctrl-C has reached the command by itself
+            command.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    command = subprocess.Popen([sys.executable, "-m", "experiments.cli.main", *words])
+    code = command.wait()
+    if asked:
+        sys.exit("study: stopped; the same command goes on")
+    return code
+
+
+def main(options: Namespace) -> int:
+    """Launch every suite and keep its runs; returns how many suites have runs that failed, or are not there."""
+    catalogue.add_file(SUITES)
+    keep, lacking = Store(options.keep.resolve()), missing_sets(options.data_root)
+    for name, how in lacking.items():
+        print(f"{name} is not in {options.data_root}. {how}", file=sys.stderr)
+    check_commit(keep)
+    if (keep.root / "runs").is_dir():
+        mpformer("import-runs", str(keep.root), "--root", str(options.root))
+    steps = [(suite, name) for suite, name in ORDER if name not in lacking and _applies(suite, name)]
+    failed = sum(_suite(suite, name, options, keep) for suite, name in steps)
+    return min(1, failed + len(lacking))
+
+
+def _applies(suite: str, dataset: str) -> bool:
+    return not catalogue.find(suite).why_not(dataset)
+
+
+def _suite(suite: str, dataset: str, options: Namespace, keep: Store) -> bool:
+    """Launch one suite and keep its runs; whether some of them failed."""
+    which = (suite, "--dataset", dataset, "--suites", str(SUITES), "--root", str(options.root))
+    workers = ("--workers", str(options.workers)) if options.workers else ()
+    failed = bool(mpformer("launch", *which, "--data-root", str(options.data_root), "--no-report", *workers))
+    into = ("--out", str(keep.root))
+    if suite == "study-headline":  # of one seed everything, but no pixel of a photograph
+        mpformer("archive", *which, *into, "--seeds", "0", *(() if dataset == "shapes" else ("--no-images",)))
+    mpformer("archive", *which, *into, "--light")
+    return failed
+
+
+def parse(words: Sequence[str]) -> Namespace:
+    """The command line."""
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--root", type=Path, default=Path("store"), help="run store")
+    parser.add_argument("--data-root", type=Path, default=Path("datasets"), help="where the sets are")
+    parser.add_argument("--keep", type=Path, default=HERE / "runs", help="store of the kept archives")
+    parser.add_argument("--workers", type=int, default=0, help="runs at a time; default: as a launch chooses")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(parse(sys.argv[1:])))
+    except UserError as error:
+        sys.exit(f"study: {error}")
