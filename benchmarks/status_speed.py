@@ -94,10 +94,8 @@ def slow_disk(milliseconds: float, repeats: int, size: int = 1000) -> None:
                 done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
                 times.append(time.perf_counter() - began)
                 count = int(done.stderr.split()[-1])
-            wall = statistics.median(times)
-            print(
-                f"status of {size} runs, {latency:g} ms on each of {count} opens and listings: {wall:.2f} s", flush=True
-            )
+            found = f"{statistics.median(times):.2f} s ({min(times):.2f} to {max(times):.2f})"
+            print(f"status of {size} runs, {latency:g} ms on each of {count} opens and listings: {found}", flush=True)
 
 
 def line(what: str, arguments: list[str], clients: Path, repeats: int, cold: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from experiments.status import scheduler
 from experiments.status.scheduler import Answer, Placement
@@ -9,7 +10,9 @@ from experiments.status.states import RunState, State, finished, unfinished
 from experiments.store.files import side_by_side
 from experiments.store.launches import queued_runs
 from experiments.store.run_dir import Store
-from experiments.suites.planning import Plan
+
+if TYPE_CHECKING:
+    from experiments.suites.planning import Plan
 
 Key = tuple[str, str]
 """Run id and evaluation id."""
@@ -47,7 +50,7 @@ def _open(store: Store, key: Key, queued: frozenset[str], placements: Mapping[st
     return (state.state in (State.TRAINED, State.UNKNOWN) and finished(run, key[1])) or state
 
 
-def look_at_plan(plan: Plan, store: Store, max_age: float = 0.0) -> dict[str, RunState]:
+def look_at_plan(plan: "Plan", store: Store, max_age: float = 0.0) -> dict[str, RunState]:
     """Return the state of each of a plan's runs by run id, what Slurm says included."""
     found = look(store, [(run.run_id, run.eval_id) for run in plan.unique], max_age)
     return {run_id: state for (run_id, _), state in found.states.items()}

@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from experiments.store import records
-from experiments.store.files import sync
+from experiments.store.files import sync, unless_kept
 from experiments.store.records import Record, RecordError
 from mpformer.runtime.disk import sha256
 
@@ -194,6 +194,10 @@ def read(archive: Path, name: str) -> Any:
 
     Raises RecordError for a damaged archive.
     """
+    return unless_kept(archive, name, lambda: _read(archive, name), None)
+
+
+def _read(archive: Path, name: str) -> Any:
     try:
         with _opened(archive) as packed:
             return json.loads(packed.read(name))

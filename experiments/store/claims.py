@@ -20,10 +20,11 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from experiments.store.files import write_whole
+from experiments.store.files import names_in, write_whole
 from experiments.store.records import Record, encode, load_sound
 from mpformer.runtime.errors import RunFailure
 
@@ -131,7 +132,7 @@ def acquire(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart =
     """Claim the run whose claims are in ``directory``; None if another process holds it or was faster."""
     directory.mkdir(parents=True, exist_ok=True)
     attempted = highest(directory.parent / "attempts")  # before the claims: none of these can be of a later one
-    names = _listed(directory)  # once: whoever claims after this is in the way of the number below
+    names = names_in(directory)  # once: whoever claims after this is in the way of the number below
     if _live(directory, names, timeout, job) is not None:
         return None
     claim = Claim(directory, max(_highest(names), attempted) + 1, uuid.uuid4().hex)
@@ -141,10 +142,10 @@ def acquire(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart =
 
 def holder(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart = NO_JOB) -> int | None:
     """Return the number of the live claim on a run, None if it is free (for ``job``); changes no claim."""
-    return _live(directory, _listed(directory), timeout, job)
+    return _live(directory, names_in(directory), timeout, job)
 
 
-def _live(directory: Path, names: frozenset[str], timeout: float, job: JobStart) -> int | None:
+def _live(directory: Path, names: Collection[str], timeout: float, job: JobStart) -> int | None:
     number = _highest(names)
     if not number or f"{number}.released" in names:
         return None
@@ -270,17 +271,10 @@ def _exists(pid: int) -> str:
 
 def highest(directory: Path) -> int:
     """Return the highest number that a directory's files begin with, 0 if there is none."""
-    return _highest(_listed(directory))
+    return _highest(names_in(directory))
 
 
-def _listed(directory: Path) -> frozenset[str]:
-    try:
-        return frozenset(os.listdir(directory))
-    except FileNotFoundError:
-        return frozenset()
-
-
-def _highest(names: frozenset[str]) -> int:
+def _highest(names: Collection[str]) -> int:
     numbers = (name.partition(".")[0] for name in names)
     return max((int(number) for number in numbers if number.isdigit()), default=0)
 

@@ -5,11 +5,13 @@ import errno
 import json
 import math
 import os
+import stat
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,7 +44,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Return the parsed file, or None if it is absent or damaged."""
-    return _unless_kept(path, "json", lambda: _read_json(path))
+    return unless_kept(path, "json", lambda: _read_json(path), None)
 
 
 def _read_json(path: Path) -> Any:
@@ -53,14 +55,17 @@ def _read_json(path: Path) -> Any:
 
 
 _kept: dict[tuple[Path, object], tuple[tuple[int, int, int], Any]] | None = None
-"""What was made of files, with their inode, size and time of change; None: nothing is kept."""
+"""What was made of files and directories, with their inode, size and time of change; None: nothing is kept."""
+
+SETTLED = 5.0
+"""Seconds after which what changed a directory, and may do so again within the same tick of a clock, is the past."""
 
 
 @contextlib.contextmanager
 def remembering() -> Iterator[None]:
     """Read a file while the block runs only if it has changed since it was read: for tables that are watched.
 
-    What :func:`read_json`, :func:`json_lines` and :func:`tail` return must not be changed meanwhile.
+    What :func:`read_json`, :func:`json_lines` and the like return must not be changed meanwhile.
     """
     global _kept
     _kept = {}
@@ -70,19 +75,27 @@ def remembering() -> Iterator[None]:
         _kept = None
 
 
-def _unless_kept(path: Path, kind: object, read: Callable[[], Any]) -> Any:
-    """What a file was read as, where that is kept and the file still the same; else what it is read as now."""
+def unless_kept(path: Path, kind: object, read: Callable[[], T], absent: T) -> T:
+    """Return what a file was read as, where that is kept and the file still the same; else what it is read as now.
+
+    ``absent`` is what a missing one is read as.
+    """
     if _kept is None:
         return read()
     try:
         found = os.stat(path)
+    except FileNotFoundError:
+        return absent
     except OSError:
         return read()
     mark = (found.st_ino, found.st_size, found.st_mtime_ns)
     known = _kept.get((path, kind))
-    if known is None or known[0] != mark:
-        known = _kept[path, kind] = (mark, read())
-    return known[1]
+    if known is not None and known[0] == mark:
+        return cast(T, known[1])
+    made = read()
+    if not stat.S_ISDIR(found.st_mode) or found.st_mtime < time.time() - SETTLED:
+        _kept[path, kind] = (mark, made)
+    return made
 
 
 def _content(path: Path) -> bytes:
@@ -146,15 +159,15 @@ def sync(path: Path) -> None:
 
 def json_lines(path: Path) -> tuple[dict[str, Any], ...]:
     """Return the objects of a file with one JSON object a line; damaged lines are left out, an absent file is empty."""
-    return tuple(_unless_kept(path, "lines", lambda: _json_lines(path)))
+    return tuple(unless_kept(path, "lines", lambda: _json_lines(path), []))
 
 
-def _json_lines(path: Path) -> tuple[dict[str, Any], ...]:
+def _json_lines(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
-        return ()
-    return tuple(line for line in map(_parsed, lines) if isinstance(line, dict))
+        return []
+    return [line for line in map(_parsed, lines) if isinstance(line, dict)]
 
 
 def _parsed(line: bytes) -> Any:
@@ -187,7 +200,7 @@ def on_network(directory: Path, table: Path = Path("/proc/self/mountinfo")) -> b
 
 def tail(path: Path, size: int) -> str:
     """Return the last ``size`` bytes of a text file, empty if there is none."""
-    return str(_unless_kept(path, size, lambda: _tail(path, size)))
+    return unless_kept(path, size, lambda: _tail(path, size), "")
 
 
 def _tail(path: Path, size: int) -> str:
@@ -210,6 +223,10 @@ def is_finite(value: Any) -> bool:
 
 def names_in(directory: Path) -> list[str]:
     """Return the names in a directory but for hidden ones, in no order; none if it is absent."""
+    return unless_kept(directory, "names", lambda: _names_in(directory), [])
+
+
+def _names_in(directory: Path) -> list[str]:
     try:
         return [name for name in os.listdir(directory) if not name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):

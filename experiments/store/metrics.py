@@ -4,9 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from experiments.store.files import unless_kept
+
 
 def last_evaluation(metrics: Path, tail: int = 262144) -> dict[str, Any]:
     """Return the last evaluation line of a ``metrics.jsonl``, looking at its last ``tail`` bytes at most."""
+    return unless_kept(metrics, "last evaluation", lambda: _last_evaluation(metrics, tail), {})
+
+
+def _last_evaluation(metrics: Path, tail: int) -> dict[str, Any]:
     try:
         with metrics.open("rb") as file:
             end = file.seek(0, 2)
@@ -31,6 +37,10 @@ def _last_of(text: bytes, whole: bool) -> dict[str, Any]:
 
 def evaluations(metrics: Path) -> list[dict[str, Any]]:
     """Return every evaluation line of a ``metrics.jsonl``, oldest first."""
+    return unless_kept(metrics, "evaluations", lambda: _evaluations(metrics), [])
+
+
+def _evaluations(metrics: Path) -> list[dict[str, Any]]:
     try:
         lines = metrics.read_bytes().splitlines()
     except OSError:

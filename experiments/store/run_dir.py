@@ -180,7 +180,8 @@ class RunDir:
 
     def _sound(self, kind: type[R], file: Path) -> R | None:
         """A record out of its directory, or else out of its archive; None if it is missing or damaged."""
-        return records.load_sound(kind, file) or self._packed_record(kind, file)
+        found = records.load_sound(kind, file)
+        return found if found is not None or self.path.exists() else self._packed_record(kind, file)
 
     def _packed_record(self, kind: type[R], file: Path) -> R | None:
         name = file.relative_to(self.path).as_posix()

@@ -1,6 +1,7 @@
 """Files of the store: what is waited for, and what is not."""
 
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from experiments.store import attempt_dir
 from experiments.store.attempt_dir import AttemptDir
-from experiments.store.files import on_network, side_by_side
+from experiments.store.files import names_in, on_network, read_json, remembering, side_by_side
+from experiments.store.metrics import evaluations, last_evaluation
 
 
 @pytest.mark.parametrize(("kind", "network"), [("nfs4", True), ("lustre", True), ("ext4", False), ("tmpfs", False)])
@@ -44,3 +46,28 @@ def test_slow_files_are_waited_for_together() -> None:
         return item * item
 
     assert side_by_side(work, range(4)) == [0, 1, 4, 9]
+
+
+def test_what_is_watched_is_read_again_once_it_has_changed(tmp_path: Path) -> None:
+    """Files, directories that did not change lately, and what is not there."""
+    metrics, seen = tmp_path / "metrics.jsonl", []
+    metrics.write_text('{"kind": "evaluation", "iteration": 1}\n')
+    os.utime(tmp_path, (1, 1))
+    sys.addaudithook(lambda event, found: seen.append(event) if event in ("open", "os.listdir") else None)
+
+    def look() -> tuple[list[str], int, int, object]:
+        seen.clear()
+        last, every = last_evaluation(metrics)["iteration"], len(evaluations(metrics))
+        return names_in(tmp_path), last, every, read_json(tmp_path / "none.json")
+
+    with remembering():
+        before = look()
+        assert before == (["metrics.jsonl"], 1, 1, None)
+        assert seen.count("os.listdir") == 1
+        assert look() == before
+        assert not seen
+        with metrics.open("a") as file:
+            file.write('{"kind": "evaluation", "iteration": 2}\n')
+        (tmp_path / "none.json").write_text("{}")
+        assert (sorted(look()[0]), look()[1:]) == (["metrics.jsonl", "none.json"], (2, 2, {}))
+        assert seen == ["os.listdir"], "a directory that has just changed may change again in the same moment"
