@@ -5,7 +5,7 @@ queue, ``launches/<id>/usage.json`` what accounting says its jobs used.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -322,15 +322,18 @@ def _max_iter(run: RunDir) -> int:
     return 0
 
 
-def _deltas(store: Store, runs: Sequence[RunLine], record: SuiteRecord) -> Iterator[Delta]:
+def _deltas(store: Store, runs: Sequence[RunLine], record: SuiteRecord) -> list[Delta]:
     """Each run's difference to the baseline row's run of the same seed."""
     baselines = {row.name: row.baseline or record.baseline for row in record.rows}
     known = {(run.row, run.seed): run for run in runs}
     probes = cache(lambda run_id: _probes(store.run(run_id).metrics, record.primary))  # a baseline's serves many rows
-    for run in runs:
+
+    def delta(run: RunLine) -> Delta:
         baseline = baselines[run.row]
         other = known.get((baseline, run.seed)) if baseline != run.row else None
-        yield _delta(run, other, record.primary, probes) if other else Delta()
+        return _delta(run, other, record.primary, probes) if other else Delta()
+
+    return side_by_side(delta, runs)
 
 
 def _delta(run: RunLine, other: RunLine, primary: str, probes: Callable[[str], Mapping[int, float]]) -> Delta:

@@ -3,13 +3,14 @@
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from experiments.store import attempt_dir
 from experiments.store.attempt_dir import AttemptDir
-from experiments.store.files import names_in, on_network, read_json, remembering, side_by_side
+from experiments.store.files import PATIENCE, names_in, on_network, read_json, remembering, side_by_side
 from experiments.store.metrics import evaluations, last_evaluation
 
 
@@ -38,14 +39,20 @@ def test_progress_waits_for_no_disk_and_spares_file_servers(tmp_path: Path, monk
 
 
 def test_slow_files_are_waited_for_together() -> None:
-    """Each of four waits until all four were begun, which one after the other would never end."""
+    """Each of the last four waits until all four were begun, which one after the other would never end."""
     together = threading.Barrier(4, timeout=30)
 
     def work(item: int) -> int:
-        together.wait()
+        time.sleep(0.001) if item < PATIENCE else together.wait()
         return item * item
 
-    assert side_by_side(work, range(4)) == [0, 1, 4, 9]
+    items = range(PATIENCE + 4)
+    assert side_by_side(work, items) == [item * item for item in items]
+
+
+def test_what_needs_no_waiting_is_done_by_one_thread() -> None:
+    threads = set(side_by_side(lambda _: threading.get_ident(), range(40)))
+    assert threads == {threading.get_ident()}
 
 
 def test_what_is_watched_is_read_again_once_it_has_changed(tmp_path: Path) -> None:
