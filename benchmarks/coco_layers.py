@@ -81,9 +81,9 @@ def _objects(rng: np.random.Generator) -> NDArray[np.bool_]:
         a, b = np.sqrt(area / np.pi * ratio), np.sqrt(area / np.pi / ratio)
         cy, cx = rng.uniform(0, HEIGHT), rng.uniform(0, WIDTH)
         owner[((y - cy) / a) ** 2 + ((x - cx) / b) ** 2 < 1] = n
-    masks = owner == np.arange(OBJECTS)[:, None, None]
-    masks[~masks.any((1, 2)), 0, 0] = True
-    return masks
+    for n in set(range(OBJECTS)) - set(owner.flat):
+        owner[0, n] = n  # an object that others hide keeps a cell of its own
+    return owner == np.arange(OBJECTS)[:, None, None]
 
 
 def _decoder_output(
