@@ -4,12 +4,14 @@
     python -m benchmarks.mini_step --older ../older --write
 
 Two long-lived processes of one thread, one for each code, take turns step by step on the same batch of four images: a
-load of the machine hits both. Each step is the trainer's own, optimiser included. Operators are those that PyTorch's
+load of the machine hits both. Each prepares its process as its own ``train`` does, and each step is the trainer's own,
+optimiser included. Operators are those that PyTorch's
 profiler sees in one step, views included. The file also is the process: it runs in the older checkout, whose modules
 may be elsewhere.
 """
 
 import importlib
+import inspect
 import json
 import os
 import statistics
@@ -32,6 +34,7 @@ _HOMES = {
     "TrainCallbacks": ("mpformer.runtime.callbacks",),
     "Place": ("mpformer.place",),
     "Rank": ("mpformer.runtime.rank",),
+    "prepare_process": ("mpformer.process", "mpformer.runtime.process"),
 }
 
 
@@ -51,9 +54,6 @@ def _find(*names: str) -> Any:
 
 def worker(preset: str) -> None:
     """Answer each line on the standard input: ``step`` with its seconds, ``count`` with a step's operators."""
-    import torch
-
-    torch.set_num_threads(1)
     made, batch = _trainer(preset), _batch()
     accumulation = sys.modules[type(made).__module__].accumulation
     for iteration, line in enumerate(sys.stdin):
@@ -67,6 +67,9 @@ def _trainer(preset: str) -> Any:
     import torch
 
     config = _find("base")("mini").replace({"toggles": _find("PRESETS")[preset].model_dump()})
+    prepare = _find("prepare_process")
+    prepare(config) if "config" in inspect.signature(prepare).parameters else prepare("cpu", 1)
+    torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp())
     callbacks, rank = _find("TrainHooks", "TrainCallbacks")(), _find("Place", "Rank")()
     return _find("Trainer")(config, folder, folder, callbacks, torch.device("cpu"), rank)

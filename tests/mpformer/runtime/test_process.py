@@ -1,6 +1,8 @@
 """What a process sets for its kernels: on CPUs always the same, on GPUs as the run's options say."""
 
 import os
+import platform
+import resource
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +38,21 @@ def test_cpus_are_deterministic_whatever_is_asked() -> None:
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == 1
     assert kernel_settings(torch.device("cpu")) == {"resume": "bit-exact", "deterministic kernels": True}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is kept by glibc alone")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    prepare_process("cpu", 1)
+
+    def step() -> None:
+        tensors = [torch.ones(5 << 20) for _ in range(4)]  # 80 MiB: by itself the C library keeps half of it
+        assert len(tensors) == 4
+
+    for _ in range(3):  # until it has enough
+        step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000  # of 20,480 pages
 
 
 def test_a_gpu_that_need_not_repeat_itself_searches_the_fastest_kernels(cuda: list[int], tmp_path: Path) -> None:
