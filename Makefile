@@ -1,11 +1,11 @@
-# make setup | demo | study | test | lint | test-gpu | bench-gpu | clean          (docs/setup.md)
+# make setup | demo | study | study-report | test | lint | test-gpu | bench-gpu | clean          (docs/setup.md)
 #
 # PYTHON=python3.12         the interpreter that .venv is made from (3.11 to 3.13)
 # DETECTRON2=git            upstream's git at a pinned commit instead of the registry's redistribution
 # KERNEL=yes                compile torch-ms-deform-attn too, the attention kernel that Python 3.11 needs on GPUs
 # TORCH_CUDA_ARCH_LIST=8.0  with it: for GPUs of this kind, on a machine that has none (a login node)
 # ROOT=store DATA=datasets  where `make demo` and `make study` write
-# KEEP=results/mini/runs    where `make study` keeps finished runs
+# KEEP=results/mini/runs    where `make study` keeps finished runs, and `make study-report` reads them
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -29,7 +29,7 @@ LOCKS := $(sort $(wildcard locks/*.lock))
 # that neither a checkout nor a touched file installs again.
 STAMP := .venv/.setup-$(DETECTRON2)-$(KERNEL)-$(shell cat $(LOCKS) pyproject.toml | sha256sum | cut -c1-12)
 
-.PHONY: help setup demo study test lint test-gpu bench-gpu clean clean-all
+.PHONY: help setup demo study study-report test lint test-gpu bench-gpu clean clean-all
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ demo: setup ## the main job: headline@mini trained, evaluated, analysed, rendere
 
 study: setup ## the runs of results/mini/protocol.md, some 280 of minutes each; stop it at any time, the same goes on
 	OMP_NUM_THREADS=1 $(BIN)/python results/mini/run.py --root $(ROOT) --data-root $(DATA) --keep $(KEEP)
+
+study-report: setup ## results/mini/README.md and its figures from the kept runs, in a minute or two
+	$(BIN)/python results/mini/study.py --runs $(KEEP)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -33,7 +33,7 @@ ORDER: tuple[tuple[str, str], ...] = (
 
 HOW_TO_GET = {
     "nuclei": "stage1_train of the 2018 Data Science Bowl (BBBC038, Broad Institute, CC0), then: "
-    "mpformer data prepare nuclei stage1_train.zip",
+    "mpformer data prepare nuclei stage1_train.zip --crop 96",
     "facades": "photographs of a-hwang/building-facade-segmentation (GitHub, CC BY 4.0), as docs/datasets.md "
     "(Example: building fronts) makes them, then its `mpformer data add facades …`",
 }

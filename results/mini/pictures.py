@@ -1,0 +1,94 @@
+"""The figures of the study's page, drawn by the project's own figures; no photograph is shown."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from claims import SETS
+
+from analysis.figures import per_layer_curves
+from analysis.style import WIDTH, in_style, look, new_figure, styled
+from reports import figures, jump_picture, mask_pictures
+from reports.mask_pictures import LayerMasks
+
+if TYPE_CHECKING:
+    from answers import Answer, Kept
+    from matplotlib.figure import Figure
+
+    from reports.collect import SuiteReport
+
+_MEASURES = ("mIoU-L", "IoU-gt", "Util", "AP", "PQ", "mIoU")
+DRAWN = "shapes"
+
+
+def draw(kept: "Kept", answers: "Sequence[Answer]", out: Path) -> None:
+    """Write what there is data for: ``effects``, and by set ``jumps-…`` and ``layers-…``, as PNG."""
+    out.mkdir(parents=True, exist_ok=True)
+    shown = [a for a in answers if a.test is not None and a.of.suite in (kept.headline, "study-convergence")]
+    if shown:
+        save(effects(shown), out / "effects.png")
+    for name in SETS:
+        report = kept.report(kept.headline, name)
+        if report is not None and any(row.done for row in report.rows):
+            save(layers(report), out / f"layers-{name}.png")
+            picture = jumps(report, images=name == DRAWN)
+            if picture is not None:
+                save(picture, out / f"jumps-{name}.png")
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a figure on its white ground, which any page may show."""
+    with styled():
+        figure.savefig(path, dpi=130, facecolor="white", bbox_inches="tight", metadata={"Software": None})
+
+
+@in_style
+def effects(answers: "Sequence[Answer]") -> "Figure":
+    """A forest of the claims' comparisons: one axes a set, lines by claim and metric, in the claim's direction.
+
+    Each is shown in multiples of its smallest effect that matters, since the metrics have different units.
+    """
+    names = list(dict.fromkeys(f"{a.claim} {a.of.metric.name}" for a in answers))
+    figure, axes = new_figure(1, len(SETS), width=1.5 * WIDTH, height=0.9 + 0.34 * len(names), sharey=True)
+    for axis, (place, name) in zip(axes, enumerate(SETS), strict=True):
+        for answer in (a for a in answers if a.set == name):
+            y = names.index(f"{answer.claim} {answer.of.metric.name}")
+            unit = 1 / answer.of.smallest
+            colour = look(place)["color"]
+            if answer.test.low is not None:
+                axis.plot([unit * answer.test.low, unit * answer.test.high], [y, y], color=colour, linewidth=1.8)
+            axis.plot([unit * answer.test.effect], [y], "s", color=colour, markersize=5)
+            axis.annotate(
+                f"n = {answer.n}", (1.0, y - 0.28), xycoords=("axes fraction", "data"), ha="right", fontsize=6
+            )
+        axis.axvline(0, color="#444444", linewidth=0.8)
+        axis.axvspan(-1, 1, color="#777777", alpha=0.12, linewidth=0)
+        axis.set(title=name, xlabel="effect / smallest that matters", ylim=(len(names) - 0.5, -0.5))
+        axis.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(names)), names)
+    return figure
+
+
+def layers(report: "SuiteReport") -> "Figure":
+    """Consistency and quality of every layer, the headline's rows over their seeds."""
+    lines = [
+        (row.label, view.seed, layer, measure, number)
+        for row in report.rows
+        for view in row.done
+        for measure in _MEASURES
+        for layer, number in enumerate((view.result or {}).get("layers", {}).get(measure) or ())
+        if number is not None
+    ]
+    return per_layer_curves(figures.frame(lines), rows=[row.label for row in report.rows if row.done])
+
+
+def jumps(report: "SuiteReport", *, images: bool) -> Any:
+    """The jump picture of the first seed whose masks both rows keep; ``images``: on them, else on a plain ground."""
+    for (_, theirs), (_, mine) in figures.pairs(report):
+        folders = [LayerMasks(view.directory.evaluation(view.eval_id) / "layer_masks") for view in (theirs, mine)]
+        if all(folder.images for folder in folders):
+            found = mask_pictures.align(folders)
+            picture = jump_picture.of_suite(report, found if images else replace(found, pictures={}), [theirs, mine])
+            return None if picture is None else next(jump_picture.plans(report, picture)).draw()
+    return None
