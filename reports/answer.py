@@ -21,12 +21,12 @@ def lines(table: Table, width: int) -> list[str]:
             break
         shown.remove(last)
     left_out = [column.label for index, column in enumerate(table.columns) if index not in shown]
-    note = [f"too wide for this place: {', '.join(left_out)}"] if left_out else []
+    note = [f"too wide for this terminal: {', '.join(left_out)}"] if left_out else []
     return [*(_aligned(cells, widths) for cells in grid), *note]
 
 
 def sentence(table: Table) -> str:
-    """Return what the table says of its primary metric: which differences are clear after Holm, or why none is told."""
+    """Return what the table says of its primary metric: differences that are clear after Holm, or why none is said."""
     index = next((i for i, column in enumerate(table.columns) if column.key == table.primary), None)
     if index is None:
         return f"No verdict: the table leaves out {table.primary}, which carries it."
@@ -46,8 +46,8 @@ def sentence(table: Table) -> str:
 
 def _told(row: TableRow, delta: Delta, column: Column) -> str:
     """``MP-Former, +2.3 AP to its baseline (95 % interval …)``."""
-    told = f"{row.label}, {text.signed(delta.mean, column.decimals)} {column.label} to its baseline"
-    return told if delta.n < 3 else f"{told} ({text.interval(delta, column.decimals)})"
+    line = f"{row.label}, {text.signed(delta.mean, column.decimals)} {column.label} to its baseline"
+    return line if delta.n < 3 else f"{line} ({text.interval(delta, column.decimals)})"
 
 
 def _unclear(delta: Delta) -> str:

@@ -58,7 +58,7 @@ def report(
         raise UserError(f"--all is every suite that was launched; leave it out, or {', '.join(suites)}")
     for name in suites:
         catalogue.recall(Store(root), name, scale, dataset)
-        catalogue.find(name).place(scale, dataset)
+        catalogue.find(name).check(scale, dataset)
     if not suites:
         catalogue.of_dataset(scale, dataset)
     if check:

@@ -203,10 +203,10 @@ def _names(row: RowRuns | Row, toggles: Mapping[str, Any]) -> set[str]:
 def _concerns(report: SuiteReport, row: RowRuns, number: Number) -> bool:
     """Whether a number is about this row at all: same row, dataset and task, and a column of the table."""
     ours = setting(report, config_of(row))
-    return _is_row(row, number) and _same_place(ours, number, {column.key for column in report.table.columns})
+    return _is_row(row, number) and _same_cell(ours, number, {column.key for column in report.table.columns})
 
 
-def _same_place(ours: Setting, number: Number, columns: Collection[str]) -> bool:
+def _same_cell(ours: Setting, number: Number, columns: Collection[str]) -> bool:
     same = number.dataset == ours.dataset and number.task in (ours.task, *NOT_STATED)
     return same and number.kind != "suite" and (number.metric == "any" or number.metric in columns)
 
@@ -384,7 +384,7 @@ def outside(tables: Sequence[tuple[str, Sequence[Published]]]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Place:
+class PaperRow:
     """A row of a suite at the paper's scale: where a line of the file may belong."""
 
     suite: str
@@ -398,41 +398,41 @@ def number_of(suite: str, numbers: Sequence[Number]) -> str:
     return ", ".join(dict.fromkeys(n.table for n in numbers if n.kind == "suite" and n.words == suite))
 
 
-def places() -> list[Place]:
+def paper_rows() -> list[PaperRow]:
     """Every row of every suite, on each dataset that the suite has at the paper's scale."""
     suites = catalogue.all_suites().values()
-    return [place for suite in suites for dataset in suite.datasets("paper") for place in _places(suite, dataset)]
+    return [one for suite in suites for dataset in suite.datasets("paper") for one in _paper_rows(suite, dataset)]
 
 
-def _places(suite: Suite, dataset: str) -> list[Place]:
+def _paper_rows(suite: Suite, dataset: str) -> list[PaperRow]:
     base = suite.base("paper", dataset)
     found = []
     for row in suite.rows("paper", dataset):
         if not row.not_applicable:
             config = base.replace(dict(row.changes)).model_dump(mode="json")
             names = frozenset(_names(row, config["toggles"]))
-            found.append(Place(suite.name, names, _setting("paper", config), frozenset(suite.columns)))
+            found.append(PaperRow(suite.name, names, _setting("paper", config), frozenset(suite.columns)))
     return found
 
 
-def meeting(number: Number, known: Sequence[Place]) -> list[str]:
+def meeting(number: Number, known: Sequence[PaperRow]) -> list[str]:
     """The suites that have a row, dataset, task, column and setting of a line, each with what may differ."""
     if number.kind == "suite":
         return [number.words] if number.words in catalogue.all_suites() else []
     found: dict[str, str] = {}
-    for place in known:
-        if number.row.casefold() in place.names and _same_place(place.setting, number, place.columns):
-            differs = difference_of_settings(place.setting, number)
-            found[place.suite] = "" if found.get(place.suite) == "" else differs
+    for one in known:
+        if number.row.casefold() in one.names and _same_cell(one.setting, number, one.columns):
+            differs = difference_of_settings(one.setting, number)
+            found[one.suite] = "" if found.get(one.suite) == "" else differs
     return [name + (f" (not comparable: {why})" if why else "") for name, why in found.items()]
 
 
-def misnamed(number: Number, known: Sequence[Place]) -> str:
+def misnamed(number: Number, known: Sequence[PaperRow]) -> str:
     """Which name of a line is none that any suite has, with the nearest ones; empty if all are known."""
     words = {
-        "dataset": {place.setting.dataset for place in known},
+        "dataset": {one.setting.dataset for one in known},
         "backbone": _backbones(),
-        "row": {name for place in known for name in place.names},
+        "row": {name for one in known for name in one.names},
     }
     given = {"dataset": number.dataset, "backbone": number.backbone, "row": number.row.casefold()}
     if number.kind == "suite":
@@ -452,7 +452,7 @@ def _backbones() -> frozenset[str]:
 def warnings(numbers: Sequence[Number]) -> list[str]:
     """A line for each number whose dataset, backbone, suite, row or method no suite has: it would never be shown."""
     doubtful = [number for number in numbers if not _well_known(number)]
-    known = places() if doubtful else []
+    known = paper_rows() if doubtful else []
     named = ((number, misnamed(number, known)) for number in doubtful)
     return [f"{FILE.name}, line {number.line}: {why}" for number, why in named if why]
 
@@ -465,13 +465,13 @@ def _well_known(number: Number) -> bool:
 
 def met(numbers: Sequence[Number]) -> list[str]:
     """A line for each number: the suites that it meets, or why it meets none."""
-    known = places()
+    known = paper_rows()
     return [f"line {number.line}: {number.summary}: {_met(number, known)}" for number in numbers]
 
 
-def _met(number: Number, known: Sequence[Place]) -> str:
+def _met(number: Number, known: Sequence[PaperRow]) -> str:
     found = meeting(number, known)
-    metrics = {column for place in known for column in place.columns}
+    metrics = {column for one in known for column in one.columns}
     if found or number.metric in metrics or number.metric == "any":
         return ", ".join(found) or misnamed(number, known) or "no suite has this row, task and column on this dataset"
     near = difflib.get_close_matches(number.metric, sorted(metrics))

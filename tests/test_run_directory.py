@@ -11,6 +11,7 @@ import pytest
 
 from experiments.store import attempt_dir
 from experiments.store.records import Record
+from tests.support.run_directory_page import unknown_files
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "run_directory.md").read_text()
@@ -55,6 +56,15 @@ def test_every_record_has_its_section() -> None:
 def test_a_section_lists_the_fields_of_its_record(name: str) -> None:
     fields = [field.name for field in dataclasses.fields(records()[name]) if field.name != "more"]
     assert written()[name] == fields
+
+
+def test_every_file_of_a_store_is_on_the_page(tmp_path: Path) -> None:
+    """Of an earlier version's store; tests that train compare theirs."""
+    assert unknown_files(ROOT / "tests/reports/fixture_store") == []
+    (tmp_path / "runs/a/attempts/1").mkdir(parents=True)
+    for name in ("runs/a/attempts/1/notes.json", "runs/a/attempts/1/stage.json", "runs/a/more.json"):
+        (tmp_path / name).write_text("{}")
+    assert unknown_files(tmp_path) == ["runs/a/attempts/1/notes.json", "runs/a/more.json"]
 
 
 def test_every_module_that_the_page_names_exists() -> None:

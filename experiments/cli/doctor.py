@@ -254,13 +254,13 @@ def _images(manifest: dict[str, Any]) -> str:
 
 def writable(what: str, path: Path, option: str) -> Finding:
     """Whether a file can be made under a directory, which need not exist yet."""
-    place = _existing(path)
+    folder = _existing(path)
     try:
-        with tempfile.NamedTemporaryFile(dir=place, prefix=".mpformer-doctor-"):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".mpformer-doctor-"):
             pass
     except OSError as error:
         return Finding(what, MISSING, f"{path}: {error.strerror}", f"make it writable, or choose another with {option}")
-    return Finding(what, OK, f"{path.resolve()}, writable{'' if place == path else ' (made when needed)'}")
+    return Finding(what, OK, f"{path.resolve()}, writable{'' if folder == path else ' (made when needed)'}")
 
 
 def disk(root: Path) -> Finding:
@@ -271,7 +271,7 @@ def disk(root: Path) -> Finding:
 
 
 def _existing(path: Path) -> Path:
-    return next(place for place in (path, *path.resolve().parents) if place.exists())
+    return next(folder for folder in (path, *path.resolve().parents) if folder.exists())
 
 
 # --- the trial ----------------------------------------------------------------------------------------------------

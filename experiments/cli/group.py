@@ -8,18 +8,18 @@ import functools
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import click
 
 from experiments.cli.console import warn
 from experiments.cli.options import suites_option
+from mpformer.runtime.code import ROOT
 from mpformer.runtime.errors import UserError
 
 ENTRY_POINTS = "mpformer.commands"
 
-PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+PROJECT = ROOT / "pyproject.toml"
 """Beside the packages in a checkout and in a snapshot of the code, where no metadata, or an older one, may be."""
 
 

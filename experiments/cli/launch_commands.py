@@ -3,7 +3,6 @@
 import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
     from experiments.launch.local import Launch
     from experiments.launch.profiles import LocalProfile, SlurmProfile
-    from experiments.status.states import RunState
     from experiments.store.run_dir import Store
     from experiments.suites.planning import Plan
 
@@ -73,7 +71,7 @@ def launch(
 
     console = new_console()
     store = Store(root)
-    where, rest = _place(on, asked)
+    where, rest = _profile(on, asked)
     request = plan_request(suite, **rest)
     catalogue.recall(store, suite, request.scale, request.dataset)
     resolved = planning.make(request, data_root)
@@ -87,7 +85,10 @@ def launch(
         return _inline(resolved, store, data_root)
     if isinstance(where, SlurmProfile):
         if forget_nodes:
-            _forget_nodes(resolved, store, where)
+            from experiments.slurm import submission
+
+            count = submission.forget_nodes(resolved, store, where.exclude)
+            click.echo(f"{count} waiting jobs may begin on any node of theirs again")
         return _submit(resolved, store, data_root, on, where, smoke)
     if smoke or forget_nodes:
         flag = "--smoke" if smoke else "--forget-nodes"
@@ -95,7 +96,7 @@ def launch(
     return _start_here(resolved, store, data_root, where, bool(asked["detach"]), mirror=mirror, report=report)
 
 
-def _place(on: str, asked: dict[str, Any]) -> tuple["LocalProfile | SlurmProfile", dict[str, Any]]:
+def _profile(on: str, asked: dict[str, Any]) -> tuple["LocalProfile | SlurmProfile", dict[str, Any]]:
     """The profile with what the command line changes of it, and the options that are not about it."""
     from experiments.launch import profiles
 
@@ -104,14 +105,11 @@ def _place(on: str, asked: dict[str, Any]) -> tuple["LocalProfile | SlurmProfile
     ours, others = (LOCAL_OPTIONS, SLURM_OPTIONS) if local else (SLURM_OPTIONS, LOCAL_OPTIONS)
     wrong = next((name for name in others if name != "detach" and asked.get(name)), None)
     if wrong is not None:
-        raise UserError(f"--{wrong.replace('_', '-')} does not apply to profile {on!r}; use {_flags(ours)}")
+        valid = ", ".join(f"--{name.replace('_', '-')}" for name in ours)
+        raise UserError(f"--{wrong.replace('_', '-')} does not apply to profile {on!r}; use {valid}")
     changes = {name: asked[name] for name in ours if name != "detach" and asked.get(name) is not None}
     rest = {name: value for name, value in asked.items() if name not in (*LOCAL_OPTIONS, *SLURM_OPTIONS)}
     return profile.model_copy(update=changes), rest
-
-
-def _flags(names: Sequence[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def _print_scripts(
@@ -134,7 +132,7 @@ def _submit(
     data_root: Path,
     on: str,
     profile: "SlurmProfile",
-    smoke: bool,
+    smoke: bool = False,
     retry: tuple[str, ...] = (),
 ) -> int:
     """Hand the missing runs to Slurm and say what was handed over; 1 if not everything was that could be."""
@@ -163,13 +161,6 @@ def _submit(
     return 1 if done.problem else 0
 
 
-def _forget_nodes(resolved: "Plan", store: "Store", profile: "SlurmProfile") -> None:
-    from experiments.slurm import submission
-
-    count = submission.forget_nodes(resolved, store, profile.exclude)
-    click.echo(f"{count} waiting jobs may begin on any node of theirs again")
-
-
 def _start_here(
     resolved: "Plan",
     store: "Store",
@@ -185,11 +176,12 @@ def _start_here(
     With ``report`` what came of it is the end.
     """
     from experiments.launch import local, watching
+    from experiments.tracking import sync
 
     with contextlib.nullcontext() if detach else watching.ended_with_the_command():
         started = local.start(resolved, store, data_root, profile, command=command_line(), retry=retry)
         if mirror and started.started:
-            _mirror(store.root)
+            sync.start_background_sync(store.root)
         code = _watch_launch(resolved, store, started, detach, new_console())
         if report and not detach:
             _report(resolved, store)
@@ -205,13 +197,6 @@ def _report(resolved: "Plan", store: "Store") -> None:
             command.main([resolved.suite.name, *where], standalone_mode=False)
     except UserError as error:
         warn(f"no report: {error}")
-
-
-def _mirror(root: Path) -> None:
-    """Start mirroring to MLflow; whatever comes of it, the launch goes on."""
-    from experiments.tracking import sync
-
-    sync.start_background_sync(root)
 
 
 def _inline(resolved: "Plan", store: "Store", data_root: Path) -> int:
@@ -247,10 +232,7 @@ def _watch_launch(resolved: "Plan", store: "Store", started: "Launch", detach: b
     count = len(started.started)
     if count:
         workers = f"{started.width.workers} workers of {started.width.threads} threads"
-        console.print(
-            f"launched {count} runs on {workers}: {started.directory}",
-            soft_wrap=True,
-        )
+        console.print(f"launched {count} runs on {workers}: {started.directory}", soft_wrap=True)
     else:
         console.print("nothing to start: every run is done, running, or failed")
     if detach:
@@ -261,11 +243,7 @@ def _watch_launch(resolved: "Plan", store: "Store", started: "Launch", detach: b
     for line in started.problems():
         console.print(line, soft_wrap=True, markup=False)
     suite_view.refresh(store.root, warn)
-    return _summary(states, State.DONE, console)
-
-
-def _summary(states: "Sequence[RunState]", done: Any, console: "Console") -> int:
-    rest = [state for state in states if state.state is not done]
+    rest = [state for state in states if state.state is not State.DONE]
     console.print(f"{len(states) - len(rest)} of {len(states)} runs done")
     for state in rest:
         console.print(f"{state.run_id}: {state.label} {state.detail}", soft_wrap=True, highlight=False, markup=False)
@@ -302,14 +280,14 @@ def retry(
     from experiments.suites import planning
 
     store = Store(root)
-    where, rest = _place(on, asked)
+    where, rest = _profile(on, asked)
     request = planning.as_launched(plan_request(suite, **rest), store)
     every = planning.make(request, data_root)
     if grow is not None:
         return _retry_grown(every, store, data_root, on, where, grow)
     resolved, kinds = choosing.only_failed(every, store, classes)
     if isinstance(where, SlurmProfile):
-        return _submit(resolved, store, data_root, on, where, smoke=False, retry=kinds)
+        return _submit(resolved, store, data_root, on, where, retry=kinds)
     return _start_here(resolved, store, data_root, where, bool(asked["detach"]), retry=kinds, report=report)
 
 
@@ -323,15 +301,10 @@ def _retry_grown(
     if not isinstance(where, profiles.SlurmProfile):
         raise UserError("--grow is for jobs in a queue; give a Slurm profile: --on PROFILE")
     grown = {key: where.grown(key, factor) for key, factor in factors.items()}  # type: ignore[arg-type]
-    chosen = {key: choosing.failed(every, store, (profiles.GROWS[key],)) for key in grown}
-    if not any(plan.runs for plan in chosen.values()):
-        choosing.only_failed(every, store, [profiles.GROWS[key] for key in grown])  # says what failed instead
-    codes = [
-        _submit(plan, store, data_root, on, grown[key], smoke=False, retry=(profiles.GROWS[key],))
-        for key, plan in chosen.items()
-        if plan.runs
-    ]
-    return max(codes)
+    helped = {profiles.GROWS[key]: profile for key, profile in grown.items()}
+    _, kinds = choosing.only_failed(every, store, tuple(helped))
+    chosen = {kind: choosing.only_failed(every, store, (kind,))[0] for kind in kinds}
+    return max(_submit(plan, store, data_root, on, helped[kind], retry=(kind,)) for kind, plan in chosen.items())
 
 
 @cli.command()

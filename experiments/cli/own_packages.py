@@ -1,14 +1,10 @@
-"""Whether Python takes this project's packages from one place: their names are ones that others use too."""
+"""Whether Python takes this project's packages from one folder: their names are ones that others use too."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
+from mpformer.runtime.code import PACKAGES, ROOT
 from mpformer.runtime.errors import UserError
-
-PACKAGES = ("analysis", "mpformer", "experiments", "reports")
-
-ROOT = Path(__file__).resolve().parents[2]
-"""Folder of the packages that this process runs."""
 
 
 def check() -> None:
@@ -24,5 +20,5 @@ def check() -> None:
 
 def _folder(name: str) -> Path | None:
     spec = find_spec(name)
-    places = list(spec.submodule_search_locations or [spec.origin or ""]) if spec is not None else []
-    return Path(places[0]).resolve() if places else None
+    folders = list(spec.submodule_search_locations or [spec.origin or ""]) if spec is not None else []
+    return Path(folders[0]).resolve() if folders else None

@@ -8,7 +8,7 @@ from mpformer.runtime.errors import UserError
 
 @cli.group()
 def profile() -> None:
-    """Profiles of places to run on."""
+    """Profiles: where runs are executed, and how."""
 
 
 @profile.command()

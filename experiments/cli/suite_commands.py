@@ -33,14 +33,14 @@ def suites(scale: str, dataset: str | None, root: Path, data_root: Path, as_json
     for line in catalogue.broken():
         warn(line)
     chosen = catalogue.of_dataset(scale, dataset)
-    listed = [_suite_record(suite, *suite.place(scale, dataset)) for suite in chosen]
+    listed = [_suite_record(suite, *suite.check(scale, dataset)) for suite in chosen]
     if as_json:
         return print_json(listed)
     for record in listed:
+        seeds = ", ".join(map(str, record["seeds"]))
         click.echo(
-            f"{record['suite']}: {record['title']} ({len(record['rows'])} rows x seeds {_listed(record['seeds'])} on "
-            f"{record['dataset']}, about {duration(record['seconds'])} of one worker, declared; "
-            f"table of the paper: {record['paper_table']})"
+            f"{record['suite']}: {record['title']} ({len(record['rows'])} rows x seeds {seeds} on {record['dataset']}, "
+            f"about {duration(record['seconds'])} of one worker, declared; table of the paper: {record['paper_table']})"
         )
         if record["description"]:
             click.echo(f"    {record['description']}")
@@ -48,10 +48,6 @@ def suites(scale: str, dataset: str | None, root: Path, data_root: Path, as_json
             reason = f"  (not applicable: {row['not_applicable']})" if row["not_applicable"] else ""
             click.echo(f"    {row['name']:<28} {row['label']}{reason}")
     return None
-
-
-def _listed(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))
 
 
 def _suite_record(suite: Any, scale: str, dataset: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What to do about a place that cannot be written: the line names the file and the option that chose its place."""
+"""What to do about a file that cannot be written: the line names it and the option that chose its folder."""
 
 import itertools
 import os
@@ -15,26 +15,26 @@ _OPTIONS = ("--out", "--masks", "--root", "--data-root")
 def line(error: OSError, words: Sequence[str]) -> str:
     """Return one line about an error of the disk, for a command of these words.
 
-    A file system that is full need not name the file: it is then the option whose place has least room left.
+    A file system that is full need not name the file: it is then the option whose folder has least room left.
     """
-    places = _places(words)
+    folders = _folders(words)
     file = error.filename2 or error.filename
     if file is None:
-        option, place = min(places, key=lambda each: _free(each[1]))
-        what = f"into {place}"
+        option, folder = min(folders, key=lambda each: _free(each[1]))
+        what = f"into {folder}"
     else:
-        option = next((name for name, place in places if _inside(Path(os.fsdecode(file)), place)), "--root")
+        option = next((name for name, folder in folders if _inside(Path(os.fsdecode(file)), folder)), "--root")
         what = os.fsdecode(file)
     return f"cannot write {what}: {error.strerror}; {_advice(error, option)}"
 
 
 def _advice(error: OSError, option: str) -> str:
     if error.errno in FULL:
-        return f"free some space there, or choose another place with {option}"
-    return f"choose a place that can be written with {option}"
+        return f"free some space there, or choose another folder with {option}"
+    return f"choose a folder that can be written with {option}"
 
 
-def _places(words: Sequence[str]) -> list[tuple[str, Path]]:
+def _folders(words: Sequence[str]) -> list[tuple[str, Path]]:
     """The options that name where a command writes, with their values, those that were given first."""
     given = [(name, value) for name, value in itertools.pairwise(words) if name in _OPTIONS]
     pairs = (word.partition("=") for word in words)
@@ -43,10 +43,10 @@ def _places(words: Sequence[str]) -> list[tuple[str, Path]]:
     return [(name, Path(value)) for name, value in (*given, *rest)]
 
 
-def _inside(file: Path, place: Path) -> bool:
-    return file.absolute().is_relative_to(place.absolute())
+def _inside(file: Path, folder: Path) -> bool:
+    return file.absolute().is_relative_to(folder.absolute())
 
 
-def _free(place: Path) -> int:
-    there = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+def _free(folder: Path) -> int:
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free

@@ -232,7 +232,7 @@ def _lost(run: RunDir, number: int) -> Ending:
     """What is known of the end of an attempt that did not say how it ended."""
     last = run.attempt(number).last_event()
     signalled = f" after {last.detail}" if last is not None and last.state == "SIGNAL" else ""
-    owner = claims.owner(run.claims, number)
+    owner = claims.read(run.claims, number)
     where = f" on {owner.host}" if owner.host else ""
     known = owner.dead()  # None: another machine, which ended as a whole or was taken away
     kind = FailureClass.NODE if known is None and owner.host and not signalled else FailureClass.KILLED
@@ -475,15 +475,15 @@ _CLASSES: tuple[tuple[type[BaseException], FailureClass], ...] = (
 )
 
 
-def _supersede(place: Path, new: Path, run: RunDir) -> None:
-    """Put a complete evaluation in the place of an earlier one, which is moved to ``superseded/<n>`` and kept."""
-    if place.exists():
+def _supersede(current: Path, new: Path, run: RunDir) -> None:
+    """Put a complete evaluation where an earlier one is, which is moved to ``superseded/<n>`` and kept."""
+    if current.exists():
         number = 1 + sum(1 for _ in (run.path / "superseded").glob("*"))
-        aside = run.path / "superseded" / str(number) / place.name
+        aside = run.path / "superseded" / str(number) / current.name
         aside.parent.mkdir(parents=True)
-        place.rename(aside)
-    place.parent.mkdir(exist_ok=True)
-    new.rename(place)
+        current.rename(aside)
+    current.parent.mkdir(exist_ok=True)
+    new.rename(current)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from experiments.store.attempt_dir import Execution, Git, Provenance, read_git
+from mpformer.runtime.code import ROOT
 from mpformer.runtime.rank import current_rank
 
 PACKAGES = (
@@ -92,13 +93,12 @@ def git() -> Git:
 
     In a snapshot (:mod:`experiments.slurm.code_snapshot`) they are those of the checkout that it was taken from.
     """
-    root = Path(__file__).resolve().parents[2]
-    known = read_git(root)
+    known = read_git(ROOT)
     if known is not None:
         return known
-    sha = _git(root, "rev-parse", "HEAD")
-    difference = _git(root, "diff", "HEAD", "--no-color", "--", *_CODE) if sha else ""
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "--", *_CODE).split() if sha else []
+    sha = _git("rev-parse", "HEAD")
+    difference = _git("diff", "HEAD", "--no-color", "--", *_CODE) if sha else ""
+    untracked = _git("ls-files", "--others", "--exclude-standard", "--", *_CODE).split() if sha else []
     dirty = bool(difference or untracked)
     return Git(sha, dirty, tuple(untracked), difference[:DIFF_LIMIT], len(difference) > DIFF_LIMIT)
 
@@ -112,10 +112,10 @@ def processor() -> str:
     return platform.processor()
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _git(*arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments],
+            ["git", "-C", str(ROOT), *arguments],
             capture_output=True,
             text=True,
             timeout=20,

@@ -1,4 +1,4 @@
-"""A run's dataset on its node's own disk: copied once a node, by whichever process comes first, and used in place."""
+"""A run's dataset on its node's own disk: copied once a node, by whichever process comes first, and used in base."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.execution.attempt import Model, Runner
+from experiments.execution.attempt import Runner
 from experiments.suites import datasets
 from mpformer.config.schema import Config
 from mpformer.runtime.callbacks import TrainCallbacks
@@ -22,21 +22,17 @@ class Staged:
 
     target: str
     """Where to copy to; ``$VARIABLES`` are those of the node."""
-    inner: Runner | None = None
+    inner: Runner
 
     def train(self, config: Config, directory: Path, data_root: Path, callbacks: TrainCallbacks) -> dict[str, Any]:
         """Train from the copy."""
-        return self._runner.train(config, directory, stage(config, data_root, self.target), callbacks)
+        return self.inner.train(config, directory, stage(config, data_root, self.target), callbacks)
 
     def evaluate(
         self, config: Config, weights: Path, out: Path, data_root: Path, progress: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any]:
         """Evaluate from the copy."""
-        return self._runner.evaluate(config, weights, out, stage(config, data_root, self.target), progress)
-
-    @property
-    def _runner(self) -> Runner:
-        return self.inner or Model()
+        return self.inner.evaluate(config, weights, out, stage(config, data_root, self.target), progress)
 
 
 def stage(config: Config, data_root: Path, target: str) -> Path:
@@ -45,10 +41,10 @@ def stage(config: Config, data_root: Path, target: str) -> Path:
     Processes of one node wait for each other; a copy that was cut short is made again. Raises RunFailure("disk") if it
     does not fit, and RunFailure("data") if the target names a variable that the node does not have.
     """
-    place = Path(os.path.expandvars(target))
-    if "$" in str(place):
+    base = Path(os.path.expandvars(target))
+    if "$" in str(base):
         raise RunFailure("data", f"the profile's stage_to, {target}, names a variable that this node does not have")
-    root = place / f"mpformer-{config.dataset.fingerprint[:12] or config.dataset.name}"
+    root = base / f"mpformer-{config.dataset.fingerprint[:12] or config.dataset.name}"
     folder = datasets.folder(config, data_root).relative_to(data_root)
     try:
         root.mkdir(parents=True, exist_ok=True)

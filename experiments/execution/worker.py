@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Protocol
 
 from experiments.execution.attempt import Options, Runner, Stage, run_attempt
 from experiments.status.states import derive, should_start
@@ -38,28 +37,37 @@ class Task:
 
 
 @dataclass(frozen=True)
-class WorkerJob:
-    """What a worker needs to know; pickled into a job."""
+class Work:
+    """What every process of a launch needs to know; pickled into a job."""
 
     root: Path
+    """The store's."""
     launch: str
-    tasks: tuple[Task, ...]
-    """In the order in which to try them."""
     options: Options
     stage: Stage = "all"
     retry: tuple[str, ...] = ()
+    """Failure classes of earlier launches to try again that would otherwise be left alone."""
     runner: Runner | None = None
+    """None: the real model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerJob(Work):
+    """What a worker does."""
+
+    tasks: tuple[Task, ...]
+    """In the order in which to try them."""
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> LaunchDir:
         """The launch's directory."""
-        return self.root / "launches" / self.launch
+        return LaunchDir(self.root / "launches" / self.launch)
 
 
 def work(job: WorkerJob) -> dict[str, str]:
     """Execute the missing runs one after the other; returns how each attempt of this worker ended."""
     ended: list[tuple[str, str]] = []
-    with LaunchDir(job.directory).worker():
+    with job.directory.worker():
         while not _stopped(job) and (task := _next(job, [run_id for run_id, _ in ended])) is not None:
             ended.append((task.run_id, _in_process(job, task)))
             print(": ".join(ended[-1]), flush=True)
@@ -94,32 +102,12 @@ def _in_process(job: WorkerJob, task: Task) -> str:
     with _passed_on(child.process):
         while child.alive(5.0):
             with contextlib.suppress(OSError):
-                os.utime(LaunchDir(job.directory).file)
+                os.utime(job.directory.file)
     if child.killed_by:
         how = f"killed by {signal.Signals(child.killed_by).name}"
         mark_killed(Store(job.root).run(task.run_id), how)
         return how
     return "ended" if child.process.exitcode == 0 else f"failed (exit code {child.process.exitcode})"
-
-
-class Work(Protocol):
-    """What a child needs to know to execute an attempt."""
-
-    @property
-    def root(self) -> Path:
-        """The store's."""
-
-    @property
-    def options(self) -> Options:
-        """How to execute it."""
-
-    @property
-    def stage(self) -> Stage:
-        """What to execute."""
-
-    @property
-    def runner(self) -> Runner | None:
-        """None: the real model."""
 
 
 class Child:

@@ -102,7 +102,7 @@ def _acquired(directory: Path) -> Claim:
             return claim
         if not said and time.monotonic() - began > SILENT_SECONDS:
             said = True
-            owner = claims.owner(directory, claims.highest(directory))
+            owner = claims.read(directory, claims.highest(directory))
             where = f"process {owner.pid} on {owner.host or 'an unknown host'}"
             print(f"mpformer: waiting for another launch into this store ({where})", file=sys.stderr, flush=True)
         time.sleep(WAIT_SECONDS)

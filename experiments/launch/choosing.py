@@ -25,16 +25,6 @@ def only_new(plan: Plan, store: Store) -> Plan:
     return replace(plan, runs=chosen)
 
 
-def failed(plan: Plan, store: Store, classes: Sequence[str]) -> Plan:
-    """Return the plan's failed runs of these classes, of which there may be none."""
-    chosen = {
-        state.run_id
-        for state in snapshot(plan, store)
-        if state.state in _RETRIED and state.failure_class in classes and not state.active
-    }
-    return replace(plan, runs=tuple(run for run in plan.runs if run.run_id in chosen))
-
-
 def only_failed(plan: Plan, store: Store, classes: Sequence[str] = ()) -> tuple[Plan, tuple[str, ...]]:
     """Return the plan's failed runs (of these classes), and the classes of their failures.
 

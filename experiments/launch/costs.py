@@ -6,6 +6,7 @@ runs count too. Everything else is a declared figure (:mod:`experiments.suites.s
 did cost is in :mod:`experiments.status.usage`.
 """
 
+import functools
 import heapq
 import json
 import os
@@ -194,10 +195,10 @@ def _estimate(config: Config, plan: Plan, samples: Sequence[_Sample], disk: _Dis
     memory, how_memory = _figure(samples, where, lambda sample: sample.memory, 0.0)
     known = (round(memory), how_memory) if memory else (None, "")
     scoring = image * (config.evaluation.val_images or scales.val_images(config.dataset))
-    if config.schedule.evaluation_only:
-        return Estimate(scoring, how_image, disk.bytes, disk.files, disk.source, disk.weights, *known)
-    seconds = config.schedule.max_iter * iteration + scoring
-    return Estimate(seconds, how, disk.bytes, disk.files, disk.source, disk.weights, *known)
+    trains = not config.schedule.evaluation_only
+    seconds = scoring + (config.schedule.max_iter * iteration if trains else 0)
+    source = how if trains else how_image
+    return Estimate(seconds, source, disk.bytes, disk.files, disk.source, disk.weights, *known)
 
 
 def _figure(
@@ -232,14 +233,13 @@ def _survey(store: Store) -> _Survey:
     samples: dict[str, list[_Sample]] = {}
     runs: dict[str, list[RunDir]] = {}
     keys: dict[str, str] = {}
-    profile_of = _Profiles(store)
     for own, launch in [(store, ""), *((one, one.root.parent.name) for one in smoke.stores(store))]:
         for run in own.runs():
             trained, config = run.trained(), _config(run)
             if trained is None or not config:
                 continue  # a damaged run costs an estimate, not the plan
             if key := _stored_key(run, config, keys):
-                samples.setdefault(key, []).append(_sample(run, trained, profile_of(launch or _launch(run))))
+                samples.setdefault(key, []).append(_sample(run, trained, _profile(store, launch or _launch(run))))
             alike = runs.setdefault(_kind(config), []) if not launch else []
             if not launch and len(alike) < SAMPLE and not run.packed and _evaluated(run):
                 alike.append(run)
@@ -289,18 +289,11 @@ def _launch(run: RunDir) -> str:
     return record.launch if record is not None else ""
 
 
-class _Profiles:
+@functools.cache
+def _profile(store: Store, launch: str) -> str:
     """The profile that a launch ran under; ``local`` for anything that was no launch."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._known: dict[str, str] = {}
-
-    def __call__(self, launch: str) -> str:
-        if launch not in self._known:
-            record = launch_dir(self._store, launch).record() if launch else None
-            self._known[launch] = (record.profile if record is not None else "") or "local"
-        return self._known[launch]
+    record = launch_dir(store, launch).record() if launch else None
+    return (record.profile if record is not None else "") or "local"
 
 
 def _disk(runs: Sequence[RunDir], scale: str) -> _Disk:

@@ -1,7 +1,6 @@
 """Launching on this machine: the missing runs are handed to worker processes, which outlive the command.
 
-The executor is a seam: anything that starts :func:`experiments.execution.worker.work` (or, on a cluster,
-:func:`experiments.execution.attempt.run_attempt`) somewhere and says whether it still runs.
+Each worker is :func:`experiments.execution.worker.work`, a process that submitit's local executor starts.
 """
 
 import contextlib
@@ -12,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from experiments.execution.attempt import Options, Runner, run_attempt
 from experiments.execution.worker import Task, WorkerJob, work
@@ -23,43 +22,29 @@ from experiments.store.attempt_dir import Ending, Stop, StopReason
 from experiments.store.launches import LaunchDir, LaunchRecord
 from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan, PlannedRun
+from mpformer.runtime import code
 from mpformer.runtime.errors import UserError
 from mpformer.runtime.signals import Handler, handled
 
 
-class Executor(Protocol):
-    """Starts worker jobs."""
-
-    def submit(self, jobs: Sequence[WorkerJob], folder: Path) -> list[str]:
-        """Start the jobs and return their ids."""
-
-    def running(self) -> bool:
-        """Whether one of the submitted jobs still runs."""
-
-    def problems(self) -> list[str]:
-        """What ended jobs, one line each, other than the failures of their runs."""
-
-
-class LocalExecutor:
-    """submitit's local executor: every worker is a process of this machine that outlives this one."""
+class Workers:
+    """The workers of a launch: processes of this machine that outlive this one."""
 
     def __init__(self, threads: int = 1) -> None:
         self._threads = threads
         self._jobs: list[Any] = []
 
-    def submit(self, jobs: Sequence[WorkerJob], folder: Path) -> list[str]:
-        """Start one process a job."""
+    def start(self, job: WorkerJob, count: int, folder: Path) -> None:
+        """Start as many processes that all work on a job."""
         import submitit
 
-        executor = submitit.LocalExecutor(
-            folder
-        )  # never AutoExecutor's guess: it takes Slurm where srun is on the path
+        # never AutoExecutor's guess: it takes Slurm where srun is on the path
+        executor = submitit.LocalExecutor(folder)
         gpus = visible_gpus()
-        for index, job in enumerate(jobs):
+        for index in range(count):
             executor.update_parameters(timeout_min=_FOREVER_MINUTES, stderr_to_stdout=True, **_gpu(gpus, index))
-            with _environment(self._threads), handled(_IGNORED), _code_importable():
+            with _environment(self._threads), handled(_IGNORED):
                 self._jobs.append(executor.submit(work, job))
-        return [str(job.job_id) for job in self._jobs]
 
     def running(self) -> bool:
         """Whether a controller process is left."""
@@ -99,7 +84,7 @@ class Launch:
     width: Width
     left_alone: dict[str, str]
     """Failed runs that would fail again, with their failure class."""
-    executor: Executor | None = None
+    workers: Workers | None = None
 
     def stop(self, reason: StopReason) -> None:
         """Ask the workers to checkpoint their runs and end."""
@@ -107,11 +92,11 @@ class Launch:
 
     def working(self) -> bool:
         """Whether one of this launch's jobs still runs."""
-        return self.executor is not None and self.executor.running()
+        return self.workers is not None and self.workers.running()
 
     def problems(self) -> list[str]:
         """What ended workers before their time."""
-        return self.executor.problems() if self.executor is not None else []
+        return self.workers.problems() if self.workers is not None else []
 
     def close(self) -> None:
         """Note that nothing of the launch runs any more, so that its waiting runs are no longer QUEUED."""
@@ -140,7 +125,6 @@ def launch(
     command: str = "",
     width: Width | None = None,
     retry: tuple[str, ...] = (),
-    executor: Executor | None = None,
     runner: Runner | None = None,
     notify: str | None = None,
 ) -> Launch:
@@ -157,20 +141,19 @@ def launch(
         here = LaunchDir(beginning.directory)
         options = Options(data_root.resolve(), found.id, width.threads, here.stop_file.resolve())
         tasks = tuple(Task(run.run_id, run.eval_id, run.config) for run in missing)
-        job = WorkerJob(store.root.resolve(), found.id, tasks, options, retry=retry, runner=runner)
-        executor = executor or LocalExecutor(width.threads)
+        job = WorkerJob(store.root.resolve(), found.id, options, retry=retry, runner=runner, tasks=tasks)
         about = LaunchRecord(
             plan.suite.name, plan.scale, plan.dataset, command, tuple(run.run_id for run in missing), time.time(),
             notify, workers=width.workers,
         )  # fmt: skip
         here.write(about)
+        workers = Workers(width.threads)
         try:
-            jobs = executor.submit([job] * width.workers, here.jobs)
+            workers.start(job, width.workers, here.jobs)
         except KeyboardInterrupt:
             here.ask_to_stop(StopReason(Stop.INTERRUPTED, "the launch"))  # those that have been started
             raise
-        here.write(replace(about, job_ids=tuple(jobs)))
-        return replace(found, executor=executor)
+        return replace(found, workers=workers)
 
 
 def inline(plan: Plan, store: Store, data_root: Path, command: str = "", runner: Runner | None = None) -> Ending:
@@ -194,10 +177,10 @@ def _gpu(gpus: Sequence[int], index: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _environment(threads: int) -> Iterator[None]:
-    """Give children the number of threads before their libraries are loaded, and unbuffered, plain output."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(threads)))
+    """Give children the number of threads before their libraries are loaded, and this very code to import."""
+    asked = code.environment(threads)
+    before = {name: os.environ.get(name) for name in asked}
+    os.environ.update(asked)
     try:
         yield
     finally:
@@ -206,18 +189,3 @@ def _environment(threads: int) -> Iterator[None]:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _code_importable() -> Iterator[None]:
-    """Let children import this very code, wherever they are started."""
-    root = str(Path(__file__).resolve().parents[2])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = root + (os.pathsep + before if before else "")
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("PYTHONPATH")
-        else:
-            os.environ["PYTHONPATH"] = before

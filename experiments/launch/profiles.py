@@ -24,16 +24,14 @@ from pydantic import (
     field_validator,
 )
 
+from mpformer.runtime.code import ROOT, THREADS
 from mpformer.runtime.errors import UserError, choices
 
-FOLDER = Path(__file__).resolve().parents[2] / "slurm" / "profiles"
+FOLDER = ROOT / "slurm" / "profiles"
 
 Part = Literal["evaluate", "report", "smoke"]
 PARTS: tuple[Part, ...] = ("evaluate", "report", "smoke")
 """Kinds of jobs for which a profile may give other resources."""
-
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""Variables that say how many threads a process may use: as many as a task has processors, unless the profile says."""
 
 SHORT_MINUTES = 30
 """Time limit of reports and smoke jobs, unless the profile's is shorter or its section says otherwise."""
@@ -214,7 +212,7 @@ class SlurmProfile(Section):
 
     @property
     def setup_lines(self) -> list[str]:
-        """Shell lines before the job: the environment's variables, the modules, the site's own lines."""
+        """Shell lines before the job: variables (threads: a task's processors), modules, the site's own lines."""
         threads = {name: str(self.cpus) for name in THREADS}
         exports = [f"export {name}={shlex.quote(value)}" for name, value in {**threads, **self.environment}.items()]
         return [*exports, *(f"module load {shlex.quote(name)}" for name in self.modules), *self.setup]
@@ -430,8 +428,8 @@ def _first_line(error: ValidationError, content: dict[str, Any]) -> str:
     executor = content.get("executor")
     if first["type"].startswith("union_tag"):
         return str(choices("executor", executor, ("local", "slurm")))
-    place = ".".join(str(part) for part in first["loc"][1:])
+    key = ".".join(str(part) for part in first["loc"][1:])
     if first["type"] == "extra_forbidden":
         known = LocalProfile if executor == "local" else SlurmProfile
-        return str(choices("key", place, known.model_fields))
-    return f"{place}: {first['msg'].removeprefix('Value error, ')} (got {first.get('input')!r:.80})"
+        return str(choices("key", key, known.model_fields))
+    return f"{key}: {first['msg'].removeprefix('Value error, ')} (got {first.get('input')!r:.80})"

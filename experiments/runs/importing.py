@@ -157,22 +157,22 @@ def _copy(run: RunDir, target: Path, skip: tuple[str, ...] = ("reservations",)) 
     for name in sorted(files, key=lambda name: LAST.index(name.name) + 1 if name.name in LAST else 0):
         if name.parts[0] in skip:
             continue
-        path, place = source / name, target / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not place.exists():
-            _copied(path, place)
+        path, file = source / name, target / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            _copied(path, file)
 
 
-def _copied(path: Path, place: Path) -> None:
+def _copied(path: Path, file: Path) -> None:
     try:
-        shutil.copy2(path, place)
+        shutil.copy2(path, file)
     except OSError as error:  # which names the file that was read
-        raise _unwritable(place, error) from None
+        raise _unwritable(file, error) from None
 
 
-def _unwritable(place: Path, error: OSError) -> Exception:
+def _unwritable(file: Path, error: OSError) -> Exception:
     """What to say of a file that cannot be written; the error itself where the disk is not to blame."""
     if error.errno not in DISK:
         return error
     advice = "free some space there" if error.errno in FULL else "choose another --root"
-    return UserError(f"cannot write {place}: {error.strerror}; {advice} and import again: what was imported is whole")
+    return UserError(f"cannot write {file}: {error.strerror}; {advice} and import again: what was imported is whole")

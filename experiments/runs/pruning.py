@@ -145,6 +145,6 @@ def _live_launches(store: Store, busy: Collection[str]) -> Collection[str]:
 def _leaving(path: Path, reason: str) -> Leaving:
     sizes = []
     with contextlib.suppress(OSError):
-        places = [os.path.join(at, name) for at, _, names in os.walk(path) for name in names] or [str(path)]
-        sizes = [os.lstat(place).st_size for place in places]
+        files = [os.path.join(at, name) for at, _, names in os.walk(path) for name in names] or [str(path)]
+        sizes = [os.lstat(file).st_size for file in files]
     return Leaving(path, reason, sum(sizes), len(sizes))

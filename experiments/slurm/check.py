@@ -4,10 +4,11 @@ import tempfile
 from pathlib import Path
 
 from experiments.launch.profiles import PARTS, SlurmProfile
-from experiments.slurm import arrays, code_snapshot
+from experiments.slurm import arrays
 from experiments.slurm.arrays import Array
 from experiments.status import slurm_client
 from experiments.status.slurm_client import SlurmError
+from mpformer.runtime.code import ROOT
 
 
 def refusals(profile: SlurmProfile) -> dict[str, str]:
@@ -17,9 +18,9 @@ def refusals(profile: SlurmProfile) -> dict[str, str]:
 
 
 def _refusal(name: str, profile: SlurmProfile) -> str:
-    with tempfile.TemporaryDirectory() as place:
-        array = Array(profile, f"check.{name}", 1, Path(place) / "jobs" / "0", code_snapshot.ROOT)
-        script = Path(place) / "script.sh"
+    with tempfile.TemporaryDirectory() as folder:
+        array = Array(profile, f"check.{name}", 1, Path(folder) / "jobs" / "0", ROOT)
+        script = Path(folder) / "script.sh"
         script.write_text(arrays.script(array))
         try:
             environment = arrays.clean_environment()

@@ -16,14 +16,11 @@ from pathlib import Path
 from experiments.execution import provenance
 from experiments.store.attempt_dir import Git, write_git
 from experiments.store.run_dir import Store
+from mpformer.runtime.code import PACKAGES, ROOT
 from mpformer.runtime.errors import UserError
 
-PACKAGES = ("analysis", "mpformer", "experiments", "reports")
 _FOLDERS = (*PACKAGES, "slurm/profiles")
 _LEFT_OUT = ("__pycache__", ".pyc")
-
-ROOT = Path(__file__).resolve().parents[2]
-"""The checkout, or the snapshot, that this process runs from."""
 
 
 def take(store: Store) -> Path:

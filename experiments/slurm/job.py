@@ -33,15 +33,12 @@ from typing import Any, NoReturn
 
 from experiments.execution import provenance
 from experiments.execution.attempt import (
-    Options,
-    Runner,
-    Stage,
     complete,
     gpu_failure,
     own_attempt,
     this_start,
 )
-from experiments.execution.worker import Child, Task
+from experiments.execution.worker import Child, Task, Work
 from experiments.slurm.batch_shell import AGAIN, BROKEN, FAILED
 from experiments.slurm.inside_job import deaths, last_words, oom_kills, said_by_slurm, seconds, time_left
 from experiments.status import failures
@@ -49,6 +46,7 @@ from experiments.store import claims
 from experiments.store.attempt_dir import AttemptRecord, Ending, FailureClass, Outcome, RankFailure
 from experiments.store.launches import launch_dir
 from experiments.store.run_dir import RunDir, Store
+from mpformer.runtime.code import PACKAGES
 from mpformer.runtime.errors import RunFailure, UserError
 from mpformer.runtime.rank import current_rank
 from mpformer.runtime.signals import handled
@@ -75,21 +73,12 @@ of what was left at the warning, if that is less."""
 FOLLOW_SECONDS = 120.0
 """Time that the tasks of a run give each other to end by themselves."""
 
-PACKAGES = ("analysis", "mpformer", "experiments", "reports")
 
-
-@dataclass(frozen=True)
-class SlurmJob:
+@dataclass(frozen=True, kw_only=True)
+class SlurmJob(Work):
     """One run's stage as a job; pickled by submitit. It holds no progress: that is in the store."""
 
-    root: Path
-    launch: str
     task: Task
-    options: Options
-    stage: Stage = "all"
-    retry: tuple[str, ...] = ()
-    """Failure classes of earlier launches to try again that would otherwise be left alone."""
-    runner: Runner | None = None
     code: Path | None = None
     """The snapshot of the code that must be what runs; None: whatever is imported."""
 
@@ -271,9 +260,9 @@ class _Main:
             self.early_deaths += 1
             early = self.early_deaths < MAX_DEATHS
             return Ending(Outcome.SKIPPED) if early else replace(ending, outcome=Outcome.FAILED)
-        told = failures.read([self.run_dir.attempt(attempt).log])
-        broken = ending.outcome is Outcome.LOST and told.kind is FailureClass.GPU
-        ending = gpu_failure(told.lines[-1], attempt) if broken else replace(ending, attempt=attempt)
+        said = failures.read([self.run_dir.attempt(attempt).log])
+        broken = ending.outcome is Outcome.LOST and said.kind is FailureClass.GPU
+        ending = gpu_failure(said.lines[-1], attempt) if broken else replace(ending, attempt=attempt)
         conclude(self.run_dir, ending)
         return ending
 

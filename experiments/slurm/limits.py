@@ -27,14 +27,9 @@ class Limits:
     reason: str = ""
 
 
-def present() -> bool:
-    """Whether Slurm's clients are installed here."""
-    return shutil.which("sbatch") is not None
-
-
 def require() -> None:
     """Raise UserError unless jobs can be submitted from here."""
-    if not present():
+    if shutil.which("sbatch") is None:
         raise UserError(
             "no Slurm here: sbatch is not on the PATH; launch from a login node, look at the scripts with --dry-run, "
             "or use --on local"
@@ -53,28 +48,29 @@ def limits(profile: SlurmProfile) -> Limits:
     """Return the limits of this site for jobs of a profile; what that says overrides the site. Raises UserError."""
     max_array, max_submit = profile.max_array, profile.max_submit
     settings = _settings(ask("scontrol", "show", "config", clusters=profile.clusters))
-    array = _smallest(_number(settings, "MaxArraySize", -1), _scheduler_parameter(settings, "max_array_tasks"))
+    asked = (_number(settings, "MaxArraySize", -1), _scheduler_parameter(settings, "max_array_tasks"))
     cluster = settings.get("ClusterName", "")
     queue = ask("squeue", "-h", "-r", "-o", "%q|%a", "-u", getpass.getuser(), clusters=profile.clusters)
-    places = [line for line in queue.splitlines() if "|" in line]  # of another cluster its name comes first
-    mine = len(places)
-    found = [] if max_submit is not None else _association_limits(settings, cluster, places, profile)
+    jobs = [line for line in queue.splitlines() if "|" in line]  # of another cluster its name comes first
+    mine = len(jobs)
+    found = [] if max_submit is not None else _association_limits(settings, cluster, jobs, profile)
     most = _number(settings, "MaxJobCount", 0)
     if most is not None:
         found.append((most - mine, "MaxJobCount"))  # the others' jobs are not counted: that takes the whole table
     if max_submit is not None:
         found.append((max_submit - mine, "max_submit"))
     submit, reason = min(found, default=(None, ""))
-    array = max_array if max_array is not None else (array if array is not None else DEFAULT_ARRAY - 1)
+    given = asked if max_array is None else (max_array,)
+    array = min((most for most in given if most is not None), default=DEFAULT_ARRAY - 1)
     return Limits(cluster, max(1, array), None if submit is None else max(0, submit), reason)
 
 
 def _association_limits(
-    settings: dict[str, str], cluster: str, places: list[str], profile: SlurmProfile
+    settings: dict[str, str], cluster: str, jobs: list[str], profile: SlurmProfile
 ) -> list[tuple[int, str]]:
     """What accounting lets this user still submit under a profile's account and QOS, where it enforces limits.
 
-    ``places`` are QOS and account of each job in the queue. Without an account in the profile the user's default one is
+    ``jobs`` are QOS and account of each job in the queue. Without an account in the profile the user's default one is
     not known here: the tightest of all counts.
     """
     enforced = settings.get("AccountingStorageEnforce", "").split(",")
@@ -85,9 +81,9 @@ def _association_limits(
     where += [f"account={profile.account}"] if profile.account else []
     asked = ("show", "assoc", "where", *where, f"format={','.join(columns)}")
     rows = [dict(zip(columns, line.split("|"), strict=False)) for line in ask("sacctmgr", "-nP", *asked).splitlines()]
-    taken = sum(profile.account in (None, place.partition("|")[2]) for place in places)
+    taken = sum(profile.account in (None, job.partition("|")[2]) for job in jobs)
     found = [(int(row[key]) - taken, key) for row in rows for key in columns[:2] if row.get(key, "").isdigit()]
-    return [*found, *_qos_limits({profile.qos} if profile.qos else _usual_qos(rows), places)]
+    return [*found, *_qos_limits({profile.qos} if profile.qos else _usual_qos(rows), jobs)]
 
 
 def _usual_qos(rows: list[dict[str, str]]) -> set[str]:
@@ -96,10 +92,10 @@ def _usual_qos(rows: list[dict[str, str]]) -> set[str]:
     return names | {name for row in rows for name in row.get("QOS", "").split(",") if not row.get("DefaultQOS")}
 
 
-def _qos_limits(names: set[str], places: list[str]) -> list[tuple[int, str]]:
+def _qos_limits(names: set[str], jobs: list[str]) -> list[tuple[int, str]]:
     keys = ("MaxSubmitPU", "MaxSubmitPA", "GrpSubmit")
     lines = ask("sacctmgr", "-nP", "show", "qos", f"format=Name,{','.join(keys)}").splitlines()
-    queued = Counter(place.partition("|")[0] for place in places)
+    queued = Counter(job.partition("|")[0] for job in jobs)
     return [
         (int(value) - queued[name], f"{key} of QOS {name}")
         for name, *values in (line.split("|") for line in lines)
@@ -122,7 +118,3 @@ def _number(settings: dict[str, str], name: str, more: int) -> int | None:
 def _scheduler_parameter(settings: dict[str, str], name: str) -> int | None:
     found = re.search(rf"(?:^|,)\s*{name}=(\d+)", settings.get("SchedulerParameters", ""))
     return int(found[1]) if found else None
-
-
-def _smallest(*values: int | None) -> int | None:
-    return min((value for value in values if value is not None), default=None)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.execution.attempt import Options, Runner, Stage
+from experiments.execution.attempt import Model, Options, Runner, Stage
 from experiments.execution.staging import Staged
 from experiments.execution.worker import Task
 from experiments.launch import smoke
@@ -34,7 +34,7 @@ from experiments.store.files import append_line
 from experiments.store.journal import BatchRun, Journal, Submission
 from experiments.store.launches import FORGET, SLURM, LaunchDir, LaunchRecord, recorded, with_deaths
 from experiments.store.run_dir import Store
-from experiments.suites import catalogue, planning
+from experiments.suites import catalogue
 from experiments.suites.planning import Plan, PlannedRun
 from mpformer.runtime.errors import UserError
 
@@ -176,14 +176,15 @@ class _Work:
         profile = self.profile(batch, target)
         root = self.directory / smoke.FOLDER if batch.stage == "smoke" else self.root
         options = Options(self.data_root, self.launch, profile.cpus, LaunchDir(self.directory).stop_file)
-        runner = Staged(profile.stage_to, self.runner) if profile.stage_to is not None else self.runner
+        runner = Staged(profile.stage_to, self.runner or Model()) if profile.stage_to is not None else self.runner
         stage: Stage = "all" if batch.stage == "smoke" else batch.stage
         tasks = [Task(run.run_id, run.eval_id, run.config) for run in batch.runs]
-        return [SlurmJob(root, self.launch, task, options, stage, self.retry, runner, self.code) for task in tasks]
+        work = (root, self.launch, options, stage, self.retry, runner)
+        return [SlurmJob(*work, task=task, code=self.code) for task in tasks]
 
 
 def _arguments(plan: Plan, data_root: Path, target: Target) -> tuple[str, ...]:
-    """The command line, after suite and place, of a further launch of this plan."""
+    """The command line, after suite, scale and dataset, of a further launch of this plan."""
     request, profile = plan.request, target.profile
     on = str(Path(target.name).resolve()) if target.name.endswith((".yaml", ".yml")) else target.name
     words = ["--data-root", str(data_root), "--on", on, "--parallelism", str(profile.parallelism)]
@@ -200,7 +201,7 @@ def _suites_file(plan: Plan, store: Store) -> tuple[str, ...]:
     source = catalogue.source(plan.suite)
     if source is None or source.package:
         return ()
-    return "--suites", str(store.root.resolve() / planning.keep_source(source, store))
+    return "--suites", str(store.root.resolve() / store.keep_suites_file(source.name, source.text))
 
 
 def _write_launch(
@@ -281,9 +282,14 @@ class _WaitingReport:
         return True
 
 
-def _waiting_report(plan: Plan, store: Store) -> _WaitingReport | None:
+def _launches(plan: Plan, every: Iterable[tuple[LaunchDir, LaunchRecord]]) -> list[tuple[LaunchDir, LaunchRecord]]:
+    """Those of the launches that are the suite's, at its scale and on its dataset."""
     whose = (plan.suite.name, plan.scale, plan.dataset)
-    ours = [launched.id for launched, about in recorded(store) if (about.suite, about.scale, about.dataset) == whose]
+    return [each for each in every if (each[1].suite, each[1].scale, each[1].dataset) == whose]
+
+
+def _waiting_report(plan: Plan, store: Store) -> _WaitingReport | None:
+    ours = [launched.id for launched, _ in _launches(plan, recorded(store))]
     batches = [one for one in journal.submissions(store, ours) if one.job_id is not None]
     jobs = [job for job in scheduler.ask(batches).jobs if not job.over] if batches else []
     waiting, live = {job.name for job in jobs if job.waiting}, {job.name for job in jobs}
@@ -299,9 +305,8 @@ def _report_on_the_lost(plan: Plan, store: Store, data_root: Path, target: Targe
 
     One that is refused is left out: it stops no launch, and the next one tries again.
     """
-    whose = (plan.suite.name, plan.scale, plan.dataset)
-    for launched, about in recorded(store):
-        if not about.report or (about.suite, about.scale, about.dataset) != whose:
+    for launched, about in _launches(plan, recorded(store)):
+        if not about.report:
             continue
         book = journal.of_launch(store, launched.id)
         batches = book.submissions()
@@ -323,11 +328,10 @@ def forget_nodes(plan: Plan, store: Store, exclude: str | None) -> int:
 
     ``exclude`` are the nodes that they avoid all the same, the profile's. Raises SlurmError.
     """
-    whose, names = (plan.suite.name, plan.scale, plan.dataset), set()
-    for launched, about in with_deaths(store):
-        if (about.suite, about.scale, about.dataset) == whose:
-            names |= {one.name for one in journal.of_launch(store, launched.id).submissions()}
-            append_line(launched.deaths_file, FORGET)
+    names = set()
+    for launched, _ in _launches(plan, with_deaths(store)):
+        names |= {one.name for one in journal.of_launch(store, launched.id).submissions()}
+        append_line(launched.deaths_file, FORGET)
     jobs, _ = scheduler.live_elements(store, {run.run_id for run in plan.unique})
     waiting = [job for job in jobs if job.waiting and job.name in names]
     for job in waiting:

@@ -25,8 +25,11 @@ from experiments.store.run_dir import Store
 STALLED = 1800.0
 """Seconds without an iteration or an evaluated image after which a running run counts as stuck."""
 
-MARKERS = "told"
+MARKERS = "notified"
 """Folder of a launch that holds an empty file for each event of which a notification was sent."""
+
+_EARLIER = "told"
+"""What earlier versions called it."""
 
 PATIENCE = 30.0
 """Seconds that a command or webhook may take."""
@@ -40,7 +43,7 @@ def check(store: Store, found: standing.Standing) -> list[str]:
     states = {run_id: state for (run_id, _), state in found.states.items()}
     troubles = []
     for launch, record in recorded(store):
-        if record.notify and not (launch.path / MARKERS / "ended").exists():
+        if record.notify and not any((launch.path / name / "ended").exists() for name in (MARKERS, _EARLIER)):
             mine = [states[run_id] for run_id in record.runs if run_id in states]
             event = _event(mine) if mine and len(mine) == len(record.runs) else ""
             if event:

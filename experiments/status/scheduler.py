@@ -368,7 +368,7 @@ def _asking(store: Store, watching: bool) -> Iterator[bool]:
 
 
 def _recall_clusters(before: SchedulerRecord) -> None:
-    """Take over what another process of this machine was told within the hour of what its cluster is called."""
+    """Take over what another process of this machine learnt within the hour of what its cluster is called."""
     for key, (asked, name) in before.clusters.items():
         _CLUSTERS.setdefault(key, (float(asked), str(name)))
 

@@ -152,7 +152,7 @@ def _holder(run: RunDir, placement: Placement | None) -> int | None:
     if number is None or placement is None or job is None or not (job.waiting or job.over):
         return number
     claim = claims.read(directory, number)
-    if claim.job_id not in (job.id, job.raw_id) or claim.owner.dead() is not None:
+    if claim.job_id not in (job.id, job.raw_id) or claim.dead() is not None:
         return number
     try:
         beat = (directory / str(number)).stat().st_mtime

@@ -200,7 +200,7 @@ def chosen(root: Path, suite: str | None, scale: str, dataset: str | None) -> li
     from experiments.suites import catalogue
 
     catalogue.recall(store, suite, scale, dataset)
-    scale, dataset = catalogue.place(suite, scale, dataset)
+    scale, dataset = catalogue.check(suite, scale, dataset)
     wanted = (suite, scale, dataset)
     found = [record for record in records if (record.suite, record.scale, record.dataset) == wanted]
     if not found:

@@ -44,7 +44,7 @@ def escaped(text: str) -> str:
 
 
 _DROPPED = ("job", "loss", "run", "ETA", "iteration", "Δ")
-"""What a narrow place does without, the first one first; never the row, its seed, its state and its score."""
+"""What a narrow terminal does without, the first one first; never the row, its seed, its state and its score."""
 
 _DETAIL_WIDTH = 16
 """Least width of the last column, which is wrapped."""
@@ -52,7 +52,7 @@ _DETAIL_WIDTH = 16
 
 @dataclass(frozen=True)
 class Compact:
-    """A table that fits where it is shown: without columns that are empty, or that a narrow place does without."""
+    """A table that fits where it is shown: without columns that are empty, or that a narrow terminal does without."""
 
     title: str
     names: Sequence[str]

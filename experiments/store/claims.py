@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from experiments.store.files import names_in, write_whole
@@ -46,13 +46,16 @@ class ClaimLost(RunFailure):
 
 @dataclass(frozen=True)
 class Owner:
-    """The process behind a claim; ``machine`` tells kernels and process namespaces apart, ``born`` reused pids."""
+    """The process behind a claim; ``machine`` tells kernels and process namespaces apart, ``born`` reused pids.
 
-    host: str = field(default_factory=socket.gethostname)
-    machine: str = field(default_factory=lambda: machine())
-    pid: int = field(default_factory=os.getpid)
-    born: str = field(default_factory=lambda: process_born(os.getpid()))
-    uid: int | None = field(default_factory=os.getuid)
+    What an unreadable record (being written, cut short) leaves is of an unknown machine.
+    """
+
+    host: str = ""
+    machine: str = "unknown"
+    pid: int = 0
+    born: str = ""
+    uid: int | None = None
     """Its account; None in records of versions that did not say."""
 
     def dead(self) -> bool | None:
@@ -66,24 +69,19 @@ class Owner:
         return not born or (bool(self.born) and born != self.born)
 
 
-@dataclass(frozen=True)
-class ClaimRecord(Record):
-    """``claims/<n>``: whose claim it is; an unreadable one (being written, cut short) is of an unknown machine."""
+def this_process() -> Owner:
+    """Return what this process is known by."""
+    return Owner(socket.gethostname(), machine(), os.getpid(), process_born(os.getpid()), os.getuid())
 
-    host: str = ""
-    machine: str = "unknown"
-    pid: int = 0
-    born: str = ""
-    uid: int | None = None
+
+@dataclass(frozen=True)
+class ClaimRecord(Owner, Record):
+    """``claims/<n>``: whose claim it is."""
+
     token: str = ""
     job_id: str = ""
     restarts: int = 0
     time: float = 0.0
-
-    @property
-    def owner(self) -> Owner:
-        """The process behind it."""
-        return Owner(self.host, self.machine, self.pid, self.born, self.uid)
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def acquire(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart =
     if _live(directory, names, timeout, job) is not None:
         return None
     claim = Claim(directory, max(_highest(names), attempted) + 1, uuid.uuid4().hex)
-    record = ClaimRecord(**asdict(Owner()), token=claim.token, **asdict(job), time=time.time())
+    record = ClaimRecord(**asdict(this_process()), token=claim.token, **asdict(job), time=time.time())
     return claim if create(claim.path, json.dumps(encode(record))) else None
 
 
@@ -157,13 +155,7 @@ def _held(directory: Path, number: int, timeout: float, job: JobStart) -> bool:
     claim = read(directory, number)
     if job.follows(claim):
         timeout = min(timeout, RESTART_TIMEOUT)
-    dead = claim.owner.dead()
-    if dead is not None:
-        return not dead
-    try:
-        return file_system_now(directory) - (directory / str(number)).stat().st_mtime < timeout
-    except FileNotFoundError:
-        return False
+    return lives(claim, directory / str(number), timeout)
 
 
 def read(directory: Path, number: int) -> ClaimRecord:
@@ -171,19 +163,14 @@ def read(directory: Path, number: int) -> ClaimRecord:
     return load_sound(ClaimRecord, directory / str(number)) or ClaimRecord()
 
 
-def owner(directory: Path, number: int) -> Owner:
-    """Return who made a claim."""
-    return read(directory, number).owner
-
-
-def lives(owner: Owner, beat: Path) -> bool:
+def lives(owner: Owner, beat: Path, timeout: float = HEARTBEAT_TIMEOUT) -> bool:
     """Whether a process is alive; on another machine, whether the file ``beat`` was touched lately."""
     dead = owner.dead()
     if dead is not None:
         return not dead
     try:
-        return file_system_now(beat.parent) - beat.stat().st_mtime < HEARTBEAT_TIMEOUT
-    except OSError:
+        return file_system_now(beat.parent) - beat.stat().st_mtime < timeout
+    except FileNotFoundError:
         return False
 
 

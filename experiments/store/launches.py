@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from experiments.store import claims, records
@@ -34,7 +34,6 @@ class LaunchRecord(Record):
     notify: str | None = None
     """Command or webhook that is notified of its end."""
     workers: int | None = None
-    job_ids: tuple[str, ...] = ()
     ended: float | None = None
     executor: str = ""
     profile: str = ""
@@ -46,20 +45,10 @@ class LaunchRecord(Record):
 
 
 @dataclass(frozen=True)
-class WorkerRecord(Record):
+class WorkerRecord(Owner, Record):
     """``workers/<host>.<pid>.json``: a worker's process, and when it ended."""
 
-    host: str
-    machine: str
-    pid: int
-    born: str
-    uid: int | None = None
     ended: float | None = None
-
-    @property
-    def owner(self) -> Owner:
-        """The process."""
-        return Owner(self.host, self.machine, self.pid, self.born, self.uid)
 
 
 @dataclass(frozen=True)
@@ -168,9 +157,9 @@ class LaunchDir:
     @contextlib.contextmanager
     def worker(self) -> Iterator[None]:
         """Show while a block runs that this process is one of its workers: its waiting runs are QUEUED."""
-        owner = Owner()
+        owner = claims.this_process()
         path = self.path / "workers" / f"{owner.host}.{owner.pid}.json"
-        about = WorkerRecord(owner.host, owner.machine, owner.pid, owner.born, owner.uid)
+        about = WorkerRecord(**asdict(owner))
         records.save(path, about)
         try:
             yield
@@ -180,7 +169,7 @@ class LaunchDir:
     def live_workers(self) -> list[int]:
         """Return the pids of its workers that are alive on this machine, or were heard of lately on another."""
         found = (records.load_sound(WorkerRecord, path) for path in (self.path / "workers").glob("*.json"))
-        return [one.pid for one in found if one and not one.ended and claims.lives(one.owner, self.file)]
+        return [one.pid for one in found if one and not one.ended and claims.lives(one, self.file)]
 
     def will_start_more(self, record: LaunchRecord) -> bool:
         """Whether its workers are going to start more runs; of jobs in Slurm, Slurm tells."""

@@ -1,11 +1,15 @@
-"""``mlflow.json`` of a run: where its metrics were copied to, and how far, for each MLflow server."""
+"""``mlflow.json`` of a run: where its metrics were copied to, and how far, for each MLflow server.
 
+``mlflow/store.json``: the store's name on the servers.
+"""
+
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from experiments.store import records
 from experiments.store.records import Record
-from experiments.store.run_dir import RunDir
+from experiments.store.run_dir import RunDir, Store
 
 
 @dataclass(frozen=True)
@@ -41,3 +45,20 @@ def copies(run: RunDir) -> Mapping[str, Copied]:
 def write(run: RunDir, server: str, copied: Copied) -> None:
     """Replace the record of one server."""
     records.save(run.path / "mlflow.json", MlflowRecord({**copies(run), server: copied}))
+
+
+@dataclass(frozen=True)
+class StoreRecord(Record):
+    """``mlflow/store.json``: what tells this store from others on one server; a damaged one is made anew."""
+
+    store: str = ""
+
+
+def store_name(store: Store) -> str:
+    """Return the name of a store on MLflow servers, made at the first call."""
+    path = store.root / "mlflow" / "store.json"
+    record = records.load_sound(StoreRecord, path)
+    if record is None or not record.store:
+        record = StoreRecord(uuid.uuid4().hex)
+        records.save(path, record)
+    return record.store

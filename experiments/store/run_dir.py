@@ -439,9 +439,9 @@ class Store:
         records.save(path, record)
         return record
 
-    def keep_suites_file(self, name: str, digest: str, text: str) -> str:
-        """Keep a suites file under its content's digest; returns its path in the store."""
-        path = self.root / "suites" / "files" / digest / name
+    def keep_suites_file(self, name: str, text: str) -> str:
+        """Keep a suites file under its content's digest, so that later commands know its suites; returns its path."""
+        path = self.root / "suites" / "files" / hashlib.sha256(text.encode()).hexdigest()[:16] / name
         if not path.exists():
             write_text(path, text)
         return str(path.relative_to(self.root))

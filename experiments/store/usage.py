@@ -1,6 +1,6 @@
 """``usage.json``: what Slurm's accounting said of jobs that are over.
 
-A launch has one file, whose jobs are named by their place in the launch. A run has one of its own only where it was
+A launch has one file, whose jobs are named by their batch and index. A run has one of its own only where it was
 imported, or comes from a store older than the launches' files; there jobs are named by their Slurm ids.
 """
 

@@ -42,11 +42,6 @@ class Source:
     package: str = ""
     """Distribution and version that it comes with; empty: it is a file of its own."""
 
-    @property
-    def digest(self) -> str:
-        """Names the content."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
-
 
 _SOURCES: dict[str, Source] = {}
 """Files that were read, by the name of the module that each became."""
@@ -79,13 +74,13 @@ def of_dataset(scale: str, dataset: str | None) -> list[Suite]:
     return found
 
 
-def place(name: str, scale: str, dataset: str | None) -> tuple[str, str]:
+def check(name: str, scale: str, dataset: str | None) -> tuple[str, str]:
     """Return scale and dataset of a suite, the default filled in; raises UserError with the valid choices.
 
     A suite that this version does not have any more, but that was launched once, has the scale's default dataset.
     """
     suites = all_suites()
-    return suites[name].place(scale, dataset) if name in suites else scales.check(scale, dataset)
+    return suites[name].check(scale, dataset) if name in suites else scales.check(scale, dataset)
 
 
 def broken() -> tuple[str, ...]:
@@ -105,14 +100,13 @@ def add_file(path: Path) -> None:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read suites file {path}: {getattr(error, 'strerror', None) or error}") from None
-    found = Source(path.name, text)
-    name = f"suites_of_file_{found.digest}"
+    name = f"suites_of_file_{hashlib.sha256(text.encode()).hexdigest()}"
     if name in _SOURCES:
         return
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module
-    _SOURCES[name] = found
+    _SOURCES[name] = Source(path.name, text)
     known = set(SUITES)
     try:
         _execute(text, path, module)

@@ -114,11 +114,11 @@ def resolve_weights(config: Config, data_root: Path) -> tuple[Config, str]:
     name = config.model.init_weights
     if not name:
         return config, ""
-    places = [Path(data_root, "weights", _file_name(name))] + ([] if "://" in name else [Path(name)])
-    found = next((place for place in places if place.is_file()), None)
+    files = [Path(data_root, "weights", _file_name(name))] + ([] if "://" in name else [Path(name)])
+    found = next((file for file in files if file.is_file()), None)
     if found is None:
         fetched = "`launch` fetches them, or " if "://" in name else ""
-        return config, f"initial weights {name} are not there; {fetched}put the file at {places[0]}"
+        return config, f"initial weights {name} are not there; {fetched}put the file at {files[0]}"
     checksum = _checksum(found.resolve(), found.stat().st_mtime_ns)
     given = config.model.init_checksum
     if given not in ("", checksum):

@@ -36,14 +36,19 @@ def short(setting: str) -> str:
     return setting.rpartition("/")[2].removesuffix("-step").removesuffix("-poly")
 
 
-def pairs(settings: Sequence[str], name: str, scale: str, dataset: str) -> Iterator[Row]:
-    """Yield plain Mask2Former and MP-Former for each setting of suite ``name``, the second compared with the first."""
+def pairs(
+    settings: Sequence[str], name: str, scale: str, dataset: str, first: str = "", against: str = ""
+) -> Iterator[Row]:
+    """Yield plain Mask2Former and MP-Former for each setting of suite ``name``.
+
+    ``first``: the suite's first setting, if it is not the first of these; ``against``: the setting whose Mask2Former
+    row is their baseline, if that is not their own.
+    """
     for setting in settings:
-        changes = changes_to(setting, settings[0], name, scale, dataset)
-        plain = f"mask2former,{short(setting)}"
-        label = _label(setting, changes, scale, dataset)
-        yield Row(plain, f"Mask2Former, {label}", {**changes, **MASK2FORMER}, baseline=plain)
-        yield Row(f"mp-former,{short(setting)}", f"MP-Former, {label}", {**changes, **MP_FORMER}, baseline=plain)
+        changes = changes_to(setting, first or settings[0], name, scale, dataset)
+        label, baseline = _label(setting, changes, scale, dataset), f"mask2former,{short(against or setting)}"
+        for row, words, toggles in (("mask2former", "Mask2Former", MASK2FORMER), ("mp-former", "MP-Former", MP_FORMER)):
+            yield Row(f"{row},{short(setting)}", f"{words}, {label}", {**changes, **toggles}, baseline=baseline)
 
 
 def changes_to(setting: str, first: str, name: str, scale: str, dataset: str) -> dict[str, Any]:
@@ -78,129 +83,80 @@ def _label(setting: str, changes: Mapping[str, Any], scale: str, dataset: str) -
     return f"{'narrow Swin' if 'swin' in backbone else 'narrow ResNet'}, {iterations} iterations"
 
 
-_COCO_INSTANCE = ("coco/instance/r50-12ep-step", "coco/instance/r50-50ep-step", "coco/instance/swin-l-100ep-step")
-_COCO_PANOPTIC = ("coco/panoptic/r50-12ep-step", "coco/panoptic/r50-50ep-step", "coco/panoptic/swin-l-100ep-step")
+def _table(
+    title: str, settings: Sequence[str], columns: Sequence[str], about: str, *, primary: str = "AP", **more: Any
+) -> None:
+    """Define the suite of one dataset and task: each setting's MP-Former row against its Mask2Former row."""
+    dataset, task, _ = settings[0].split("/")
+    name = f"{dataset}-{task}"
+
+    def rows(scale: str, dataset: str) -> Iterator[Row]:
+        yield from pairs(settings, name, scale, dataset)
+
+    rows.__name__, rows.__doc__ = name, about
+    suite(
+        title=title,
+        baseline=f"mask2former,{short(settings[0])}",
+        paper=(settings[0],),
+        mini_task="" if task == "panoptic" else task,
+        columns=tuple(columns),
+        primary=primary,
+        not_applicable=_not_paper,
+        **more,
+    )(rows)
 
 
 def _two_backbones(dataset: str, task: str, length: str) -> tuple[str, ...]:
     return tuple(f"{dataset}/{task}/{backbone}-{length}" for backbone in ("r50", "swin-l"))
 
 
-@suite(
-    title="COCO instance segmentation",
-    baseline="mask2former,r50-12ep",
-    paper_table="unknown (its 12-epoch AP of 40.15 is in the last row of Table 7)",
-    paper=_COCO_INSTANCE[:1],
-    mini_task="instance",
-    columns=_INSTANCE,
-    not_applicable=_not_paper,
-)
-def coco_instance(scale: str, dataset: str) -> Iterator[Row]:
-    """R50 with 12 and 50 epochs, Swin-L with 100; each MP-Former row against the Mask2Former row of its setting."""
-    yield from pairs(_COCO_INSTANCE, "coco-instance", scale, dataset)
-
-
-@suite(
-    title="COCO panoptic segmentation",
-    baseline="mask2former,r50-12ep",
-    paper=_COCO_PANOPTIC[:1],
-    columns=_PANOPTIC,
-    primary="PQ",
-    not_applicable=_not_paper,
-)
-def coco_panoptic(scale: str, dataset: str) -> Iterator[Row]:
-    """R50 with 12 and 50 epochs, Swin-L with 100."""
-    yield from pairs(_COCO_PANOPTIC, "coco-panoptic", scale, dataset)
-
-
+_COCO_INSTANCE = ("coco/instance/r50-12ep-step", "coco/instance/r50-50ep-step", "coco/instance/swin-l-100ep-step")
+_COCO_PANOPTIC = ("coco/panoptic/r50-12ep-step", "coco/panoptic/r50-50ep-step", "coco/panoptic/swin-l-100ep-step")
 _ADE_INSTANCE = _two_backbones("ade20k", "instance", "160k-poly")
 _ADE_PANOPTIC = _two_backbones("ade20k", "panoptic", "160k-poly")
 _ADE_SEMANTIC = _two_backbones("ade20k", "semantic", "160k-poly")
-
-
-@suite(
-    title="ADE20K instance segmentation",
-    baseline="mask2former,r50-160k",
-    paper=_ADE_INSTANCE[:1],
-    mini_task="instance",
-    columns=_INSTANCE,
-    not_applicable=_not_paper,
-)
-def ade20k_instance(scale: str, dataset: str) -> Iterator[Row]:
-    """R50 and Swin-L, 160,000 iterations."""
-    yield from pairs(_ADE_INSTANCE, "ade20k-instance", scale, dataset)
-
-
-@suite(
-    title="ADE20K panoptic segmentation",
-    baseline="mask2former,r50-160k",
-    paper=_ADE_PANOPTIC[:1],
-    columns=_PANOPTIC,
-    primary="PQ",
-    not_applicable=_not_paper,
-)
-def ade20k_panoptic(scale: str, dataset: str) -> Iterator[Row]:
-    """R50 and Swin-L, 160,000 iterations."""
-    yield from pairs(_ADE_PANOPTIC, "ade20k-panoptic", scale, dataset)
-
-
-@suite(
-    title="ADE20K semantic segmentation",
-    baseline="mask2former,r50-160k",
-    paper=_ADE_SEMANTIC[:1],
-    mini_task="semantic",
-    columns=_SEMANTIC,
-    primary="mIoU",
-    not_applicable=_not_paper,
-)
-def ade20k_semantic(scale: str, dataset: str) -> Iterator[Row]:
-    """R50 and Swin-L, 160,000 iterations."""
-    yield from pairs(_ADE_SEMANTIC, "ade20k-semantic", scale, dataset)
-
-
 _CITY_INSTANCE = _two_backbones("cityscapes", "instance", "90k-poly")
 _CITY_PANOPTIC = _two_backbones("cityscapes", "panoptic", "90k-step")
 _CITY_SEMANTIC = _two_backbones("cityscapes", "semantic", "90k-poly")
 
-
-@suite(
-    title="Cityscapes instance segmentation",
-    baseline="mask2former,r50-90k",
-    paper=_CITY_INSTANCE[:1],
-    mini_task="instance",
-    columns=("AP", "AP50", "mIoU-L", "Util"),
-    not_applicable=_not_paper,
+_table(
+    "COCO instance segmentation",
+    _COCO_INSTANCE,
+    _INSTANCE,
+    "R50 with 12 and 50 epochs, Swin-L with 100; each MP-Former row against the Mask2Former row of its setting.",
+    paper_table="unknown (its 12-epoch AP of 40.15 is in the last row of Table 7)",
 )
-def cityscapes_instance(scale: str, dataset: str) -> Iterator[Row]:
-    """R50 (the abstract: AP +2.3) and Swin-L, 90,000 iterations."""
-    yield from pairs(_CITY_INSTANCE, "cityscapes-instance", scale, dataset)
-
-
-@suite(
-    title="Cityscapes panoptic segmentation",
-    baseline="mask2former,r50-90k",
-    paper=_CITY_PANOPTIC[:1],
-    columns=_PANOPTIC,
+_table(
+    "COCO panoptic segmentation",
+    _COCO_PANOPTIC,
+    _PANOPTIC,
+    "R50 with 12 and 50 epochs, Swin-L with 100.",
     primary="PQ",
-    not_applicable=_not_paper,
 )
-def cityscapes_panoptic(scale: str, dataset: str) -> Iterator[Row]:
-    """R50 and Swin-L, 90,000 iterations (the release has a step schedule alone)."""
-    yield from pairs(_CITY_PANOPTIC, "cityscapes-panoptic", scale, dataset)
-
-
-@suite(
-    title="Cityscapes semantic segmentation",
-    baseline="mask2former,r50-90k",
-    paper=_CITY_SEMANTIC[:1],
-    mini_task="semantic",
-    columns=_SEMANTIC,
+_ADE = "R50 and Swin-L, 160,000 iterations."
+_table("ADE20K instance segmentation", _ADE_INSTANCE, _INSTANCE, _ADE)
+_table("ADE20K panoptic segmentation", _ADE_PANOPTIC, _PANOPTIC, _ADE, primary="PQ")
+_table("ADE20K semantic segmentation", _ADE_SEMANTIC, _SEMANTIC, _ADE, primary="mIoU")
+_table(
+    "Cityscapes instance segmentation",
+    _CITY_INSTANCE,
+    ("AP", "AP50", "mIoU-L", "Util"),
+    "R50 (the abstract: AP +2.3) and Swin-L, 90,000 iterations.",
+)
+_table(
+    "Cityscapes panoptic segmentation",
+    _CITY_PANOPTIC,
+    _PANOPTIC,
+    "R50 and Swin-L, 90,000 iterations (the release has a step schedule alone).",
+    primary="PQ",
+)
+_table(
+    "Cityscapes semantic segmentation",
+    _CITY_SEMANTIC,
+    _SEMANTIC,
+    "R50 (the abstract: mIoU +1.6) and Swin-L, 90,000 iterations.",
     primary="mIoU",
-    not_applicable=_not_paper,
 )
-def cityscapes_semantic(scale: str, dataset: str) -> Iterator[Row]:
-    """R50 (the abstract: mIoU +1.6) and Swin-L, 90,000 iterations."""
-    yield from pairs(_CITY_SEMANTIC, "cityscapes-semantic", scale, dataset)
 
 
 @suite(
@@ -216,17 +172,8 @@ def convergence(scale: str, dataset: str) -> Iterator[Row]:
     The abstract claims it on ADE20K without naming the task; semantic segmentation is this suite's choice.
     """
     for full in _ADE_SEMANTIC:
-        half = full.replace("160k", "80k")
-        yield from pairs_within(full, full, scale, dataset)
-        yield from pairs_within(half, full, scale, dataset)
-
-
-def pairs_within(setting: str, full: str, scale: str, dataset: str) -> Iterator[Row]:
-    """Yield a setting's two rows of `convergence`, compared with the full-length Mask2Former of their backbone."""
-    changes = changes_to(setting, _ADE_SEMANTIC[0], "convergence", scale, dataset)
-    label, baseline = _label(setting, changes, scale, dataset), f"mask2former,{short(full)}"
-    yield Row(f"mask2former,{short(setting)}", f"Mask2Former, {label}", {**changes, **MASK2FORMER}, baseline=baseline)
-    yield Row(f"mp-former,{short(setting)}", f"MP-Former, {label}", {**changes, **MP_FORMER}, baseline=baseline)
+        both = (full, full.replace("160k", "80k"))
+        yield from pairs(both, "convergence", scale, dataset, _ADE_SEMANTIC[0], full)
 
 
 @suite(

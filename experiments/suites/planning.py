@@ -85,7 +85,7 @@ def _make(request: Request, data_root: Path) -> Plan:
     suite = catalogue.find(request.suite)
     if request.base is not None:
         suite.check_base(request.base)
-    scale, dataset = suite.place(request.scale, request.dataset)
+    scale, dataset = suite.check(request.scale, request.dataset)
     if why := suite.why_not(dataset):
         raise UserError(f"suite {suite.name!r} does not apply on {dataset}: {why}")
     every = suite.rows(scale, dataset)
@@ -115,7 +115,7 @@ def as_launched(request: Request, store: Store) -> Request:
     """
     catalogue.recall(store, request.suite, request.scale, request.dataset)
     datasets.recall(store)
-    scale, dataset = catalogue.place(request.suite, request.scale, request.dataset)
+    scale, dataset = catalogue.check(request.suite, request.scale, request.dataset)
     record = load_sound(SuiteRecord, _record_path(store, request.suite, scale, dataset))
     if record is None or request.overrides or request.base:
         return request
@@ -167,7 +167,7 @@ def declared_seconds(suite: Suite, scale: str, dataset: str) -> float:
 
 
 def command(verb: str, plan: Plan, store: Store, *more: str) -> str:
-    """Return a command about the plan's suite that works in any folder: place, root and data root are in it.
+    """Return a command about the plan's suite that works in any folder: dataset, root and data root are in it.
 
     A suites file is not: launching has kept it in the store.
     """
@@ -192,14 +192,9 @@ def write_record(plan: Plan, store: Store, command: str) -> Path:
     """
     path = _record_path(store, plan.suite.name, plan.scale, plan.dataset)
     source = catalogue.source(plan.suite)
-    file, package = (keep_source(source, store), source.package) if source is not None else ("", "")
+    file, package = (store.keep_suites_file(source.name, source.text), source.package) if source else ("", "")
     store.write_suite(path, replace(record_of(plan, command), file=file, package=package))
     return path
-
-
-def keep_source(source: catalogue.Source, store: Store) -> str:
-    """Keep a file of suites in the store, so that later commands know them; returns its path there."""
-    return store.keep_suites_file(source.name, source.digest, source.text)
 
 
 def _record_path(store: Store, suite: str, scale: str, dataset: str) -> Path:

@@ -83,13 +83,9 @@ class Suite:
         if self._own_settings("paper"):
             raise UserError(f"suite {self.name!r} has settings of its own ({', '.join(self.paper)}), not {setting}")
 
-    def place(self, scale: str, dataset: str | None) -> tuple[str, str]:
+    def check(self, scale: str, dataset: str | None) -> tuple[str, str]:
         """Return scale and dataset, the default filled in; raises UserError with the valid choices."""
-        known = self.datasets(scale)
-        chosen = known[0] if dataset is None else dataset
-        if chosen not in known:
-            raise choices(f"dataset at scale {scale!r}", chosen, known)
-        return scale, chosen
+        return scales.check(scale, dataset, self.datasets(scale))
 
     def base(self, scale: str, dataset: str) -> Config:
         """Return the configuration that the rows change."""
@@ -130,13 +126,6 @@ class Suite:
         if wrong:
             raise UserError(f"suite {self.name!r} yields {wrong[0]!r}, which is no Row")
         return rows
-
-    def row(self, name: str, scale: str, dataset: str) -> Row:
-        """Return the row called ``name``; raises UserError that lists the rows there are."""
-        rows = {row.name: row for row in self.rows(scale, dataset)}
-        if name not in rows:
-            raise choices(f"row of suite {self.name!r}", name, rows)
-        return rows[name]
 
 
 SUITES: dict[str, Suite] = {}

@@ -66,7 +66,8 @@ def base(scale: str, dataset: str | None = None) -> Config:
     Raises UserError that lists the valid choices.
     """
     _, chosen = check(scale, dataset)
-    return on_dataset(_SETTING.get(), chosen) if scale == "paper" else _mini(dataset_entry(chosen))
+    setting = _SETTING.get()
+    return moved_to(paper(setting), chosen, setting) if scale == "paper" else _mini(dataset_entry(chosen))
 
 
 _SETTING: ContextVar[str] = ContextVar("setting", default=ABLATIONS)
@@ -82,13 +83,8 @@ def based_on(setting: str | None) -> Iterator[None]:
         _SETTING.reset(token)
 
 
-def on_dataset(setting: str, dataset: str) -> Config:
-    """Return a setting of the paper on another dataset, its images whole; UserError if that lacks its task."""
-    return moved_to(paper(setting), dataset, setting)
-
-
 def moved_to(config: Config, dataset: str, name: str) -> Config:
-    """Return a configuration called ``name`` on another dataset; UserError if that lacks the task."""
+    """Return a configuration called ``name`` on another dataset, its images whole; UserError if that lacks the task."""
     if config.dataset.name == dataset:
         return config
     entry = dataset_entry(dataset)
@@ -220,9 +216,12 @@ def paper(name: str) -> Config:
     return setting(name)
 
 
-def check(scale: str, dataset: str | None) -> tuple[str, str]:
-    """Return scale and dataset, the default filled in; raises UserError with the valid choices."""
-    known = datasets(scale)
+def check(scale: str, dataset: str | None, known: tuple[str, ...] = ()) -> tuple[str, str]:
+    """Return scale and dataset, the default filled in; raises UserError with the valid choices.
+
+    ``known`` are the datasets that there are, the default one first: those of a suite, else all of the scale.
+    """
+    known = known or datasets(scale)
     chosen = known[0] if dataset is None else dataset
     if chosen not in known:
         raise choices(f"dataset at scale {scale!r}", chosen, known)

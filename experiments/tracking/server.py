@@ -10,14 +10,12 @@ sent anew from its first line.
 import hashlib
 import json
 import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.store import mlflow_record
-from experiments.store.files import read_json, write_json
 from experiments.store.identity import eval_id
 from experiments.store.mlflow_record import Copied
 from experiments.store.run_dir import RunDir, Store
@@ -149,7 +147,8 @@ class Mirror:
         self._experiments: dict[str, str] = {}
         self._remote: dict[str, dict[str, list[Any]]] = {}
         self._copied: dict[str, Copied] = {}
-        self._store_id = store_id(store)
+        self._reports: dict[str, str] = {}
+        self._store_id = mlflow_record.store_name(store)
 
     def run(self, run: RunDir, listing: Listing, status: str) -> None:
         """Bring one run up to date; ``status`` is MLflow's: RUNNING, FINISHED, FAILED, KILLED or SCHEDULED."""
@@ -265,43 +264,31 @@ class Mirror:
                 return
 
     def report(self, folder: Path, experiment: str) -> int:
-        """Copy a report's pages and figures as artifacts of an MLflow run of its own; returns how many were new."""
-        path = self.store.root / "mlflow" / "reports.json"
-        book = read_json(path) or {}
-        known = book.setdefault(self.uri, {}).setdefault(folder.name, {"mlflow_run": "", "files": {}})
+        """Copy a report's pages and figures as artifacts of an MLflow run of its own, anew if any of them has changed.
+
+        Returns how many were sent. What the server has is a checksum of them all, a tag of that run.
+        """
         files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if _is_artifact(file)}
-        changed = {
-            name: file for name, file in files.items() if known["files"].get(name) != checksum(file.read_bytes())
-        }
-        if not changed:
+        content = "".join(f"{name} {checksum(file.read_bytes())} " for name, file in files.items())
+        digest = checksum(content.encode())
+        if not files or self._reports.get(folder.name) == digest:
             return 0
-        known["mlflow_run"] = self._report_run(known["mlflow_run"], folder.name, experiment)
-        for name, file in changed.items():
-            self.client.log_artifact(known["mlflow_run"], str(file), _folder(name))
-            known["files"][name] = checksum(file.read_bytes())
-            write_json(path, book)
-        self.client.set_terminated(known["mlflow_run"], "FINISHED")
-        return len(changed)
+        run = self._report_run(folder.name, experiment)
+        sent = run.data.tags.get(SENT_TAG) == digest
+        for name, file in () if sent else files.items():
+            self.client.log_artifact(run.info.run_id, str(file), _folder(name))
+        if not sent:
+            self.client.set_tag(run.info.run_id, SENT_TAG, digest)
+            self.client.set_terminated(run.info.run_id, "FINISHED")
+        self._reports[folder.name] = digest
+        return 0 if sent else len(files)
 
-    def _report_run(self, known: str, name: str, experiment: str) -> str:
+    def _report_run(self, name: str, experiment: str) -> Any:
         where = f"tags.`{STORE_TAG}` = '{self._store_id}' and tags.`mpformer.report` = '{name}'"
-        found = [run.info.run_id for run in self.client.search_runs([self.experiment(experiment)], where)]
-        if found:
-            return known if known in found else str(found[0])
+        if found := self.client.search_runs([self.experiment(experiment)], where):
+            return found[0]
         tags = {STORE_TAG: self._store_id, "mpformer.report": name, "suites": name}
-        return str(
-            self.client.create_run(self.experiment(experiment), tags=tags, run_name=f"report {name}").info.run_id
-        )
-
-
-def store_id(store: Store) -> str:
-    """Return the name of a store, made at the first call: two stores on one server keep apart."""
-    path = store.root / "mlflow" / "store.json"
-    content = read_json(path)
-    if not isinstance(content, dict):
-        content = {"store": uuid.uuid4().hex}
-        write_json(path, content)
-    return str(content["store"])
+        return self.client.create_run(self.experiment(experiment), tags=tags, run_name=f"report {name}")
 
 
 def _folder(name: str) -> str | None:

@@ -24,6 +24,7 @@ from experiments.store.identity import eval_id
 from experiments.store.launches import queued_runs
 from experiments.store.run_dir import RunDir, Store
 from mpformer.config.schema import validate
+from mpformer.runtime import code
 from mpformer.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -180,18 +181,12 @@ def start_background_sync(root: Path, niceness: int = LOWEST) -> subprocess.Pope
         with (folder / "sync.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "experiments.tracking.sync", str(root.resolve()), str(niceness)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=_environment(),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env=os.environ | code.environment(threads=1),
             )  # fmt: skip
     except OSError as error:
         _log.warning("MLflow is not filled in: %s; later: mpformer mlflow sync", error)
         return None
-
-
-def _environment() -> dict[str, str]:
-    """One thread, and this very code, wherever the process starts."""
-    code = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(part for part in (code, os.environ.get("PYTHONPATH", "")) if part)
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def follow(store: Store, uri: str | None = None, period: float = PERIOD) -> None:

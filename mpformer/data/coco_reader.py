@@ -91,11 +91,11 @@ def _join(parts: Sequence[_Part], files: SplitFiles) -> Records:
 
 def _merged(parts: Sequence[_Part]) -> Iterator[Record]:
     """The first part that says something counts; image ids are those of annotation files before made-up ones."""
-    places = [{key: place for place, key in enumerate(part.keys)} for part in parts]
+    indices = [{key: index for index, key in enumerate(part.keys)} for part in parts]
     for key in parts[0].keys:
         record: Record = {}
-        for part, place in zip(parts, places, strict=True):
-            record = {**part.records[place[key]], **record}
+        for part, index in zip(parts, indices, strict=True):
+            record = {**part.records[index[key]], **record}
         yield record
 
 
@@ -158,8 +158,8 @@ def _instance_part(files: SplitFiles, images: Sequence[tuple[Any, ...]], marks: 
         record = {"file_name": str(files.images / name), "height": height, "width": width, "image_id": number}
         heads.add(record)
         keys.append(_key(files, record))
-    places = {image[0]: place for place, image in enumerate(images)}
-    return _Part(keys, grouped(heads.packed(), marks.packed(), [places.get(image, -1) for image in of]))
+    indices = {image[0]: index for index, image in enumerate(images)}
+    return _Part(keys, grouped(heads.packed(), marks.packed(), [indices.get(image, -1) for image in of]))
 
 
 def _mark(annotation: Record, lookup: Mapping[int, int]) -> Record | None:
@@ -218,11 +218,11 @@ def _panoptic_part(
     files: SplitFiles, folder: Path, images: Mapping[Any, tuple[Any, ...]], found: Packed, of: Sequence[Any]
 ) -> _Part:
     records, keys = Packer(), []
-    for place in sorted(range(len(of)), key=lambda place: of[place]):
-        png, segments = found[place]
-        name, height, width = images[of[place]]
+    for index in sorted(range(len(of)), key=lambda index: of[index]):
+        png, segments = found[index]
+        name, height, width = images[of[index]]
         image = files.images / (name if files.exact_names else Path(png).stem + files.suffix)
-        about = {"file_name": str(image), "image_id": of[place], "height": height, "width": width}
+        about = {"file_name": str(image), "image_id": of[index], "height": height, "width": width}
         records.add({**about, "pan_seg_file_name": str(folder / png), "segments_info": segments})
         keys.append(_key(files, about))
     return _Part(keys, Records(records.packed()))

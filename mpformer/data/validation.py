@@ -156,9 +156,9 @@ class _Reads(Dataset[ValidationItem | str]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, place: int) -> ValidationItem | str:
+    def __getitem__(self, index: int) -> ValidationItem | str:
         try:
-            return self.items.read(self.items.records[place])
+            return self.items.read(self.items.records[index])
         except CorruptImage as error:
             return str(error)
 

@@ -97,9 +97,9 @@ def evaluate(
 def _score_parts(model: MPFormer, config: Config, items: ValidationItems, parts: Parts, progress: Progress) -> None:
     """Score this process's parts and what the others have not done."""
     began, scored = time.perf_counter(), 0
-    kept = {int(items.records[place]["image_id"]) for place in spread(len(items), config.evaluation.layer_mask_images)}
+    kept = {int(items.records[index]["image_id"]) for index in spread(len(items), config.evaluation.layer_mask_images)}
     for number in parts.to_do(current_rank()):
-        collected, chosen = Collector(config, kept), items.only(parts.places(number))
+        collected, chosen = Collector(config, kept), items.only(parts.indices(number))
         before = parts.images_done()
         for image in image_outputs(model, chosen):
             collected.add(image)

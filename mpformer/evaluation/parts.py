@@ -48,8 +48,8 @@ class Parts:
     def __len__(self) -> int:
         return -(-self.images // PART_IMAGES)
 
-    def places(self, number: int) -> range:
-        """Places of a part's images in the order of all."""
+    def indices(self, number: int) -> range:
+        """Indices of a part's images in the order of all."""
         return range(number * PART_IMAGES, min((number + 1) * PART_IMAGES, self.images))
 
     def to_do(self, here: Rank) -> Iterator[int]:
@@ -61,7 +61,7 @@ class Parts:
 
     def images_done(self) -> int:
         """Images of the parts that are written."""
-        return sum(len(self.places(number)) for number in range(len(self)) if self._file(number).exists())
+        return sum(len(self.indices(number)) for number in range(len(self)) if self._file(number).exists())
 
     def write(self, number: int, state: dict[str, Any]) -> None:
         """Write a part, whole or not at all; without a folder the evaluation is over, and nothing is written."""

@@ -51,7 +51,7 @@ def undisturbed(run: PlannedRun, store: Store, data: Path) -> dict[str, Any]:
 def job(run: PlannedRun, store: Store, data: Path, **changes: Any) -> SlurmJob:
     """The run as a job, one second an iteration."""
     options = Options(data, launch="test", threads=1)
-    made = SlurmJob(store.root, "test", Task(run.run_id, run.eval_id, run.config), options, runner=Paced(1.0))
+    made = SlurmJob(store.root, "test", options, runner=Paced(1.0), task=Task(run.run_id, run.eval_id, run.config))
     return replace(made, **changes)
 
 

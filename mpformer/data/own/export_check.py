@@ -220,7 +220,7 @@ def _files(where: str, folder: Path, images: Sequence[OwnImage], seen: Sequence[
     missing = [image.file for image, one in zip(images, seen, strict=True) if one.problem == "missing"]
     moved = _moved(folder, missing)
     if moved:
-        text = [f"{name} is at {place}" for name, place in moved.items()]
+        text = [f"{name} is at {found}" for name, found in moved.items()]
         yield Finding(where, _listed("images are elsewhere below --images", text), wrong=True)
     if gone := [name for name in missing if name not in moved]:
         yield Finding(where, _listed(f"images are not in {folder}", gone), wrong=True)

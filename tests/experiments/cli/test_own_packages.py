@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import own_packages
+from mpformer.runtime import code
 from mpformer.runtime.errors import UserError
 
 
 def told(name: str, folder: Path) -> str:
     return (
         f"{folder / name} is another package of the name {name!r}, and Python finds it before "
-        f"{own_packages.ROOT / name}: take {folder} out of PYTHONPATH, or start mpformer in another directory"
+        f"{code.ROOT / name}: take {folder} out of PYTHONPATH, or start mpformer in another directory"
     )
 
 
@@ -26,12 +27,12 @@ def test_a_foreign_package_on_the_path_is_one_line(name: str, tmp_path: Path) ->
     (tmp_path / name / "__init__.py").touch()
     done = subprocess.run(
         [sys.executable, "-m", "experiments.cli.main", "suites"], capture_output=True, text=True, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{own_packages.ROOT}"},
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{code.ROOT}"},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (2, f"mpformer: {told(name, tmp_path)}\n")
 
 
-@pytest.mark.parametrize("name", own_packages.PACKAGES)
+@pytest.mark.parametrize("name", code.PACKAGES)
 def test_each_package_is_looked_at(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_packages.check()
     known = find_spec

@@ -25,6 +25,7 @@ from experiments.store.run_dir import RunDir, Store
 from experiments.suites import planning
 from experiments.suites.planning import Plan, Request
 from tests.support import small_runs
+from tests.support.run_directory_page import unknown_files
 
 TINY = small_runs.TINY | {"schedule.batch_size": 2, "runtime.checkpoint_period": 5}
 ONE = Width(1, 1)
@@ -56,6 +57,7 @@ def _finish(plan: Plan, store: Store, data: Path) -> None:
     assert [state.state for state in choosing.snapshot(plan, store)] == [State.DONE], text.getvalue() + _log(
         plan, store
     )
+    assert unknown_files(store.root) == [], "docs/run_directory.md names every file"
 
 
 def _log(plan: Plan, store: Store) -> str:

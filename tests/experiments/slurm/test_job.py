@@ -43,7 +43,7 @@ def make(store: Store, one: RunDir, options: Options) -> Callable[..., SlurmJob]
     def made(runner: Any, **changes: Any) -> SlurmJob:
         config = one.config()
         task = Task(one.run_id, eval_id(config), config)
-        return replace(SlurmJob(store.root, "test", task, options, runner=runner), **changes)
+        return replace(SlurmJob(store.root, "test", options, runner=runner, task=task), **changes)
 
     return made
 

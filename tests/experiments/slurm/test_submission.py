@@ -34,6 +34,7 @@ from experiments.store.launches import bad_nodes, deaths, launch_dir
 from experiments.store.run_dir import Store
 from experiments.suites import catalogue, datasets, planning
 from experiments.suites.planning import Plan, Request
+from mpformer.runtime.code import ROOT
 from mpformer.runtime.errors import RunFailure, UserError
 from tests.support import counting_jobs
 from tests.support.counting_jobs import plan, profile
@@ -183,15 +184,13 @@ def test_the_snapshot_is_the_code_and_jobs_that_run_other_code_fail(store: Store
     assert read_json(code / "snapshot.json")["sha"]
     show = "import experiments.execution.provenance as p, mpformer, analysis, reports; print(p.__file__, p.git().sha)"
     environment = {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", show], capture_output=True, text=True, env=environment, cwd=code_snapshot.ROOT
-    )
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.stdout.split() == [
         str(code / "experiments/execution/provenance.py"),
         read_json(code / "snapshot.json")["sha"],
     ]
     run = plan(data).runs[0]
-    job = SlurmJob(store.root, "x", Task(run.run_id, run.eval_id, run.config), Options(data), code=code)
+    job = SlurmJob(store.root, "x", Options(data), task=Task(run.run_id, run.eval_id, run.config), code=code)
     with pytest.raises(RunFailure, match="not from the snapshot"):
         job()
 
@@ -247,7 +246,7 @@ def test_the_staged_copy_is_what_the_runner_reads(tmp_path: Path, data: Path, st
 
 
 def test_the_profile_of_the_documentation_is_valid(tmp_path: Path) -> None:
-    text = (code_snapshot.ROOT / "docs" / "slurm.md").read_text()
+    text = (ROOT / "docs" / "slurm.md").read_text()
     (content,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "documented.yaml").write_text(content)
     made = profiles.load(str(tmp_path / "documented.yaml"))
@@ -278,7 +277,7 @@ def test_the_last_job_launches_what_was_left_over_and_what_was_preempted(
     data: Path, store: Store, monkeypatch: pytest.MonkeyPatch, left: bool, again: bool
 ) -> None:
     target = Target("mine.yaml", profile(report=True, resubmit=again))
-    work = submission._Work(plan(data), store.root, "x", data, code_snapshot.ROOT, left_over=left)
+    work = submission._Work(plan(data), store.root, "x", data, ROOT, left_over=left)
     (job,) = work.functions(Batch(1, "report"), target)
     assert isinstance(job, ReportJob)
     called: list[list[str]] = []

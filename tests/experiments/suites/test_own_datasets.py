@@ -123,7 +123,7 @@ def test_a_base_that_does_not_fit_is_refused(root: Path) -> None:
         planning.make(Request("headline", "paper", "plates", base="r50"), root)
     know(added("nothing_but_things", ["a", "b"], []))
     with pytest.raises(UserError, match="trains for the panoptic task, and nothing_but_things has instance alone"):
-        scales.on_dataset(BASE, "nothing_but_things")
+        scales.moved_to(scales.paper(BASE), "nothing_but_things", BASE)
 
 
 def test_train_takes_it_as_a_dataset(root: Path) -> None:

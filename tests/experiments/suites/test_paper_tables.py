@@ -22,7 +22,8 @@ SUITES = list(catalogue.all_suites().values())
 
 
 def config_of(suite: Suite, row: str, scale: str, dataset: str) -> Config:
-    return suite.base(scale, dataset).replace(dict(suite.row(row, scale, dataset).changes))
+    (changes,) = (one.changes for one in suite.rows(scale, dataset) if one.name == row)
+    return suite.base(scale, dataset).replace(dict(changes))
 
 
 def test_every_suite_of_the_paper_is_there() -> None:

@@ -182,7 +182,7 @@ def test_the_headline_comparison_holds_position_and_schedule_equal(tmp_path: Pat
 def test_the_headline_row_is_the_preset() -> None:
     from mpformer.config.presets import PRESETS
 
-    row = catalogue.find("headline").row("mp-former", "mini", "shapes")
+    _, row = catalogue.find("headline").rows("mini", "shapes")
     assert scales.base("mini").replace(dict(row.changes)).toggles == PRESETS["mp-former/paper"]
 
 

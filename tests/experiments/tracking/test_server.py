@@ -34,6 +34,7 @@ from experiments.suites.planning import Plan, Request
 from experiments.tracking import server as mirror
 from experiments.tracking import sync
 from mpformer.runtime.errors import UserError
+from tests.support.run_directory_page import unknown_files
 from tests.support.small_runs import Paced
 
 pytestmark = pytest.mark.slow
@@ -278,3 +279,4 @@ def test_a_training_killed_and_resumed_while_its_server_dies_is_there_once(
     with urllib.request.urlopen(f"{server.url}/api/2.0/mlflow/runs/get?run_id={identifier}", timeout=60) as answer:
         about = json.load(answer)["run"]["info"]
     assert (about["experiment_id"], about["run_name"], about["status"]) == (experiment, run.run_id, "FINISHED")
+    assert unknown_files(store.root) == [], "docs/run_directory.md names every file"
