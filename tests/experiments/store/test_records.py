@@ -3,7 +3,10 @@
 import ast
 import dataclasses
 import json
+import pkgutil
+import typing
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments.store import attempt_dir, claims, launches, records, run_dir
+from experiments import store
+from experiments.store import attempt_dir, claims, records
 from experiments.store.attempt_dir import FailureClass, Stop, StopReason
 from experiments.store.records import NewerRecordError, Record, RecordError
 
 ROOT = Path(__file__).resolve().parents[3]
-OWNERS = (attempt_dir, claims, launches, run_dir)
+OWNERS = [import_module(f"experiments.store.{one.name}") for one in pkgutil.iter_modules(store.__path__)]
 
 KINDS = sorted(
     (
@@ -37,30 +41,24 @@ PLAIN = st.recursive(
     max_leaves=5,
 )
 st.register_type_strategy(Mapping, st.dictionaries(st.text(max_size=5), PLAIN, max_size=3))
+st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
 
 fast = settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 def a_record(kind: type[Record]) -> st.SearchStrategy[Record]:
+    hints = typing.get_type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind)} | {"schema"}
     more = st.dictionaries(st.text(max_size=5).filter(lambda key: key not in names), PLAIN, max_size=2)
-    fields = {"more": more} if "more" in names else {}
-    finite = {
-        field.name: st.none() | st.floats(allow_nan=False, allow_infinity=False)
-        if "None" in str(field.type)
-        else st.floats(allow_nan=False, allow_infinity=False)
-        for field in dataclasses.fields(kind)
-        if "float" in str(field.type)
-    }
-    return st.builds(kind, **fields, **finite, **_mappings(kind))
+    fields = {name: _mapping(hints[name]) for name in names - {"schema"} if "Mapping" in str(hints[name])}
+    return st.builds(kind, **fields | ({"more": more} if "more" in names else {}))
 
 
-def _mappings(kind: type[Record]) -> dict[str, st.SearchStrategy[Any]]:
-    """Fields that hold plain data, whatever their values are annotated with."""
-    plain = st.dictionaries(st.text(max_size=5), PLAIN, max_size=3)
-    return {
-        field.name: plain for field in dataclasses.fields(kind) if "Mapping" in str(field.type) and field.name != "more"
-    }
+def _mapping(hint: Any) -> st.SearchStrategy[Any]:
+    """Records by name, or plain data, whatever its values are annotated with."""
+    inner = typing.get_args(hint)[1:]
+    of_records = [st.from_type(kind) for kind in inner if dataclasses.is_dataclass(kind)]
+    return st.dictionaries(st.text(max_size=5), of_records[0] if of_records else PLAIN, max_size=3)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
