@@ -24,7 +24,7 @@ def test_the_table_is_aligned_and_says_what_does_not_fit(gather: Gather) -> None
     *narrow, note = answer.lines(table, 50)
     assert max(map(len, narrow)) <= 50
     assert narrow[0].split() == ["AP", "Δ", "PQ", "n"]
-    assert note == "too wide for this place: mIoU, mIoU-L, Util"
+    assert note == "too wide for this terminal: mIoU, mIoU-L, Util"
 
 
 def test_a_number_that_is_no_mean_over_all_seeds_says_so(gather: Gather) -> None:

@@ -12,20 +12,20 @@ from experiments.cli import unwritable
 Usage = namedtuple("Usage", "total used free")
 
 
-def test_the_option_whose_place_it_is_is_named(tmp_path: Path) -> None:
+def test_the_option_whose_folder_it_is_is_named(tmp_path: Path) -> None:
     words = ("report", "headline", "--out", str(tmp_path / "out"), f"--root={tmp_path / 'store'}")
     read_only = OSError(errno.EROFS, "Read-only file system", str(tmp_path / "out" / "table.md"))
     assert unwritable.line(read_only, words) == (
-        f"cannot write {tmp_path}/out/table.md: Read-only file system; choose a place that can be written with --out"
+        f"cannot write {tmp_path}/out/table.md: Read-only file system; choose a folder that can be written with --out"
     )
     denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "store" / "runs"))
-    assert unwritable.line(denied, words).endswith("choose a place that can be written with --root")
+    assert unwritable.line(denied, words).endswith("choose a folder that can be written with --root")
 
 
 def test_a_copy_names_what_is_written_not_what_is_read(tmp_path: Path) -> None:
     copying = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "from"), None, str(tmp_path / "store/to"))
     assert unwritable.line(copying, ("import-runs", "x", "--root", str(tmp_path / "store"))) == (
-        f"cannot write {tmp_path}/store/to: No space left on device; free some space there, or choose another place "
+        f"cannot write {tmp_path}/store/to: No space left on device; free some space there, or choose another folder "
         "with --root"
     )
 
