@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments.store import records
-from experiments.store.files import append_json, json_lines, on_network, write_text
+from experiments.store.files import append_json, json_lines, on_network, tail, write_text
 from experiments.store.records import Record
 
 
@@ -246,6 +246,10 @@ class AttemptDir:
     def log(self) -> Path:
         """What the process printed."""
         return self.path / "log.txt"
+
+    def log_tail(self, lines: int = 30, size: int = 6000) -> str:
+        """Return the last lines of the log, of its last ``size`` bytes at most; empty if there is none."""
+        return "\n".join(tail(self.log, size).splitlines()[-lines:])
 
     def record(self) -> AttemptRecord | None:
         """Return how it began and ended; None if it died before it could say. Raises RecordError."""
