@@ -192,7 +192,9 @@ def _answer(asked: Answer, kept: Kept) -> Answer:
     of, name = asked.of, asked.set
     suite = catalogue.find(of.suite)
     row = suite.row(of.row, SCALE, name)
-    asked = replace(asked, planned=len(row.seeds or suite.seeds[SCALE]))
+    launched = kept.row(of.suite, name, of.row)
+    planned = max(len(row.seeds or suite.seeds[SCALE]), len(launched.views) if launched else 0)
+    asked = replace(asked, planned=planned)
     if row.not_applicable:
         return replace(asked, verdict=NOT_APPLICABLE, reason=row.not_applicable)
     mine, theirs = (values(kept.row(of.suite, name, which), of.metric) for which in (of.row, of.against))
@@ -231,8 +233,8 @@ QUALITY = Metric("IoU with the truth, layers 1 to L", "IoU-gt", slice(1, None))
 
 def quality(kept: Kept, name: str) -> PairedTest | None:
     """The headline's difference in the quality of the masks whose consistency C1 is about; None without runs."""
-    rows = [values(kept.row(kept.headline, name, which), QUALITY) for which in (claims.BASELINE, claims.PILOTED)]
-    return paired_t(*rows) if rows[0].keys() & rows[1].keys() else None
+    theirs, mine = (values(kept.row(kept.headline, name, row), QUALITY) for row in (claims.BASELINE, claims.PILOTED))
+    return paired_t(theirs, mine) if theirs.keys() & mine.keys() else None
 
 
 # ------------------------------------------------------------------ costs (claims C5 and C6)

@@ -23,6 +23,7 @@ from claims import CLAIMS, SETS
 
 from analysis.statistics import PairedTest, summarise
 from experiments.suites import catalogue
+from experiments.suites.rows import SUITES
 
 _SAYING: Mapping[str, str] = {
     "seen": "it is seen on {}",
@@ -227,7 +228,7 @@ def _details(found: Sequence[Answer], measured: Mapping[str, Any]) -> list[str]:
 def _inapplicable() -> list[str]:
     """Suites and rows of the study that mean nothing on a set, with the reason."""
     found = []
-    for suite in (one for one in catalogue.SUITES.values() if one.name.startswith("study-")):
+    for suite in (one for one in SUITES.values() if one.name.startswith("study-")):
         for name in SETS:
             rows = [] if suite.why_not(name) else suite.rows(SCALE, name)
             whole = [(f"`{suite.name}`", suite.why_not(name))] if suite.why_not(name) else []
@@ -284,7 +285,8 @@ def _runs(kept: Kept, commit: str) -> list[str]:
         )
     ended = [view for view in kept.views if view.standing.state == "DONE"]
     failed = [view for view in kept.views if view.standing.state not in ("DONE", "PLANNED")]
-    where = Counter(f"{a.provenance.processor}, {a.provenance.threads} thread" for v in kept.views for a in v.training)
+    origins = [attempt.provenance for view in kept.views for attempt in view.training if attempt.provenance]
+    where = Counter(f"{origin.processor}, {origin.threads} thread" for origin in origins)
     again = sum(len(view.training) > 1 for view in ended)
     return [
         "## The runs",

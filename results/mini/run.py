@@ -21,9 +21,10 @@ from mpformer.runtime.errors import UserError
 HERE = Path(__file__).resolve().parent
 SUITES = HERE / "suites.py"
 SETS = ("shapes", "nuclei", "facades")
+HEADLINE, FURTHER = "study-headline", "8-11"
 REST = ("guided-layers", "point-noise", "flip-noise", "noise-type", "groups", "class-query", "query-position")
 ORDER: tuple[tuple[str, str], ...] = (
-    *(("study-headline", name) for name in SETS),
+    *((HEADLINE, name) for name in SETS),
     *(("study-convergence", name) for name in SETS),
     ("study-backbone", "shapes"),
     *(("study-components", name) for name in SETS),
@@ -46,7 +47,7 @@ def missing_sets(data_root: Path) -> dict[str, str]:
 
 def _there(dataset: str, data_root: Path) -> bool:
     try:
-        return not planning.make(planning.Request("study-headline", dataset=dataset), data_root).missing
+        return not planning.make(planning.Request(HEADLINE, dataset=dataset), data_root).missing
     except UserError:  # a set of one's own that is not registered
         return False
 
@@ -102,20 +103,35 @@ def main(options: Namespace) -> int:
         mpformer("import-runs", str(keep.root), "--root", str(options.root))
     steps = [(suite, name) for suite, name in ORDER if name not in lacking and _applies(suite, name)]
     failed = sum(_suite(suite, name, options, keep) for suite, name in steps)
+    failed += sum(_suite(HEADLINE, name, options, keep, FURTHER) for name in undecided(keep) if name not in lacking)
     return min(1, failed + len(lacking))
+
+
+def undecided(keep: Store) -> list[str]:
+    """The sets whose headline is whole and underpowered in C1, C2 or C3: they get four more seeds."""
+    from answers import Kept, answers
+
+    mine = [one for one in answers(Kept(keep.root)) if one.of.suite == HEADLINE and one.claim in ("C1", "C2", "C3")]
+    return [
+        name
+        for name in SETS
+        if not any(one.open for one in mine if one.set == name)
+        and any(one.verdict == "underpowered" for one in mine if one.set == name)
+    ]
 
 
 def _applies(suite: str, dataset: str) -> bool:
     return not catalogue.find(suite).why_not(dataset)
 
 
-def _suite(suite: str, dataset: str, options: Namespace, keep: Store) -> bool:
-    """Launch one suite and keep its runs; whether some of them failed."""
+def _suite(suite: str, dataset: str, options: Namespace, keep: Store, seeds: str = "") -> bool:
+    """Launch one suite, its own seeds or these, and keep its runs; whether some of them failed."""
     which = (suite, "--dataset", dataset, "--suites", str(SUITES), "--root", str(options.root))
+    how = ("--data-root", str(options.data_root), "--no-report", *(("--seeds", seeds) if seeds else ()))
     workers = ("--workers", str(options.workers)) if options.workers else ()
-    failed = bool(mpformer("launch", *which, "--data-root", str(options.data_root), "--no-report", *workers))
+    failed = bool(mpformer("launch", *which, *how, *workers))
     into = ("--out", str(keep.root))
-    if suite == "study-headline":  # of one seed everything, but no pixel of a photograph
+    if suite == HEADLINE:  # of one seed everything, but no pixel of a photograph
         mpformer("archive", *which, *into, "--seeds", "0", *(() if dataset == "shapes" else ("--no-images",)))
     mpformer("archive", *which, *into, "--light")
     return failed

@@ -9,6 +9,7 @@ import run
 from claims import SETS, Comparison, Family
 
 from experiments.suites import catalogue
+from experiments.suites.rows import SUITES as KNOWN
 
 MINI = Path(run.__file__).parent
 SUITES = MINI / "suites.py"
@@ -44,7 +45,7 @@ def test_every_other_row_of_every_suite_is_judged() -> None:
 
 def test_the_runs_are_of_the_suites_and_sets_that_get_a_verdict() -> None:
     assert {(of.suite, family.set) for family, of in comparisons()} == set(run.ORDER)
-    assert {suite for suite, _ in run.ORDER} == {name for name in catalogue.SUITES if name.startswith("study-")}
+    assert {suite for suite, _ in run.ORDER} == {name for name in KNOWN if name.startswith("study-")}
 
 
 def test_there_are_enough_seeds() -> None:
@@ -58,9 +59,8 @@ def test_the_protocol_names_what_is_judged() -> None:
     assert all(claim in text for claim in claims.CLAIMS)
     for name in SETS:
         for metric, smallest in claims.SMALLEST[name].items():
-            (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |") and f"{smallest:g}" in line]
             assert metric in text
-            assert f"{smallest:g}" in line
+            assert any(f" {smallest:g} " in line for line in text.splitlines() if line.startswith(f"| {name} |"))
 
 
 @pytest.mark.skipif(not (MINI / "README.md").exists(), reason="there is no page yet")

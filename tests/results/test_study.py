@@ -19,6 +19,7 @@ from experiments.store.archive import Keeping
 from experiments.store.attempt_dir import AttemptRecord, Ending, FailureClass, Git, Outcome, Provenance
 from experiments.store.run_dir import Result, RunDir, Store, Trained
 from experiments.suites.planning import Plan, PlannedRun
+from experiments.suites.rows import SUITES
 from mpformer.runtime.errors import UserError
 from tests.support import counting_jobs
 
@@ -79,7 +80,7 @@ def _families(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(answers, "families", lambda: [(family,) for family in asked])
     monkeypatch.setattr(Kept, "headline", "headline")
-    monkeypatch.setitem(answers.catalogue.SUITES, "headline", replace(answers.catalogue.find("headline"), seeds=SEEDS))
+    monkeypatch.setitem(SUITES, "headline", replace(SUITES["headline"], seeds=SEEDS))
 
 
 SEEDS = {"mini": tuple(range(8)), "paper": (0,)}

@@ -1,0 +1,85 @@
+"""What `make study` refuses and says before it trains anything."""
+
+import signal
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import run
+
+from experiments.launch import begin
+from experiments.store.attempt_dir import Git, Provenance
+from experiments.store.run_dir import Store
+from mpformer.runtime.errors import UserError
+from tests.support import counting_jobs
+
+HEAD = "f" * 40
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A kept run of some commit, looked at from a checkout of another one without changes."""
+    plan = counting_jobs.plan(counting_jobs.data_root(tmp_path), (0,))
+    found = Store(tmp_path / "kept")
+    begin.record(plan, found, "")
+    attempt = found.run(plan.unique[0].run_id).attempt(1)
+    attempt.write_provenance(Provenance(git=Git(sha="a" * 40)))
+    monkeypatch.setattr(run, "_git", lambda *words: HEAD if words[0] == "rev-parse" else "")
+    return found
+
+
+def test_runs_of_another_commit_are_not_added_to(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="the kept runs are of commit aaaaaaaaaaaa, this is ffffffffffff: go on from a"):
+        run.check_commit(store)
+    run.check_commit(Store(tmp_path / "nothing"))
+    monkeypatch.setattr(run, "_git", lambda *words: "a" * 40 if words[0] == "rev-parse" else "")
+    run.check_commit(store)
+    monkeypatch.setattr(run, "_git", lambda *words: " M suites.py")
+    with pytest.raises(UserError, match="the checkout has changes"):
+        run.check_commit(store)
+
+
+def test_it_is_said_how_to_get_a_set_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "HEADLINE", "headline")
+    found = run.missing_sets(tmp_path)
+    assert set(found) == {"nuclei", "facades"}
+    assert "mpformer data prepare nuclei" in found["nuclei"]
+    assert "docs/datasets.md" in found["facades"]
+
+
+def test_a_whole_headline_that_is_underpowered_gets_more_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(name: str, verdict: str, claim: str = "C1", *, still: bool = False) -> SimpleNamespace:
+        of = SimpleNamespace(suite=run.HEADLINE)
+        return SimpleNamespace(of=of, set=name, claim=claim, verdict=verdict, open=still)
+
+    found = [
+        *(answer("shapes", "seen"), answer("shapes", "underpowered", "C3"), answer("shapes", "underpowered", "C8")),
+        *(answer("nuclei", "seen"), answer("nuclei", "underpowered", "C8")),
+        *(answer("facades", "underpowered"), answer("facades", "not run yet", "C3", still=True)),
+    ]
+    monkeypatch.setattr("answers.answers", lambda _: found)
+    assert run.undecided(Store(tmp_path)) == ["shapes"]
+
+
+def test_a_request_to_stop_reaches_the_command_and_ends_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Command:
+        def __init__(self, *_: object) -> None:
+            self.sent: list[int] = []
+
+        def send_signal(self, number: int) -> None:
+            self.sent.append(number)
+
+        def wait(self) -> int:
+            signal.raise_signal(signal.SIGTERM)
+            assert self.sent == [signal.SIGTERM]
+            return 143
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(subprocess, "Popen", Command)
+    try:
+        with pytest.raises(SystemExit, match="stopped; the same command goes on"):
+            run.mpformer("launch")
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
