@@ -18,7 +18,7 @@ from experiments.status.standing import Standing
 from experiments.status.states import RunState, State
 from experiments.store import launches
 from experiments.store.files import side_by_side
-from experiments.store.metrics import evaluations, last_evaluation
+from experiments.store.metrics import evaluations
 from experiments.store.records import RecordError
 from experiments.store.run_dir import RunDir, Store
 from experiments.store.suite_record import SuiteRecord, SuiteRow, SuiteRun
@@ -246,8 +246,9 @@ def _after_looking(store: Store, found: Standing, warn: Callable[[str], None]) -
 
 
 def _view(store: Store, record: SuiteRecord, found: Standing) -> SuiteView:
-    runs = side_by_side(lambda planned: _line(store, *planned, found), record.runs())
-    speeds, deltas = _speeds(store, runs), _deltas(store, runs, record)
+    scored = cache(lambda run_id: evaluations(store.run(run_id).metrics))  # a run's own and a baseline's serve twice
+    runs = side_by_side(lambda planned: _line(store, *planned, found, scored), record.runs())
+    speeds, deltas = _speeds(store, runs), _deltas(runs, record, scored)
     lines = (
         replace(run, left=_time_left(store, run, speeds), delta=delta) for run, delta in zip(runs, deltas, strict=True)
     )
@@ -266,17 +267,21 @@ def _bad_nodes(store: Store, record: SuiteRecord, found: Standing) -> dict[str, 
     return nodes
 
 
-def _line(store: Store, row: SuiteRow, run: SuiteRun, found: Standing) -> RunLine:
+_Scored = Callable[[str], Sequence[Mapping[str, Any]]]
+"""The evaluation lines of a run's curve."""
+
+
+def _line(store: Store, row: SuiteRow, run: SuiteRun, found: Standing, scored: _Scored) -> RunLine:
     """What a run's own files say; what is left and the differences need the suite's other runs too."""
     directory, state = store.run(run.run_id), found.states[run.run_id, run.eval_id]
-    score, log_lines = _score(directory, state), _log_lines(directory, state)
+    score, log_lines = _score(state, scored), _log_lines(directory, state)
     return RunLine(row.name, run.seed, run.eval_id, state, score, log_lines)
 
 
-def _score(run: RunDir, state: RunState) -> Score:
+def _score(state: RunState, scored: _Scored) -> Score:
     if state.state is State.DONE:
         return Score(state.metrics, state.progress.iteration, final=True)
-    last = last_evaluation(run.metrics)
+    last = next(reversed(scored(state.run_id)), {})
     return Score(state.metrics or last.get("metrics") or {}, last.get("iteration"), bool(last.get("final")))
 
 
@@ -322,21 +327,20 @@ def _max_iter(run: RunDir) -> int:
     return 0
 
 
-def _deltas(store: Store, runs: Sequence[RunLine], record: SuiteRecord) -> list[Delta]:
+def _deltas(runs: Sequence[RunLine], record: SuiteRecord, scored: _Scored) -> list[Delta]:
     """Each run's difference to the baseline row's run of the same seed."""
     baselines = {row.name: row.baseline or record.baseline for row in record.rows}
     known = {(run.row, run.seed): run for run in runs}
-    probes = cache(lambda run_id: _probes(store.run(run_id).metrics, record.primary))  # a baseline's serves many rows
 
     def delta(run: RunLine) -> Delta:
         baseline = baselines[run.row]
         other = known.get((baseline, run.seed)) if baseline != run.row else None
-        return _delta(run, other, record.primary, probes) if other else Delta()
+        return _delta(run, other, record.primary, scored) if other else Delta()
 
     return side_by_side(delta, runs)
 
 
-def _delta(run: RunLine, other: RunLine, primary: str, probes: Callable[[str], Mapping[int, float]]) -> Delta:
+def _delta(run: RunLine, other: RunLine, primary: str, scored: _Scored) -> Delta:
     """Final scores with final ones, probes with probes of the same iteration."""
     mine, theirs = run.score, other.score
     if run.done and other.done:
@@ -345,7 +349,7 @@ def _delta(run: RunLine, other: RunLine, primary: str, probes: Callable[[str], M
         return Delta()
     if mine.iteration == theirs.iteration and not (mine.final or theirs.final):
         return _difference(mine, theirs, primary)
-    one, two = probes(run.state.run_id), probes(other.state.run_id)
+    one, two = (_probes(scored(each.state.run_id), primary) for each in (run, other))
     both = one.keys() & two.keys()
     return Delta(one[max(both)], two[max(both)], max(both)) if both else Delta()
 
@@ -355,8 +359,8 @@ def _difference(mine: Score, theirs: Score, primary: str) -> Delta:
     return Delta() if one is None or two is None else Delta(one, two, mine.iteration)
 
 
-def _probes(metrics: Path, primary: str) -> dict[int, float]:
+def _probes(lines: Sequence[Mapping[str, Any]], primary: str) -> dict[int, float]:
     """The primary metric of each scoring of a few images, by iteration."""
-    lines = [line for line in evaluations(metrics) if not line.get("final")]
-    scores = {line.get("iteration"): (line.get("metrics") or {}).get(primary) for line in lines}
+    probes = [line for line in lines if not line.get("final")]
+    scores = {line.get("iteration"): (line.get("metrics") or {}).get(primary) for line in probes}
     return {int(at): value for at, value in scores.items() if at is not None and isinstance(value, int | float)}

@@ -183,16 +183,16 @@ PATIENCE = 16
 
 
 def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Return what ``work`` makes of each item, in their order, from many threads once it has waited for a slow disk.
+    """Return what ``work`` makes of each item, in their order, from four threads once it has waited for a slow disk.
 
-    Files in the kernel's cache are read faster by one thread: many keep each other from running.
+    Files in the kernel's cache are read faster by one thread; more than four keep each other from running.
     """
     rest, waits, made = iter(items), _waits(), []
     for item in rest:
         made.append(work(item))
         if _waits() - waits >= PATIENCE:
             break
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(4) as pool:
         return made + list(pool.map(work, rest))
 
 

@@ -11,7 +11,7 @@ import pytest
 from experiments.store import attempt_dir
 from experiments.store.attempt_dir import AttemptDir
 from experiments.store.files import PATIENCE, names_in, on_network, read_json, remembering, side_by_side
-from experiments.store.metrics import evaluations, last_evaluation
+from experiments.store.metrics import evaluations
 
 
 @pytest.mark.parametrize(("kind", "network"), [("nfs4", True), ("lustre", True), ("ext4", False), ("tmpfs", False)])
@@ -62,19 +62,18 @@ def test_what_is_watched_is_read_again_once_it_has_changed(tmp_path: Path) -> No
     os.utime(tmp_path, (1, 1))
     sys.addaudithook(lambda event, found: seen.append(event) if event in ("open", "os.listdir") else None)
 
-    def look() -> tuple[list[str], int, int, object]:
+    def look() -> tuple[list[str], int, object]:
         seen.clear()
-        last, every = last_evaluation(metrics)["iteration"], len(evaluations(metrics))
-        return names_in(tmp_path), last, every, read_json(tmp_path / "none.json")
+        return names_in(tmp_path), len(evaluations(metrics)), read_json(tmp_path / "none.json")
 
     with remembering():
         before = look()
-        assert before == (["metrics.jsonl"], 1, 1, None)
+        assert before == (["metrics.jsonl"], 1, None)
         assert seen.count("os.listdir") == 1
         assert look() == before
         assert not seen
         with metrics.open("a") as file:
             file.write('{"kind": "evaluation", "iteration": 2}\n')
         (tmp_path / "none.json").write_text("{}")
-        assert (sorted(look()[0]), look()[1:]) == (["metrics.jsonl", "none.json"], (2, 2, {}))
+        assert (sorted(look()[0]), look()[1:]) == (["metrics.jsonl", "none.json"], (2, {}))
         assert seen == ["os.listdir"], "a directory that has just changed may change again in the same moment"
