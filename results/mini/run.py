@@ -14,6 +14,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.execution import provenance
 from experiments.store.run_dir import Store
 from experiments.suites import catalogue, planning
 from mpformer.runtime.errors import UserError
@@ -54,9 +55,10 @@ def _there(dataset: str, data_root: Path) -> bool:
 
 def check_commit(keep: Store) -> None:
     """Raise UserError unless this checkout is committed and of the commit that the kept runs have."""
-    here = _git("rev-parse", "HEAD")
-    if _git("status", "--porcelain", "--untracked-files=no"):
-        raise UserError("the checkout has changes: commit them, or take them back, before runs are made of it")
+    found = provenance.git()
+    here = found.sha
+    if found.dirty:
+        raise UserError("the code has changes: commit them, or take them back, before runs are made of it")
     for run in keep.runs():
         last = keep.reading(run.run_id).last_attempt()
         origin = last.provenance() if last is not None else None
@@ -67,10 +69,6 @@ def check_commit(keep: Store) -> None:
             )
         if origin is not None:
             return
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=HERE, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def mpformer(*words: str) -> int:

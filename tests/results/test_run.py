@@ -8,13 +8,12 @@ from types import SimpleNamespace
 import pytest
 import run
 
+from experiments.execution import provenance
 from experiments.launch import begin
 from experiments.store.attempt_dir import Git, Provenance
 from experiments.store.run_dir import Store
 from mpformer.runtime.errors import UserError
 from tests.support import counting_jobs
-
-HEAD = "f" * 40
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     begin.record(plan, found, "")
     attempt = found.run(plan.unique[0].run_id).attempt(1)
     attempt.write_provenance(Provenance(git=Git(sha="a" * 40)))
-    monkeypatch.setattr(run, "_git", lambda *words: HEAD if words[0] == "rev-parse" else "")
+    monkeypatch.setattr(provenance, "git", lambda: Git(sha="f" * 40))
     return found
 
 
@@ -33,10 +32,10 @@ def test_runs_of_another_commit_are_not_added_to(store: Store, tmp_path: Path, m
     with pytest.raises(UserError, match="the kept runs are of commit aaaaaaaaaaaa, this is ffffffffffff: go on from a"):
         run.check_commit(store)
     run.check_commit(Store(tmp_path / "nothing"))
-    monkeypatch.setattr(run, "_git", lambda *words: "a" * 40 if words[0] == "rev-parse" else "")
+    monkeypatch.setattr(provenance, "git", lambda: Git(sha="a" * 40))
     run.check_commit(store)
-    monkeypatch.setattr(run, "_git", lambda *words: " M suites.py")
-    with pytest.raises(UserError, match="the checkout has changes"):
+    monkeypatch.setattr(provenance, "git", lambda: Git(sha="a" * 40, dirty=True))
+    with pytest.raises(UserError, match="the code has changes"):
         run.check_commit(store)
 
 
