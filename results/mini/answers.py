@@ -191,7 +191,7 @@ def _answer(asked: Answer, kept: Kept) -> Answer:
     """A comparison with its test, without its verdict."""
     of, name = asked.of, asked.set
     suite = catalogue.find(of.suite)
-    row = suite.row(of.row, SCALE, name)
+    (row,) = (row for row in suite.rows(SCALE, name) if row.name == of.row)
     launched = kept.row(of.suite, name, of.row)
     planned = max(len(row.seeds or suite.seeds[SCALE]), len(launched.views) if launched else 0)
     asked = replace(asked, planned=planned)

@@ -31,8 +31,8 @@ def test_every_comparison_is_of_rows_that_the_suites_have_and_that_apply() -> No
     for family, of in comparisons():
         suite = catalogue.find(of.suite)
         assert not suite.why_not(family.set)
-        for name in (of.row, of.against):
-            assert not suite.row(name, "mini", family.set).not_applicable, (family.set, of)
+        rows = {row.name for row in suite.rows("mini", family.set) if not row.not_applicable}
+        assert {of.row, of.against} <= rows
         assert of.smallest > 0
 
 
