@@ -52,13 +52,13 @@ def effects(answers: "Sequence[Answer]") -> "Figure":
     names = list(dict.fromkeys(f"{a.claim} {a.of.metric.name}" for a in answers))
     figure, axes = new_figure(1, len(SETS), width=1.5 * WIDTH, height=0.9 + 0.34 * len(names), sharey=True)
     for axis, (place, name) in zip(axes, enumerate(SETS), strict=True):
-        for answer in (a for a in answers if a.set == name):
+        for answer, test in ((a, a.test) for a in answers if a.set == name and a.test is not None):
             y = names.index(f"{answer.claim} {answer.of.metric.name}")
             unit = 1 / answer.of.smallest
             colour = look(place)["color"]
-            if answer.test.low is not None:
-                axis.plot([unit * answer.test.low, unit * answer.test.high], [y, y], color=colour, linewidth=1.8)
-            axis.plot([unit * answer.test.effect], [y], "s", color=colour, markersize=5)
+            if test.low is not None and test.high is not None:
+                axis.plot([unit * test.low, unit * test.high], [y, y], color=colour, linewidth=1.8)
+            axis.plot([unit * test.effect], [y], "s", color=colour, markersize=5)
             axis.annotate(
                 f"n = {answer.n}", (1.0, y - 0.28), xycoords=("axes fraction", "data"), ha="right", fontsize=6
             )

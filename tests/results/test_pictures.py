@@ -8,7 +8,7 @@ import pictures
 import pytest
 from answers import Kept
 
-from analysis import film_strip
+from analysis import failure_cases
 from tests.reports.conftest import FIXTURES
 
 
@@ -18,8 +18,12 @@ def test_no_photograph_is_drawn_unless_it_may_be(images: bool, tmp_path: Path, m
     report = Kept(tmp_path / "store").report("headline", "shapes")
     assert report is not None
     shown: list[Any] = []
-    pixels = film_strip.pixels
-    monkeypatch.setattr(film_strip, "pixels", lambda path: shown.append(pixels(path)) or shown[-1])
+
+    def seen(path: Path | None) -> Any:
+        shown.append(failure_cases.pixels(path))
+        return shown[-1]
+
+    monkeypatch.setattr("analysis.film_strip.pixels", seen)
     assert pictures.jumps(report, images=images) is not None
     assert shown
     assert all((picture is not None) == images for picture in shown)
