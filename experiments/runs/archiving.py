@@ -120,7 +120,7 @@ def _write_records(other: Store, store: Store, records: Sequence[SuiteRecord]) -
             other.write_suite(other.root / "suites" / f"{name}.json", replace(record, data_root=""))
             if record.file:
                 kept = store.root / record.file
-                other.keep_suites_file(kept.name, kept.parent.name, kept.read_text())
+                other.keep_suites_file(kept.name, kept.read_text())
 
 
 def unpack(store: Store, records: Sequence[SuiteRecord], dry_run: bool = False) -> list[Handled]:

@@ -57,7 +57,7 @@ def a_record(kind: type[Record]) -> st.SearchStrategy[Record]:
 def _mapping(hint: Any) -> st.SearchStrategy[Any]:
     """Records by name, or plain data, whatever its values are annotated with."""
     inner = typing.get_args(hint)[1:]
-    of_records = [st.from_type(kind) for kind in inner if dataclasses.is_dataclass(kind)]
+    of_records = [st.from_type(kind) for kind in inner if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
     return st.dictionaries(st.text(max_size=5), of_records[0] if of_records else PLAIN, max_size=3)
 
 

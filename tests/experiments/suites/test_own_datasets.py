@@ -70,12 +70,12 @@ def test_the_store_knows_it_without_its_data_root(root: Path, store: Store) -> N
     planning.write_record(plan, store, "mpformer launch headline --dataset plates")
     forget()
     with pytest.raises(UserError, match="unknown dataset at scale 'mini' 'plates'; valid: shapes, nuclei"):
-        catalogue.place("headline", "mini", "plates")
+        catalogue.check("headline", "mini", "plates")
     said = CliRunner().invoke(
         cli, ["status", "headline", "--dataset", "plates", "--root", str(store.root)], catch_exceptions=False
     )
     assert "plates" in said.output
-    assert catalogue.place("headline", "mini", "plates") == ("mini", "plates")
+    assert catalogue.check("headline", "mini", "plates") == ("mini", "plates")
     assert scales.base("mini", "plates").dataset.crop == 64
 
 
