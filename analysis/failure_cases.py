@@ -341,11 +341,7 @@ def pixels(path: Path | None) -> "NDArray[Any] | None":
 
 
 def _draw_step(axis: "Axes", case: Case, step: Step, picture: "NDArray[Any] | None", colour: str) -> None:
-    height, width = case.truth.shape
-    axis.imshow(painted(step.mask, picture, colour), extent=(0, width, height, 0), interpolation="none")
-    outline(axis, case.truth)
-    left, top, right, bottom = case.box
-    axis.set(xlim=(left, right), ylim=(bottom, top))
+    show(axis, case, step.mask, picture, colour)
     change = "" if step.iou_previous is None else f"IoU to layer {step.layer - 1}: {step.iou_previous:.2f}"
     truth = "–" if step.iou_gt is None else f"{step.iou_gt:.2f}"
     axis.set_title(
@@ -354,25 +350,52 @@ def _draw_step(axis: "Axes", case: Case, step: Step, picture: "NDArray[Any] | No
     )  # fmt: skip
 
 
-def painted(mask: Mask, picture: "NDArray[Any] | None", colour: str, opacity: float = 0.62) -> "NDArray[np.float64]":
-    """The picture in light greys with the mask in colour, (H, W, 3) in [0, 1]; a plain ground without a picture."""
+def show(
+    axis: "Axes",
+    case: Case,
+    mask: Mask,
+    picture: "NDArray[Any] | None",
+    colour: str,
+    opacity: float = 0.62,
+    line: float = 1.0,
+) -> None:
+    """Draw what the case shows of its image, a mask in colour on it, and the object's outline ``line`` wide; axes in
+    cells of the mask. Nothing else of the image is in the file.
+    """
+    (height, width), (left, top, right, bottom) = mask.shape, case.box
+    tall, wide = mask.shape if picture is None else picture.shape[:2]
+    x, y = (left * wide // width, -(-right * wide // width)), (top * tall // height, -(-bottom * tall // height))
+    inside = mask[np.arange(*y) * height // tall][:, np.arange(*x) * width // wide]
+    part = None if picture is None else picture[slice(*y), slice(*x)]
+    extent = (x[0] * width / wide, x[1] * width / wide, y[1] * height / tall, y[0] * height / tall)
+    axis.imshow(painted(inside, part, colour, opacity), extent=extent, interpolation="none")
+    outline(axis, case.truth, line)
+    axis.set(xlim=(left, right), ylim=(bottom, top))
+
+
+def painted(mask: Mask, picture: "NDArray[Any] | None", colour: str, opacity: float) -> "NDArray[np.float64]":
+    """A picture (H, W, 3) in light greys with the mask (H, W) in colour: (H, W, 3) in [0, 1]; a plain ground without a
+    picture.
+    """
     from matplotlib.colors import to_rgb
 
     grey = np.full(mask.shape, 0.93) if picture is None else 0.45 + 0.55 * picture.mean(2) / 255
-    rows = np.arange(grey.shape[0]) * mask.shape[0] // grey.shape[0]
-    columns = np.arange(grey.shape[1]) * mask.shape[1] // grey.shape[1]
-    inside = opacity * mask[rows][:, columns, None]
+    inside = opacity * mask[..., None]
     painted: NDArray[np.float64] = (1 - inside) * grey[..., None] + inside * np.array(to_rgb(colour))
     return painted
 
 
 def outline(axis: "Axes", mask: Mask, scale: float = 1.0) -> None:
     """The boundary of a mask along its cells' edges, dark on a light halo."""
-    from matplotlib.collections import LineCollection
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Drawn
 
-    segments = boundary(mask)
+    segments = np.array(boundary(mask), dtype=float).reshape(-1, 2)
+    if not len(segments):
+        return
+    path = Drawn(segments, np.tile([Drawn.MOVETO, Drawn.LINETO], len(segments) // 2))  # one path: files stay small
     for colour, width in (("white", 2.0), ("#111111", 0.9)):
-        axis.add_collection(LineCollection(segments, colors=colour, linewidths=scale * width, capstyle="projecting"))
+        axis.add_patch(PathPatch(path, fill=False, edgecolor=colour, linewidth=scale * width, capstyle="projecting"))
 
 
 def boundary(mask: Mask) -> list[tuple[tuple[int, int], tuple[int, int]]]:

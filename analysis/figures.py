@@ -15,7 +15,7 @@ from analysis.failure_cases import failure_gallery
 from analysis.film_strip import jump_figure
 from analysis.jumps import THRESHOLD
 from analysis.statistics import MIN_SEEDS, bounded_interval, mean_interval
-from analysis.style import WIDTH, in_style, legend_above, looks, new_figure, save
+from analysis.style import WIDTH, Margins, in_style, legend_above, looks, new_figure, save, text_width
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,19 +182,21 @@ def _curves(axis: "Axes", frame: "pd.DataFrame", x: str, labels: Sequence[str]) 
     if frame["value"].isna().all():
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", va="center", color="#777777")
         return
+    known, bands = (dict(list(of.groupby("row"))) for of in (frame.dropna(subset=["value"]), seed_bands(frame, x)))
     for label, style in looks(labels).items():
-        one = frame[frame["row"] == label].dropna(subset=["value"])
-        if not one.empty:
-            _curve(axis, one, x, label, style)
+        if label in known:
+            _curve(axis, known[label], bands[label], x, label, style)
 
 
-def _curve(axis: "Axes", frame: "pd.DataFrame", x: str, label: str, style: Mapping[str, Any]) -> None:
+def _curve(
+    axis: "Axes", frame: "pd.DataFrame", bands: "pd.DataFrame", x: str, label: str, style: Mapping[str, Any]
+) -> None:
     """Mean and band of one row where all its seeds have a value, its seeds as thin lines wherever that is not enough.
 
     A mean over whichever seeds have a value at x would jump with their number, not with what was measured.
     """
     seeds = frame["seed"].nunique()
-    shared = _shared(frame, x)
+    shared = _shared(frame, bands, x)
     marker = {} if len(shared) <= 40 else {"marker": None}
     axis.plot(shared[x], shared["mean"], label=f"{label} (n = {seeds})", **{**style, **marker})
     if seeds >= MIN_SEEDS:
@@ -205,10 +207,9 @@ def _curve(axis: "Axes", frame: "pd.DataFrame", x: str, label: str, style: Mappi
             axis.plot(line[x], line["value"], color=style["color"], linewidth=0.6, alpha=0.6)
 
 
-def _shared(frame: "pd.DataFrame", x: str) -> "pd.DataFrame":
+def _shared(frame: "pd.DataFrame", bands: "pd.DataFrame", x: str) -> "pd.DataFrame":
     """:func:`seed_bands` of one row at the x where every seed has a value, by rising x."""
-    bands = seed_bands(frame, x).sort_values(x)
-    return bands[bands["n"] == frame["seed"].nunique()]
+    return bands[bands["n"] == frame["seed"].nunique()].sort_values(x)
 
 
 def _dress(axis: "Axes", x: str, measure: str) -> None:
@@ -247,26 +248,30 @@ def forest(frame: "pd.DataFrame", measure: str, baseline: str) -> "Figure":
     Dots: seeds; square: their mean; line: its 95 % interval (paired t), from three seeds on.
     """
     labels = list(dict.fromkeys(frame["row"]))
-    figure, (axis,) = new_figure(1, 1, width=0.78 * WIDTH, height=0.9 + 0.34 * len(labels))
-    for place, (label, style) in enumerate(looks(labels).items()):
-        values = frame.loc[frame["row"] == label, "value"].to_numpy(float)
-        bounds = bounded_interval(values.tolist(), -100.0, 100.0)
+    found = [frame.loc[frame["row"] == label, "value"].to_numpy(float) for label in labels]
+    intervals = [bounded_interval(values.tolist(), -100.0, 100.0) for values in found]
+    said = [_effect(*pair) for pair in zip(found, intervals, strict=True)]
+    left, right = 0.15 + text_width(labels, 8), 0.2 + text_width(said, 8.5)
+    width, height = max(0.78 * WIDTH, left + right + 2), 0.9 + 0.34 * len(labels)
+    figure, (axis,) = new_figure(1, 1, width=width, height=height, margins=Margins(left, right, top=0.1))
+    for place, style in enumerate(looks(labels).values()):
+        values, bounds = found[place], intervals[place]
         if bounds is not None:
             axis.plot(bounds, (place, place), color=style["color"], linewidth=1.8)
         axis.plot(values, np.full(len(values), place + 0.2), "o", color=style["color"], markersize=3, alpha=0.6)
         axis.plot([values.mean()], [place], "s", color=style["color"], markersize=5)
-        said = f"{values.mean():+.1f}" + (f" ({bounds[0]:+.1f} … {bounds[1]:+.1f})" if bounds else "")
-        axis.annotate(
-            f"{said.replace('-', '−')}, n = {len(values)}",
-            (1.02, place),
-            xycoords=("axes fraction", "data"),
-            va="center",
-        )
+        axis.annotate(said[place], (1.02, place), xycoords=("axes fraction", "data"), va="center")
     axis.axvline(0, color="#444444", linewidth=0.8)
     axis.set_yticks(range(len(labels)), labels)
     axis.set(ylim=(len(labels) - 0.5, -0.5), xlabel=f"{measure}: difference to {baseline} (points)")
     axis.grid(axis="y", visible=False)
     return figure
+
+
+def _effect(values: np.ndarray, bounds: tuple[float, float] | None) -> str:
+    """``+2.5 (−2.0 … +7.0), n = 3``."""
+    said = f"{values.mean():+.1f}" + (f" ({bounds[0]:+.1f} … {bounds[1]:+.1f})" if bounds else "")
+    return f"{said.replace('-', '−')}, n = {len(values)}"
 
 
 @in_style
@@ -277,7 +282,8 @@ def against_number(frame: "pd.DataFrame", measure: str) -> "Figure":
     for axis, key in zip(axes, keys, strict=True):
         one = frame[frame["key"] == key]
         for label, style in looks(list(dict.fromkeys(one["row"]))).items():
-            _curve(axis, one[one["row"] == label], "number", label, style)
+            mine = one[one["row"] == label]
+            _curve(axis, mine, seed_bands(mine, "number"), "number", label, style)
         axis.set(xlabel=key.rsplit(".", 1)[-1].replace("_", " "), ylabel=f"{measure} (%)")
         axis.legend(loc="best", fontsize=7)
     return figure
@@ -297,8 +303,9 @@ def schedule_curves(frame: "pd.DataFrame", measure: str = "AP", rows: Sequence[s
         for dashes, schedule in zip(("-", (0, (4, 1.5)), (0, (1, 1.2))), lengths.index, strict=False):
             one = frame[(frame["row"] == label) & (frame["schedule"] == schedule)]
             if not one.empty:
-                _curve(axis, one, "iteration", f"{label}, {schedule}", {**style, "linestyle": dashes, "marker": None})
-                _mark_end(axis, _shared(one, "iteration"), style)
+                bands, unmarked = seed_bands(one, "iteration"), {**style, "linestyle": dashes, "marker": None}
+                _curve(axis, one, bands, "iteration", f"{label}, {schedule}", unmarked)
+                _mark_end(axis, _shared(one, bands, "iteration"), style)
     _dress(axis, "iteration", measure)
     axis.set_title(f"{measure} over training")
     axis.margins(x=0.08)
@@ -332,16 +339,15 @@ def transition_matrix(matrices: Mapping[str, np.ndarray]) -> "Figure":
     columns = min(3, len(matrices))
     lines = -(-len(matrices) // columns)
     size = WIDTH / max(2, columns)
-    figure, axes = new_figure(lines, columns, width=size * columns, height=size * 0.95)
+    figure, axes = new_figure(lines, columns, width=size * columns, height=size)
     for axis, (label, matrix) in zip(axes, matrices.items(), strict=False):
-        few = len(matrix) <= 10
-        bar = axis is axes[min(columns, len(matrices)) - 1]
+        text = {"size": 6.5 if len(matrix) <= 10 else 5}
         seaborn.heatmap(
-            matrix, ax=axis, vmin=0, vmax=100, cmap="cividis", annot=few, fmt=".0f", annot_kws={"size": 6.5},
-            square=True, cbar=bar, cbar_kws={"label": "same query (%)", "shrink": 0.75},
+            matrix, ax=axis, vmin=0, vmax=100, cmap="cividis", annot=True, fmt=".0f", annot_kws=text, square=True,
+            cbar=False,
         )  # fmt: skip
         axis.set_title(label)
-        axis.set_xlabel("layer")
+        axis.set_xlabel("layer (numbers: same query, %)")
         axis.set_ylabel("layer")
         axis.tick_params(axis="y", rotation=0)
         axis.grid(False)
@@ -366,7 +372,8 @@ def drop_distribution(frame: "pd.DataFrame", rows: Sequence[str] | None = None) 
     styles = looks(labels)
     for label, style in styles.items():
         drops = np.sort(known.loc[known["row"] == label, "drop"].to_numpy())
-        share = 100 * (1 - np.arange(drops.size) / max(1, drops.size))
+        at = np.unique(np.linspace(0, drops.size - 1, min(drops.size, 400)).astype(int))
+        drops, share = drops[at], 100 * (1 - at / max(1, drops.size))
         left.plot(drops, share, label=label, color=style["color"], linestyle=style["linestyle"])
     left.set(
         xlabel="IoU drop x between adjacent layers", ylabel="pairs that drop at least x (%)", xlim=(0, 1), ylim=(0, 100)
@@ -405,7 +412,7 @@ def query_usage(counts: Mapping[str, np.ndarray]) -> "Figure":
 
     columns = min(3, len(counts))
     lines = -(-len(counts) // columns)
-    figure, axes = new_figure(lines, columns, height=2.4, sharey=True)
+    figure, axes = new_figure(lines, columns, height=2.4, margins=Margins(top=0.5), sharey=True)
     for (label, values), style, axis in zip(counts.items(), looks(list(counts)).values(), axes, strict=False):
         share = 100 * np.sort(values)[::-1] / max(1, values.sum())
         axis.bar(np.arange(1, len(share) + 1), share, width=0.85, color=style["color"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.failure_cases import Aligned, Case, Step, Track, outline, painted, pixels
+from analysis.failure_cases import Aligned, Case, Step, Track, pixels, show
 from analysis.jumps import THRESHOLD, checkpoint_interval, jumps
 from analysis.statistics import MIN_SEEDS, bounded_interval, paired_t
 from analysis.style import JUMP, in_style, look
@@ -238,11 +238,8 @@ def _strips(
 
 
 def _tile(axis: "Axes", case: Case, step: Step, picture: Any, colour: str, small: bool) -> None:
-    height, width = case.truth.shape
-    left, top, right, bottom = case.box
-    axis.imshow(painted(step.mask, picture, colour, 0.9), extent=(0, width, height, 0), interpolation="none")
-    outline(axis, case.truth, 0.45 if small else 0.9)
-    axis.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
+    show(axis, case, step.mask, picture, colour, opacity=0.9, line=0.45 if small else 0.9)
+    axis.set(xticks=[], yticks=[])
     axis.grid(False)
     for spine in axis.spines.values():
         spine.set(

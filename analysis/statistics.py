@@ -7,6 +7,7 @@ Every p comes with the effect and its 95 % interval.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING, Literal
 
@@ -101,13 +102,18 @@ def summarise(values: Sequence[float]) -> Summary:
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
     """t interval of the mean, None below three values."""
-    from scipy import stats
-
     array = _finite(values)
     if array.size < MIN_SEEDS:
         return None
-    half = float(stats.t.ppf((1 + level) / 2, array.size - 1)) * float(array.std(ddof=1)) / sqrt(array.size)
+    half = _t_quantile((1 + level) / 2, array.size - 1) * float(array.std(ddof=1)) / sqrt(array.size)
     return float(array.mean()) - half, float(array.mean()) + half
+
+
+@cache
+def _t_quantile(share: float, degrees: int) -> float:
+    from scipy import stats
+
+    return float(stats.t.ppf(share, degrees))
 
 
 def bounded_interval(

@@ -5,6 +5,7 @@ to run.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
 from types import MappingProxyType
@@ -86,15 +87,65 @@ def in_style(draw: Callable[P, "Figure"]) -> Callable[P, "Figure"]:
     return wrapper
 
 
+@dataclass(frozen=True)
+class Margins:
+    """Room for the labels round each axes of a figure, in inches."""
+
+    left: float = 0.64
+    right: float = 0.14
+    top: float = 0.3
+    bottom: float = 0.46
+
+
+CELLS = "cells"
+"""Label of the figures whose axes stand in cells (:func:`new_figure`)."""
+
+
 def new_figure(
-    rows: int, columns: int, *, width: float = WIDTH, height: float = 2.6, **options: Any
+    rows: int,
+    columns: int,
+    *,
+    width: float = WIDTH,
+    height: float = 2.6,
+    margins: Margins = Margins(),
+    **options: Any,
 ) -> tuple["Figure", list["Axes"]]:
-    """A figure of rows × columns axes (``height`` inches a row), not registered with pyplot."""
+    """A figure of rows × columns axes, each with the same margins in a cell of its own (``height`` inches), not
+    registered with pyplot. Nothing is measured to lay it out: that takes longer than drawing.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height * rows), layout="constrained")
+    figure = Figure(figsize=(width, height * rows), label=CELLS)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
+    across, down = margins.left + margins.right, margins.top + margins.bottom
+    figure.subplots_adjust(
+        left=margins.left / width,
+        right=1 - margins.right / width,
+        bottom=margins.bottom / (height * rows),
+        top=1 - margins.top / (height * rows),
+        wspace=across / (width / columns - across),
+        hspace=down / (height - down),
+    )
     return figure, list(axes.ravel())
+
+
+def cell(axes: "Axes") -> tuple[float, float, float, float]:
+    """The cell of an axes of :func:`new_figure`: left, top, width, height in inches."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    (width, height), given, box = figure.get_size_inches(), figure.subplotpars, axes.get_position(original=True)
+    size = box.width * width * (1 + given.wspace), box.height * height * (1 + given.hspace)
+    return (box.x0 - given.left) * width, (1 - box.y0 + given.bottom) * height - size[1], *size
+
+
+def text_width(texts: Sequence[str], size: float) -> float:
+    """Inches that the longest of some texts takes at a font size in points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=size)
+    widths = (text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] for text in texts)
+    return max(widths, default=0.0) / 72
 
 
 def look(index: int) -> dict[str, Any]:
@@ -131,15 +182,21 @@ def looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def legend_above(figure: "Figure", axes: "Axes", columns: int = 3) -> None:
-    """One legend for all axes, above them, of the artists of ``axes``; no legend without any.
+    """One legend for all axes, above them, of the artists of ``axes``; no legend without any. The figure grows by it.
 
     At most ``columns`` columns, fewer where long labels would not fit the figure's width.
     """
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        inches = 0.6 + 0.068 * max(map(len, labels))
-        fitting = max(1, int(figure.get_figwidth() / inches))
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(columns, len(labels), fitting))
+    if not handles:
+        return
+    width, height = figure.get_size_inches()
+    fitting = max(1, int(width / (0.6 + text_width(labels, 8))))
+    columns = min(columns, len(labels), fitting)
+    figure.legend(handles, labels, loc="upper center", ncols=columns, borderaxespad=0.2)
+    whole = height + 0.12 + 0.17 * -(-len(labels) // columns)
+    given = figure.subplotpars
+    figure.set_size_inches(width, whole)
+    figure.subplots_adjust(bottom=given.bottom * height / whole, top=given.top * height / whole)
 
 
 def save(figure: "Figure", data: "pd.DataFrame", stem: Path) -> list[Path]:

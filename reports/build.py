@@ -1,8 +1,9 @@
 """``mpformer report``: everything rebuilt from the run store alone, at any time, halfway through a suite too."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from reports.escape import clean
 from reports.explorer import build_explorer
 from reports.figures import suite_figures, why_missing
 from reports.formats import FIGURES, FORMATS, TABLES, render
-from reports.runs import Reader
+from reports.runs import Reader, RunView
 
 EXPLORED = 100  # objects; the command `mpformer visualize` takes any number
 
@@ -48,9 +49,9 @@ def build(
     options = (tuple(formats), tuple(columns), decimals, not suites)
     found = records(store, suites, scale, dataset)
     reader = Reader(store, queued_runs(store), scheduler.remembered(store))
-    digests = [incremental.fingerprint(r, store, options, reader.queued, reader.placements) for r in found]
+    prints = [incremental.fingerprint(r, store, options, reader.queued, reader.placements) for r in found]
     folders = [base / suite_name(record.suite, record.scale, record.dataset) for record in found]
-    old = [incremental.kept(folder, digest) for folder, digest in zip(folders, digests, strict=True)]
+    old = [incremental.kept(folder, mine.whole) for folder, mine in zip(folders, prints, strict=True)]
     overview = [base / "index.html"] if not suites and "html" in formats else []
     if None not in old and all(path.exists() for path in overview):
         return [path for made in old if made for path in made.files] + overview
@@ -58,8 +59,8 @@ def build(
     reports = iter(_collected(changed, reader, columns, decimals))
     try:
         every = [
-            made or _write(next(reports), folder, formats, digest, bool(overview))
-            for folder, digest, made in zip(folders, digests, old, strict=True)
+            made or _write(next(reports), folder, formats, mine, bool(overview))
+            for folder, mine, made in zip(folders, prints, old, strict=True)
         ]
         files = [path for made in every for path in made.files]
         return files + [_save(path, site.index_page([made.card for made in every])) for path in overview]
@@ -116,15 +117,40 @@ def check(
     return [clean(line) for line in paper_numbers.outside(named)], others + empty
 
 
-def _write(report: SuiteReport, folder: Path, formats: Sequence[str], digest: str, overview: bool) -> incremental.Made:
+def _write(
+    report: SuiteReport, folder: Path, formats: Sequence[str], mine: incremental.Fingerprint, overview: bool
+) -> incremental.Made:
     """Write a suite's files and remember them, so that they are left alone until something changes."""
+    pages = Pages(folder, incremental.digests(folder), mine.pages)
     incremental.forget(folder)
-    made = incremental.Made(tuple(_write_files(report, folder, formats, overview)), site.card(report.table))
-    incremental.remember(folder, digest, made)
+    written = tuple(_write_files(report, folder, formats, pages, overview))
+    made = incremental.Made(written, site.card(report.table), pages.made)
+    incremental.remember(folder, mine.whole, made)
     return made
 
 
-def _write_files(report: SuiteReport, folder: Path, formats: Sequence[str], overview: bool) -> list[Path]:
+@dataclass
+class Pages:
+    """The pages that are made of few runs: each is left alone while its runs are as they were."""
+
+    folder: Path
+    known: Mapping[str, str]
+    runs: Mapping[tuple[str, str], str]
+    made: dict[str, str] = field(default_factory=dict)
+
+    def write(self, name: str, views: Sequence[RunView], render: Callable[[], str | None]) -> Path:
+        """Write what ``render`` returns, unless that is None, or the page is there and was made of the same."""
+        path = self.folder / name
+        digest = incremental.digest(*(self.runs.get((view.run_id, view.eval_id)) for view in views))
+        if self.known.get(name) != digest or not path.exists():
+            content = render()
+            if content is not None and _differs(path, content):
+                _save(path, content)
+        self.made[name] = digest
+        return path
+
+
+def _write_files(report: SuiteReport, folder: Path, formats: Sequence[str], pages: Pages, overview: bool) -> list[Path]:
     """Tables, figures (SVG and data always) if the page or a format of theirs is asked for, and pages."""
     written = [_save(folder / TABLES[form], render(report.table, form)) for form in formats if form in TABLES]
     if "html" not in formats and not FIGURES.keys() & set(formats):
@@ -141,7 +167,7 @@ def _write_files(report: SuiteReport, folder: Path, formats: Sequence[str], over
         return written
     index = "../index.html" if overview else ""
     downloads = [(FORMATS[form].label, TABLES[form]) for form in formats if form in TABLES]
-    explorer = parts.made("layer explorer", lambda: _explorer(gallery, folder)) or []
+    explorer = parts.made("layer explorer", lambda: _explorer(gallery, pages)) or []
     link = explorer[0].name if explorer else ""
     runs = run_page.sections(report)
     opening = parts.made("picture of the jumps", lambda: jump_picture.view(picture, strips=True) if picture else None)
@@ -156,7 +182,7 @@ def _write_files(report: SuiteReport, folder: Path, formats: Sequence[str], over
         opening=opening,
         missing=parts.missing,
     )
-    return [*written, *explorer, *_run_pages(report, runs, folder, overview), _save(folder / "index.html", page)]
+    return [*written, *explorer, *_run_pages(report, runs, pages, overview), _save(folder / "index.html", page)]
 
 
 Made = TypeVar("Made")
@@ -177,12 +203,14 @@ class Parts:
             return None
 
 
-def _run_pages(report: SuiteReport, runs: site.Runs, folder: Path, overview: bool) -> list[Path]:
-    """One page a run; a page that would come out as it is is left alone."""
+def _run_pages(report: SuiteReport, runs: site.Runs, pages: Pages, overview: bool) -> list[Path]:
+    """One page a run."""
     index = "../../index.html" if overview else ""
-    pages = {section.file: section for _, sections in runs for section in sections}
-    rendered = ((folder / name, site.run_page(report, section, index_link=index)) for name, section in pages.items())
-    return [_save(path, page) if _differs(path, page) else path for path, page in rendered]
+    sections = {section.file: section for _, mine in runs for section in mine}
+    return [
+        pages.write(name, [of.view], partial(site.run_page, report, of, index_link=index))
+        for name, of in sections.items()
+    ]
 
 
 def _differs(path: Path, content: str) -> bool:
@@ -192,15 +220,18 @@ def _differs(path: Path, content: str) -> bool:
         return True
 
 
-def _explorer(gallery: site.Gallery | None, folder: Path) -> list[Path]:
+def _explorer(gallery: site.Gallery | None, pages: Pages) -> list[Path]:
     """The layer explorer of the gallery's two runs, for their most inconsistent objects."""
     if gallery is None:
         return []
     evaluations = [masks.folder.parent for masks in gallery.folders]
     labels = [f"{name}, seed {gallery.seed}" for name in gallery.names]
-    return [
-        build_explorer(evaluations, folder / "explorer.html", worst=EXPLORED, labels=labels, back="index.html#gallery")
-    ]
+
+    def render() -> None:
+        out = pages.folder / "explorer.html"
+        build_explorer(evaluations, out, worst=EXPLORED, labels=labels, back="index.html#gallery")
+
+    return [pages.write("explorer.html", gallery.views, render)]
 
 
 def _save(path: Path, content: str) -> Path:

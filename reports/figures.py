@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from analysis.style import assigned, look_of, styled
+from analysis.style import CELLS, assigned, cell, look_of, styled
 from experiments.store.files import read_json, write_json, write_text
 from mpformer.config.dotted import leaves
 from reports.collect import RowRuns, SuiteReport, number
@@ -599,43 +599,26 @@ def _figure(plan: Plan, folder: Path, kinds: Sequence[str], looks: Looks) -> Fig
 
 
 def _draw(plan: Plan, stem: Path, kinds: Sequence[str]) -> list[str]:
-    """Draw a figure and write it as each kind; the layout, most of the time, is computed once, not once a kind.
-
-    Returns its panels.
-    """
+    """Draw a figure and write it as each kind; returns its panels."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     drawing = plan.draw()
     for patch in (drawing.patch, *(axes.patch for axes in drawing.axes)):
         patch.set_gid("ground")  # by which a page finds what would be a white box in the dark
-    panels: list[str] = []
     with styled():
-        if drawing.get_layout_engine() is None:
-            whole: Any = "tight"
-        else:
-            drawing.draw_without_rendering()
-            drawing.set_layout_engine(None)  # "none" keeps a placeholder, for which every file is drawn twice
-            whole = drawing.bbox_inches
-            panels = _panels(drawing)
+        panels = _panels(drawing) if drawing.get_label() == CELLS else []
         for kind in kinds:
             file = stem.with_name(f"{stem.name}.{kind}")
-            drawing.savefig(file, format=kind, metadata=dict(FIGURES[kind]), bbox_inches=whole)
+            drawing.savefig(file, format=kind, metadata=dict(FIGURES[kind]), bbox_inches=drawing.bbox_inches)
     return panels
 
 
 def _panels(drawing: "Drawing") -> list[str]:
-    """Views of a figure that is laid out: its legend, then each axes with the colour bar beside it; in points."""
-    from matplotlib.transforms import Bbox
-
-    boxes = [legend.get_window_extent() for legend in drawing.legends]
-    for axes in drawing.axes:
-        if axes.get_visible() and (box := axes.get_tightbbox()) is not None:
-            if axes.get_label() == "<colorbar>" and boxes:
-                boxes[-1] = Bbox.union([boxes[-1], box])
-            else:
-                boxes.append(box)
-    points, height = 72 / drawing.dpi, drawing.bbox.height
-    sides = [(box.x0 - 4, height - box.y1 - 4, box.width + 8, box.height + 8) for box in boxes]
-    return [" ".join(f"{points * side:.1f}" for side in view) for view in sides]
+    """Views of a figure whose axes stand in cells: its legend, then each cell; in points."""
+    dpi, height = drawing.dpi, drawing.bbox.height
+    legends = [legend.get_window_extent() for legend in drawing.legends]
+    views = [[side / dpi for side in (box.x0, height - box.y1, box.width, box.height)] for box in legends]
+    views += [list(cell(axes)) for axes in drawing.axes if axes.get_visible()]
+    return [" ".join(f"{72 * side:.1f}" for side in view) for view in views]
 
 
 _THEME = {

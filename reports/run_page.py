@@ -4,7 +4,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -122,22 +122,78 @@ def _mirrored(uri: str, copied: Copied) -> Mirrored:
 
 @dataclass(frozen=True)
 class RunSection:
-    """One run, ready for its page."""
+    """One run as its page shows it: what is not asked for is not made."""
 
-    file: str
-    view: RunView
+    report: SuiteReport
     row: RowRuns
-    repeat: str
-    repeat_row: str
-    toggles: tuple[tuple[str, str], ...]
-    changes: tuple[Change, ...]
-    curves: tuple[str, ...]
-    facts: tuple[tuple[str, str], ...]
-    mlflow: tuple[Mirrored, ...]
-    diff: str
-    config: str
-    metrics: tuple[tuple[str, str], ...]
-    architecture: Markup
+    view: RunView
+
+    @property
+    def file(self) -> str:
+        """The run's page, from the page of its suite; stable, so that it can be linked to."""
+        return f"runs/{slug(self.view.run_id)}-{slug(self.view.eval_id)}.html"
+
+    @property
+    def repeat(self) -> str:
+        """The commands that repeat the run."""
+        return repeat_command(self.report.record, self.row, self.view)
+
+    @property
+    def repeat_row(self) -> str:
+        """The commands that repeat its row."""
+        return repeat_row(self.report.record, self.row)
+
+    @property
+    def toggles(self) -> list[tuple[str, str]]:
+        """The row's toggles, by name."""
+        return [(key, _json(value)) for key, value in self.row.toggles.items()]
+
+    @cached_property
+    def _leaves(self) -> Mapping[str, Any]:
+        return dict(leaves(self.view.config))
+
+    @cached_property
+    def changes(self) -> list[Change]:
+        """In what the run's configuration differs from that of its row's baseline."""
+        base = _baseline_config(self.report, self.row, self.view.seed)
+        return changes(self._leaves, base) if base and self._leaves else []
+
+    @cached_property
+    def curves(self) -> tuple[Markup, ...]:
+        """Loss and scores over iterations."""
+        return chart.curves(self.view.lines, self.view.max_iter)
+
+    @cached_property
+    def facts(self) -> list[tuple[str, str]]:
+        """Where the run comes from, by name."""
+        return _facts(self.view)
+
+    @cached_property
+    def mlflow(self) -> tuple[Mirrored, ...]:
+        """The run's copies."""
+        return mlflow_runs(self.view)
+
+    @cached_property
+    def diff(self) -> str:
+        """The uncommitted changes."""
+        return _diff(self.view)
+
+    @property
+    def config(self) -> str:
+        """The full configuration, a key a line."""
+        return "\n".join(f"{key} = {_json(value)}" for key, value in self._leaves.items())
+
+    @property
+    def metrics(self) -> list[tuple[str, str]]:
+        """The numbers of its result, by name."""
+        found = (self.view.result or {}).get("metrics", {})
+        return [(key, f"{value:.2f}") for key, value in found.items() if value is not None]
+
+    @cached_property
+    def architecture(self) -> Markup:
+        """The drawing of the model; empty where nothing is known of it yet."""
+        layers = self.view.config.get("model", {}).get("decoder_layers")
+        return Markup(architecture(self.row.toggles, int(layers)) if self.row.toggles and layers else "")
 
     @property
     def kind(self) -> Kind:
@@ -157,43 +213,9 @@ class RunSection:
         return self.view.attempts[-1] if self.view.attempts else None
 
 
-def run_file(view: RunView) -> str:
-    """The run's page, from the page of its suite; stable, so that it can be linked to."""
-    return f"runs/{slug(view.run_id)}-{slug(view.eval_id)}.html"
-
-
-def section(report: SuiteReport, row: RowRuns, view: RunView) -> RunSection:
-    """Everything that is said about a run."""
-    base, here = _baseline_config(report, row, view.seed), dict(leaves(view.config))
-    return RunSection(
-        file=run_file(view),
-        view=view,
-        row=row,
-        repeat=repeat_command(report.record, row, view),
-        repeat_row=repeat_row(report.record, row),
-        toggles=tuple((key, _json(value)) for key, value in row.toggles.items()),
-        changes=tuple(changes(here, base)) if base and here else (),
-        curves=chart.curves(view.lines, view.max_iter),
-        facts=tuple(_facts(view)),
-        mlflow=mlflow_runs(view),
-        diff=_diff(view),
-        config="\n".join(f"{key} = {_json(value)}" for key, value in here.items()),
-        metrics=tuple(
-            (key, f"{value:.2f}") for key, value in (view.result or {}).get("metrics", {}).items() if value is not None
-        ),
-        architecture=_architecture(row, view),
-    )
-
-
-def _architecture(row: RowRuns, view: RunView) -> Markup:
-    """The drawing of the model; empty where nothing is known of it yet."""
-    layers = view.config.get("model", {}).get("decoder_layers")
-    return Markup(architecture(row.toggles, int(layers)) if row.toggles and layers else "")
-
-
 def sections(report: SuiteReport) -> list[tuple[RowRuns, list[RunSection]]]:
     """The runs of every row, in table order."""
-    return [(row, [section(report, row, view) for view in row.views]) for row in report.rows]
+    return [(row, [RunSection(report, row, view) for view in row.views]) for row in report.rows]
 
 
 def _baseline_config(report: SuiteReport, row: RowRuns, seed: int) -> Mapping[str, Any]:
