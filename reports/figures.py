@@ -71,6 +71,8 @@ class Plan:
     draw: Callable[[], "Drawing"]
     reason: str = ""
     """Why there is nothing to draw; empty if there is."""
+    file_alone: bool = False
+    """Whether the page shows this in a form of its own: it is drawn where files of figures are asked for."""
 
 
 def why_missing(what: str, error: Exception) -> str:
@@ -100,13 +102,15 @@ def suite_figures(
     kinds: Sequence[str] = tuple(FIGURES),
     further: Iterable[Plan] = (),
 ) -> list[Figure]:
-    """Draw a suite's figures into ``folder``, as ``kinds`` out of FIGURES (SVG always) and with their data as CSV.
+    """Draw a suite's figures into ``folder``, as ``kinds`` out of FIGURES (what the page shows as SVG always) and with
+    their data as CSV.
 
     ``further`` plans follow after the suite's own. Figures whose data is not there yet are left out; one that cannot be
     drawn says why.
     """
     wanted = tuple(kind for kind in FIGURES if kind == "svg" or kind in kinds)
-    plans = [*_plans(report, cases, names), *safely(further)]
+    files = bool(FIGURES.keys() & set(kinds))
+    plans = [plan for plan in (*_plans(report, cases, names), *safely(further)) if files or not plan.file_alone]
     looks = row_looks(report)
     spelt = f" {SPELT}" if any(is_spelt(row.label) for row in report.rows) else ""
     named = [replace(plan, caption=plan.caption + spelt) for plan in plans if plan.reason or not plan.data.empty]
@@ -538,7 +542,7 @@ def _gallery_plan(cases: Sequence[Case], names: Sequence[str]) -> Plan:
 
         return failure_gallery(cases, labels)
 
-    return Plan("gallery", "Masks between adjacent layers", "", data, draw)
+    return Plan("gallery", "Masks between adjacent layers", "", data, draw, file_alone=True)
 
 
 def as_figure_text(case: Case) -> Case:

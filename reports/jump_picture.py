@@ -126,7 +126,7 @@ def _figure(picture: JumpPicture) -> Plan:
         runs = [replace(run, name=label(run.name)) for run in picture.runs]
         return jump_figure(runs, cases, picture.caption())
 
-    return Plan("jumps", claim(picture.runs)[0], picture.caption(), data, draw)
+    return Plan("jumps", claim(picture.runs)[0], picture.caption(), data, draw, file_alone=True)
 
 
 def _rates(picture: JumpPicture) -> list[tuple[Any, ...]]:

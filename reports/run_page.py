@@ -18,7 +18,7 @@ from experiments.store.suite_record import SuiteRecord
 from mpformer.config.dotted import leaves
 from reports import caption, chart
 from reports.collect import RowRuns, SuiteReport, trusted
-from reports.escape import slug
+from reports.escape import clean, slug
 from reports.model import Kind
 from reports.runs import Attempt, Commit, RunView
 
@@ -193,7 +193,8 @@ class RunSection:
     def architecture(self) -> Markup:
         """The drawing of the model; empty where nothing is known of it yet."""
         layers = self.view.config.get("model", {}).get("decoder_layers")
-        return Markup(architecture(self.row.toggles, int(layers)) if self.row.toggles and layers else "")
+        toggles = {key: clean(value) if isinstance(value, str) else value for key, value in self.row.toggles.items()}
+        return Markup(architecture(toggles, int(layers)) if toggles and layers else "")
 
     @property
     def kind(self) -> Kind:

@@ -40,7 +40,7 @@ def test_everything_with_an_overview(store: Path, blank_figures: None) -> None:
 
 
 def test_every_figure_is_drawn(store: Path) -> None:
-    build(["headline"], store, formats=LIGHT)
+    build(["headline"], store, formats=(*LIGHT, "svg"))
     folder = store / "reports" / "headline@mini" / "figures"
     drawn = {path.stem for path in folder.glob("*.svg")}
     of_masks = {"effects", "jumps", "jump-thresholds", "gallery"}

@@ -391,7 +391,7 @@ def test_explorer_of_its_promised_size(tmp_path: Path, open_page: Any) -> None:
     assert page.locator("#panes canvas").count() == 2
 
 
-def big_run(folder: Path) -> Path:
+def big_run(folder: Path, images: int = 100) -> Path:
     """Layer masks of the size that the explorer promises to open."""
     import numpy as np
     from pycocotools import mask as coco
@@ -404,7 +404,7 @@ def big_run(folder: Path) -> Path:
     strings = [coco.encode(np.asfortranarray(shape.astype(np.uint8)))["counts"].decode() for shape in shapes]
     masks = folder / "layer_masks"
     masks.mkdir(parents=True)
-    for image in range(100):
+    for image in range(images):
         layers = [
             {"layer": layer, "queries": [
                 {"query": q, "class": 0, "class_name": "x", "score": 0.9, "object": q if q < 10 else -1, "iou_gt": 0.5,
@@ -423,6 +423,6 @@ def big_run(folder: Path) -> Path:
             "layers": layers,
         }
         (masks / f"{image}.json").write_text(json.dumps(record))
-    listed = [{"image_id": image, "record": f"{image}.json"} for image in range(100)]
+    listed = [{"image_id": image, "record": f"{image}.json"} for image in range(images)]
     (masks / "index.json").write_text(json.dumps({"images": listed}))
     return folder

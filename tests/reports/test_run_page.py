@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.architecture import architecture
 from experiments.store.files import write_json
 from experiments.store.run_dir import Store
 from experiments.suites import catalogue, planning, rows
@@ -146,6 +147,16 @@ def test_mlflow_is_linked_where_the_mirror_has_been(gather: Gather) -> None:
     assert 'href="javascript' not in page
     (view.directory.path / "mlflow.json").write_text("[]")
     assert run_page.mlflow_runs(view) == ()
+
+
+def test_every_rows_pages_have_the_architecture_with_what_it_switches_on(gather: Gather) -> None:
+    for suite in ("headline", "components"):
+        report = gather(suite)
+        for row, sections in run_page.sections(report):
+            known = [found for found in sections if found.view.config]
+            assert known
+            for found in known:
+                assert architecture(row.toggles, 6) in pages.run_page(report, found)
 
 
 def test_curves_leave_out_what_cannot_be_drawn(gather: Gather) -> None:
