@@ -34,7 +34,7 @@ from mpformer.evaluation.evaluate import Collector
 from mpformer.evaluation.layer_pass import ImageOutput
 from mpformer.modeling.inference import InferenceSettings
 from mpformer.modeling.outputs import DecoderOutput
-from mpformer.runtime.process import peak_memory
+from mpformer.runtime.process import peak_memory, prepare_process
 
 HEIGHT, WIDTH = 480, 640
 OBJECTS, QUERIES, LAYERS, CHANNELS, BLOBS = 7, 100, 10, 256, 30
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=0, help="shorter side of the model's input; 0: as the image")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    torch.set_num_threads(1)
+    prepare_process("cpu", 1)
     case = Case.of(asked.task, asked.side)
     for number in (1, 2):  # libraries allocate when they are first used
         Collector(case.config).add(image_output(case, number))
