@@ -59,3 +59,4 @@ def test_contradictions_would_be_seen(state: str, jobs: dict[str, str], process:
     assert truth.contradiction(run, now, away) == (kind if process else "")
     changed = replace(now, jobs={"r": {"8_0": "PENDING"}}, processes={})
     assert truth.contradiction(run, now, changed) == ""
+    assert truth.contradiction(run, now, replace(now, claimed={"r": 1})) == (kind if process else "")

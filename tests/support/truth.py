@@ -7,13 +7,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.status.scheduler import ENDED
-from experiments.store import journal
+from experiments.store import claims, journal
 from experiments.store.run_dir import Store
 from tests.support.tiny_jobs import ROOT
 
@@ -31,6 +31,8 @@ class Facts:
     """Of each run the process that trains or scores it, once it has left a trace."""
     alive: frozenset[str] = frozenset()
     """Runs of whose jobs a process lives: it may begin, or be about to end."""
+    claimed: Mapping[str, int] = field(default_factory=dict)
+    """Of each run the number of its last claim: a start that came and went between two looks leaves its trace here."""
 
 
 @dataclass
@@ -58,12 +60,13 @@ class Watch:
     def _run(self) -> None:
         while not self._end.wait(self.period):
             before = facts(self.store)
-            said = status(self.store.root, self.suite)
+            view = status(self.store.root, self.suite)
             after = facts(self.store)
-            if said is not None:
+            if view is not None:
                 self.samples += 1
-                for run in said:
-                    self._judge(run, before, after)
+                heard = (view["scheduler"] or {}).get("controller", True)  # it may have been away for that moment
+                for run in view["runs"]:
+                    self._judge(run, replace(before, answered=before.answered and heard), after)
 
     def _judge(self, run: dict[str, Any], before: Facts, after: Facts) -> None:
         kind = contradiction(run, before, after)
@@ -89,6 +92,8 @@ def contradiction(run: dict[str, Any], before: Facts, after: Facts) -> str:
     if works and state not in ("RUNNING", "DONE", "TRAINED"):
         return f"a process works, status says {state}"
     if not (before.answered and after.answered) or before.jobs.get(run_id) != after.jobs.get(run_id):
+        return ""
+    if before.claimed.get(run_id) != after.claimed.get(run_id):
         return ""
     jobs = before.jobs.get(run_id, {})
     if jobs and state not in (*ACTIVE, "DONE", "TRAINED") and not set(jobs.values()) <= {"COMPLETING"}:
@@ -117,7 +122,8 @@ def facts(store: Store) -> Facts:
                 jobs.setdefault(run.run_id, {})[element] = live[submission.name, element]
     processes = {run.run_id: pid for run in store.runs() if (pid := _worker(run.path / "witness.jsonl"))}
     alive = frozenset(owners[element] for element in _elements() if element in owners)
-    return Facts(asked.returncode == 0, jobs, processes, alive)
+    claimed = {run.run_id: claims.highest(run.claims) for run in store.runs()}
+    return Facts(asked.returncode == 0, jobs, processes, alive, claimed)
 
 
 def _elements() -> Iterator[str]:
@@ -140,8 +146,8 @@ def _worker(witness: Path) -> int | None:
     return None if state in "ZX" else pid
 
 
-def status(root: Path, suite: str) -> list[dict[str, Any]] | None:
-    """What the command prints of the suite's runs; None where nothing was launched yet."""
+def status(root: Path, suite: str) -> dict[str, Any] | None:
+    """What the command prints of the suite; None where nothing was launched yet."""
     command = [sys.executable, "-m", "experiments.cli.main", "status", suite, "--json", "--root", str(root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
-    return list(json.loads(done.stdout)[0]["runs"]) if done.returncode == 0 else None
+    return dict(json.loads(done.stdout)[0]) if done.returncode == 0 else None
