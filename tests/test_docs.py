@@ -1,5 +1,6 @@
-"""The tutorials' code runs, their commands are real ones, and what they say of the suites is so."""
+"""The tutorials' code runs, their commands and those of messages are real ones, and what they say of suites is so."""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,3 +95,48 @@ def test_commands_of_the_pages_are_ones(page: str, taught: Path, monkeypatch: py
             assert found is not None
             command, context = found, click.Context(found, info_name=name, parent=context)
         command.make_context(command.name, list(words))
+
+
+NO_COMMAND = {"in", "has", "makes", "trains", "dataset"}
+"""What may follow the program's name in a sentence about it."""
+
+
+def _sentences(path: Path) -> Iterator[str]:
+    """The strings of a module, docstrings too, with an X for each value that is put into them."""
+    tree = ast.parse(path.read_text())
+    inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)  # type: ignore[misc]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
+            yield node.value
+
+
+def _advised() -> Iterator[tuple[str, str]]:
+    """Where a command of ours is named, in the code's messages and docstrings and on the pages, and its words."""
+    modules = (path for room in ("mpformer", "experiments", "reports") for path in (DOCS.parent / room).rglob("*.py"))
+    texts = [(path.name, text) for path in modules for text in _sentences(path)]
+    texts += [(path.name, path.read_text()) for path in (DOCS.parent / "README.md", *DOCS.glob("*.md"))]
+    for name, text in texts:
+        for found in re.finditer(r"\bmpformer ([a-z][\w-]*[^\n`;:()]*)", text):
+            yield name, found[1]
+
+
+def test_commands_that_messages_and_pages_name_are_ones() -> None:
+    seen, wrong = set(), []
+    for where, text in _advised():
+        words = text.split()
+        command: click.Command | None = cli
+        while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+            word = words.pop(0).rstrip(".,'\"")
+            command = command.get_command(click.Context(command), word)
+            if command is None and word not in NO_COMMAND:
+                wrong.append(f"{where}: {text}")
+        if command is None or isinstance(command, click.Group):
+            continue
+        seen.add(command.name)
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        asked = {word.partition("=")[0].rstrip(".,'\"") for word in words if re.match(r"--?[a-z]", word)}
+        wrong += [f"{where}: {text}"] if asked - known - {"--help"} else []
+    assert not wrong, "\n".join(wrong)
+    assert {"launch", "status", "sync", "check"} <= seen

@@ -198,6 +198,8 @@ def _estimate(config: Config, plan: Plan, samples: Sequence[_Sample], disk: _Dis
     trains = not config.schedule.evaluation_only
     seconds = scoring + (config.schedule.max_iter * iteration if trains else 0)
     source = how if trains else how_image
+    if how_image == "declared" != source:
+        source += ", scoring declared"
     return Estimate(seconds, source, disk.bytes, disk.files, disk.source, disk.weights, *known)
 
 

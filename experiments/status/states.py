@@ -283,7 +283,8 @@ def _waiting(last: _Last, placement: Placement, job: Job) -> RunState:
     again = last.of(placement) or job.state.startswith("REQUEUE") or "requeued" in job.reason
     detail = job.reason or job.state.lower()
     if job.held:
-        detail = f"held ({detail}): scontrol release {job.id}"
+        elsewhere = f"--clusters={job.clusters} " if job.clusters else ""
+        detail = f"held ({detail}): scontrol {elsewhere}release {job.id}"
     elif job.hopeless:
         detail = f"never starts as it is ({detail}): change the profile's {job.hopeless}, cancel, and launch again"
     stuck = job.held or bool(job.hopeless)

@@ -143,6 +143,8 @@ class SuiteView:
     runs: tuple[RunLine, ...]
     bad_nodes: Mapping[str, int] = field(default_factory=dict)
     """Nodes that the suite's jobs avoid, with the number of starts that died there."""
+    profile: str = ""
+    """The profile of the last launch whose jobs avoid them."""
 
     @property
     def name(self) -> str:
@@ -253,18 +255,21 @@ def _view(store: Store, record: SuiteRecord, found: Standing) -> SuiteView:
         replace(run, left=_time_left(store, run, speeds), delta=delta) for run, delta in zip(runs, deltas, strict=True)
     )
     head = {name: getattr(record, name) for name in _HEAD}
-    return SuiteView(**head, answer=found.answer, runs=tuple(lines), bad_nodes=_bad_nodes(store, record, found))
+    nodes, profile = _bad_nodes(store, record, found)
+    return SuiteView(**head, answer=found.answer, runs=tuple(lines), bad_nodes=nodes, profile=profile)
 
 
-def _bad_nodes(store: Store, record: SuiteRecord, found: Standing) -> dict[str, int]:
-    """The bad nodes of the suite's launches whose jobs Slurm still has."""
+def _bad_nodes(store: Store, record: SuiteRecord, found: Standing) -> tuple[dict[str, int], str]:
+    """The bad nodes of the suite's launches whose jobs Slurm still has, and the profile of the last of these."""
     waiting = {run_id for (run_id, _), state in found.states.items() if state.live}
     nodes: dict[str, int] = {}
+    profile = ""
     for launched, about in launches.with_deaths(store):
         ours = (about.suite, about.scale, about.dataset) == (record.suite, record.scale, record.dataset)
         if ours and not waiting.isdisjoint(about.runs):
-            nodes |= launches.bad_nodes(launched.deaths_file)
-    return nodes
+            bad = launches.bad_nodes(launched.deaths_file)
+            nodes, profile = nodes | bad, about.profile if bad else profile
+    return nodes, profile
 
 
 _Scored = Callable[[str], Sequence[Mapping[str, Any]]]

@@ -1,5 +1,6 @@
 """Tables of runs: how their states, progress and scores are written, for a terminal and as plain text."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -161,10 +162,16 @@ def notes(views: Sequence[SuiteView]) -> list[str]:
     silent = [f"{problem}: states are what files and accounting say" for problem in dict.fromkeys(problems)]
     return silent + [
         f"node {node} is left out: the infrastructure ended {count} starts of {view.suite} there; "
-        f"mpformer launch {view.suite} --forget-nodes takes it back"
+        f"{_forgetting(view)} takes it back (with the rows, seeds, --set and --root of the launch)"
         for view in views
         for node, count in view.bad_nodes.items()
     ]
+
+
+def _forgetting(view: SuiteView) -> str:
+    """The command that lets the suite's jobs begin on any node again."""
+    about = ("--scale", view.scale, "--dataset", view.dataset, "--on", view.profile)
+    return shlex.join(["mpformer", "launch", view.suite, *about, "--forget-nodes"])
 
 
 def _title(view: SuiteView) -> str:

@@ -38,7 +38,7 @@ def test_declared_until_a_run_like_it_has_measured(plan: Plan, store: Store) -> 
     trained(store, first, 24.0)
     found = costs.estimates(plan, store, CPU)
     same_row = [run for run in plan.runs if run.row.name == first.row.name]
-    assert {found[run.run_id].source for run in same_row} == {"measured"}
+    assert {found[run.run_id].source for run in same_row} == {"measured, scoring declared"}
     assert found[same_row[1].run_id].seconds == pytest.approx(24.0 + scoring)
     assert found[last.run_id].source == "declared"
 
@@ -50,10 +50,10 @@ def test_a_laptops_seconds_say_nothing_of_eight_gpus(plan: Plan, store: Store) -
     write_json(store.launches / "h100" / "launch.json", {"profile": "h100"})
     trained(store, first, 1.2, "h100", device="cuda:0", world_size=8)
     found = costs.estimates(plan, store, EIGHT)[first.run_id]
-    assert found.source == "measured on h100"
+    assert found.source == "measured on h100, scoring declared"
     write_json(store.launches / "x" / "launch.json", {"profile": "a100"})
     trained(store, plan.runs[1], 2.4, "x", device="cuda:0", world_size=8)
-    assert costs.estimates(plan, store, EIGHT)[first.run_id].source == "measured"
+    assert costs.estimates(plan, store, EIGHT)[first.run_id].source == "measured, scoring declared"
 
 
 def test_smoke_runs_feed_the_estimate_of_iterations_and_images(plan: Plan, store: Store) -> None:
@@ -63,8 +63,10 @@ def test_smoke_runs_feed_the_estimate_of_iterations_and_images(plan: Plan, store
     result = {"schema": 1, "seconds": 4.0, "images": 8, "complete": True, "metrics": {"AP": 1.0}}
     result |= {"run_id": run.run_id, "eval_id": "e"}
     write_json(run.path / "evals" / "e" / "result.json", result)
-    found = costs.estimates(plan, store, EIGHT)[plan.runs[0].run_id]
+    expected = costs.estimates(plan, store, EIGHT)
+    found = expected[plan.runs[0].run_id]
     assert (found.source, found.seconds) == ("measured", pytest.approx(12 * 0.5 + 500 * 0.5))
+    assert "(measured)" in costs.of_plan([plan.runs[0].run_id], expected, EIGHT).lines()[0]
     assert found.disk_source == "declared", "a smoke run's files are not a run's"
 
 

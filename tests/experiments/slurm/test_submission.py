@@ -20,7 +20,8 @@ from experiments.execution.attempt import Options
 from experiments.execution.worker import Task
 from experiments.launch import begin as beginning
 from experiments.launch import choosing, profiles, smoke
-from experiments.slurm import arrays, code_snapshot, submission
+from experiments.runs import cancelling
+from experiments.slurm import arrays, check, code_snapshot, submission
 from experiments.slurm import limits as site
 from experiments.slurm.arrays import Array
 from experiments.slurm.batches import Batch, Target
@@ -425,7 +426,8 @@ def test_a_controller_that_does_not_answer_is_one_line(
 SBATCH = """#!/bin/sh
 cd "$(dirname "$0")"
 echo call >> sbatch.calls
-name=$(sed -n 's/^#SBATCH --job-name=//p' "$2")
+for script; do :; done
+name=$(sed -n 's/^#SBATCH --job-name=//p' "$script")
 if [ -e taken ]; then echo "88_0|89|PENDING|None|1767268800|N/A||$name" >> squeue.out; fi
 [ "$(wc -l < sbatch.calls)" -gt "$(cat failures)" ] && echo 77 && exit 0
 echo "sbatch: error: Batch job submission failed: $(cat said)" >&2
@@ -470,6 +472,46 @@ def test_after_five_further_attempts_it_is_one_line(data: Path, store: Store, sh
     done, calls = submitted(data, store, shaky, failures=6)
     assert (done.problem, calls) == (f"sbatch: Batch job submission failed: {TIMED_OUT}", 6)
     assert done.submissions[0].error == f"Batch job submission failed: {TIMED_OUT}"
+
+
+RECORDED = """#!/bin/sh
+echo "$(basename "$0") $*" >> "$(dirname "$0")/asked"
+exec "$0.real" "$@"
+"""
+
+
+def test_every_client_is_called_for_the_profiles_cluster(data: Path, store: Store, shaky: Path) -> None:
+    """sacctmgr alone has no such option: it is asked by the cluster's name."""
+    (shaky / "scontrol").write_text("#!/bin/sh\necho ClusterName = lab\necho AccountingStorageEnforce = limits\n")
+    for name in ("scancel", "sacctmgr"):
+        shutil.copy(str(shutil.which("true")), shaky / name)
+    for name in ("sbatch", "squeue", "sacct", "scontrol", "scancel", "sacctmgr"):
+        (shaky / name).rename(shaky / f"{name}.real")
+        (shaky / name).write_text(RECORDED)
+        (shaky / name).chmod(0o755)
+    (shaky / "failures").write_text("1")
+    target = Target("test", profile(report=True, clusters="gpus"))
+    submission.launch(plan(data, seeds=(0,)), store, data, target)
+    first, report = journal.submissions(store)
+    lines = (f"77_0|78|PENDING|BeginTime|1767268800|N/A||{first.name}", f"77_0|79|PENDING||1|N/A||{report.name}")
+    (shaky / "squeue.out").write_text("\n".join(("CLUSTER: gpus", *lines)) + "\n")
+    made = plan(data)
+    submission.launch(made, store, data, target)
+    launch_dir(store, first.launch).deaths_file.write_text("1 78 0 n1 105 9\n")
+    assert submission.forget_nodes(made, store, None) == 1
+    assert check.refusals(target.profile) == {"runs": "", "report": ""}
+    assert cancelling.cancel(store, standing.look_at_plan(made, store).values()).jobs
+    asked = [line.split() for line in (shaky / "asked").read_text().splitlines()]
+    assert {client for client, *_ in asked} == {"sbatch", "squeue", "sacct", "scontrol", "scancel", "sacctmgr"}
+    assert {words[2] for words in asked if words[0] == "sbatch"} == {"--parsable", "--test-only"}
+    assert {words[-1].partition("=")[0] for words in asked if words[:1] == ["scontrol"]} == {
+        "config", "Dependency", "ExcNodeList",
+    }  # fmt: skip
+    for client, *words in asked:
+        if client != "sacctmgr":
+            assert words[0] == "--clusters=gpus", (client, words)
+        elif "assoc" in words:
+            assert "cluster=lab" in words
 
 
 def test_what_will_not_change_is_tried_once(data: Path, store: Store, shaky: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from experiments.launch.profiles import SlurmProfile
 from experiments.runs import cancelling
 from experiments.status import scheduler, standing
 from experiments.status.states import RunState, derive
@@ -103,6 +104,17 @@ def test_another_cluster_is_asked_about_its_own_jobs(plan: Plan, store: Store, s
     for client in ("squeue", "sacct", "scontrol", "scancel"):
         asked = (slurm.folder / f"{client}.calls").read_text().splitlines()
         assert all(line.startswith("--clusters=gpus ") for line in asked), client
+
+
+def test_the_release_of_another_clusters_held_job_names_the_cluster(plan: Plan, store: Store, slurm: FakeSlurm) -> None:
+    submit(plan, store, clusters="gpus")
+    slurm.queued(0, "PENDING", "JobHeldUser")
+    assert Submitted(plan, store).said()[1] == f"held (JobHeldUser): scontrol --clusters=gpus release {ARRAY}_0"
+
+
+def test_the_keys_to_change_are_keys_of_a_profile() -> None:
+    advised = {*scheduler._HOPELESS.values(), *scheduler._RESOURCES.values(), "sbatch"}
+    assert {key for text in advised for key in re.split(", | or ", text)} <= set(SlurmProfile.model_fields)
 
 
 def test_of_several_who_watch_one_asks(submitted: Submitted, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:

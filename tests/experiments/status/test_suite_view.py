@@ -1,10 +1,13 @@
 """Where runs of suites stand: scores, differences to the baseline, time that is left, what Slurm did not answer."""
 
 import json
+import shlex
 import time
+from typing import Any
 
 import pytest
 
+from experiments.cli.main import cli
 from experiments.launch import begin
 from experiments.status import suite_view, tables
 from experiments.status.states import State
@@ -36,12 +39,17 @@ def test_nodes_that_a_suites_jobs_avoid_are_named(submitted: Submitted, slurm: F
     slurm.queued(0, "PENDING", "BeginTime")
     record, launched = suite_record(submitted.plan), launch_dir(submitted.store, LAUNCH)
     runs = tuple(run.run_id for run in submitted.plan.unique)
-    launched.write(LaunchRecord("headline", "mini", "shapes", runs=runs))
+    launched.write(LaunchRecord("headline", "mini", "shapes", runs=runs, profile="a100"))
     launched.deaths_file.write_text("1 78 0 n1 105 9\n2 78 1 n1 137 9\n3 78 2 n2 137 9\n")
     (view,) = suite_view.views(submitted.store.root, [record])
     assert view.plain()["bad_nodes"] == {"n1": 2}
     (note,) = tables.notes([view])
     assert note.startswith("node n1 is left out: the infrastructure ended 2 starts of headline there; mpformer launch")
+    command = shlex.split(note.split("; mpformer ")[1].split(" takes it back")[0])
+    group: Any = cli
+    made = group.commands[command[0]].make_context(command[0], command[1:])
+    assert (made.params["forget_nodes"], made.params["on"]) == (True, "a100"), "a Slurm profile, else it is refused"
+    assert (made.params["suite"], made.params["scale"], made.params["dataset"]) == ("headline", "mini", "shapes")
 
 
 def test_the_keys_of_status_json_stay(submitted: Submitted, slurm: FakeSlurm) -> None:
