@@ -500,7 +500,7 @@ def test_every_client_is_called_for_the_profiles_cluster(data: Path, store: Stor
     launch_dir(store, first.launch).deaths_file.write_text("1 78 0 n1 105 9\n")
     assert submission.forget_nodes(made, store, None) == 1
     assert check.refusals(target.profile) == {"runs": "", "report": ""}
-    assert cancelling.cancel(store, standing.look_at_plan(made, store).values()).jobs
+    assert cancelling.cancel(store, list(standing.look_at_plan(made, store).values())).jobs
     asked = [line.split() for line in (shaky / "asked").read_text().splitlines()]
     assert {client for client, *_ in asked} == {"sbatch", "squeue", "sacct", "scontrol", "scancel", "sacctmgr"}
     assert {words[2] for words in asked if words[0] == "sbatch"} == {"--parsable", "--test-only"}
