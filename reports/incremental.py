@@ -13,6 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 import analysis
+from experiments.status import usage
 from experiments.status.scheduler import NOWHERE, Placement
 from experiments.status.states import derive
 from experiments.store.files import read_json, write_json
@@ -47,8 +48,11 @@ def fingerprint(
     configurations = [_file(run.path / RUN) for run in folders.values()]  # a run's page compares its own with others
     code = [_files(Path(str(module)).parent) for module in (__file__, analysis.__file__)]
     shared = digest(record, list(options), configurations, code)
+    accounted = usage.of_launches(store)
     pages = {
-        (name, eval_id): digest(shared, files[name], _state(folders[name], eval_id, queued, placements))
+        (name, eval_id): digest(
+            shared, files[name], accounted.get(name), _state(folders[name], eval_id, queued, placements)
+        )
         for name, eval_id in runs
     }
     return Fingerprint(digest(shared, pages), pages)

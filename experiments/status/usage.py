@@ -72,10 +72,25 @@ def used_by(run: RunDir) -> Used | None:
 def _jobs(run: RunDir) -> Jobs:
     """The accounted jobs of a run, of all its launches."""
     found: dict[str, Mapping[str, Any]] = dict(record.read(run.path).jobs)
-    for path in sorted((run.root / "launches").glob(f"*/{FILE}")):
-        with contextlib.suppress(OSError):
-            found |= _by_run(path, path.stat().st_mtime_ns).get(run.run_id, {})
+    for launch in _of_launches(run.root):
+        found |= launch.get(run.run_id, {})
     return found
+
+
+def of_launches(store: Store) -> dict[str, Jobs]:
+    """What the launches' files say of all jobs, by their run: accounting may come after a run has its result."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for launch in _of_launches(store.root):
+        for run_id, jobs in launch.items():
+            found.setdefault(run_id, {}).update(jobs)
+    return dict(found)
+
+
+def _of_launches(root: Path) -> Iterator[Mapping[str, Jobs]]:
+    """The accounted jobs of each launch, by their run."""
+    for path in sorted((root / "launches").glob(f"*/{FILE}")):
+        with contextlib.suppress(OSError):
+            yield _by_run(path, path.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1024)

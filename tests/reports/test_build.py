@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from experiments.runs import archiving
+from experiments.store import usage
 from experiments.store.run_dir import Store
 from experiments.store.suite_record import SuiteRecord
 from mpformer.runtime.errors import UserError
@@ -131,6 +132,27 @@ def test_a_suite_that_is_not_finished_is_left_alone_too(store: Path, blank_figur
     second = again()
     assert second != first
     assert "lost" in page.read_text()
+    assert again() == second
+
+
+def test_accounting_that_comes_late_is_shown_on_the_page_of_its_run_alone(store: Path, blank_figures: None) -> None:
+    def again() -> dict[str, int]:
+        build(["headline"], store, formats=LIGHT)
+        pages = (store / "reports" / "headline@mini" / "runs").glob("*.html")
+        return {path.name: path.stat().st_mtime_ns for path in pages}
+
+    first = again()
+    run = next((store / "runs").glob("shapes-panoptic-m2f-s0-*")).name
+    launch = store / "launches" / "20260701-120000-late"
+    launch.mkdir(parents=True)
+    job = {"run_id": run, "element": "7_0", "elapsed": 5400.0, "gpus": 0, "max_rss": 3 << 30}
+    usage.write(launch, usage.Usage({"7_0": job}))
+    second = again()
+    (changed,) = [name for name in first if second[name] != first[name]]
+    assert run in changed
+    page = (store / "reports" / "headline@mini" / "runs" / changed).read_text()
+    assert "(sacct and own counters)" in page
+    assert "peak memory 3.00 GiB" in page
     assert again() == second
 
 

@@ -14,7 +14,7 @@ from experiments.store.files import write_json
 from experiments.store.run_dir import Store
 from experiments.suites.scales import suite_name
 from mpformer.runtime.errors import UserError
-from reports import escape, pages, text
+from reports import escape, pages, run_page, text
 from reports.collect import SuiteReport, collect, records, tick
 from reports.formats import render
 from reports.model import Cell, Kind, grouped
@@ -171,6 +171,34 @@ def test_what_does_not_count_never_looks_like_a_result(gather: Gather) -> None:
         for found, column in zip(row.cells, report.table.columns, strict=True):
             if found.kind in (Kind.STALE, Kind.VOID):
                 assert f">{text.mean(found, column)}<" not in stray
+
+
+def test_one_macro_prints_a_number_wherever_it_stands() -> None:
+    """No template of a page marks a number up, or asks for a table's number, but the macros of table.html.j2."""
+    macros, *others = sorted(pages.TEMPLATES.glob("*.html.j2"), key=lambda path: path.name != "table.html.j2")
+    assert macros.read_text().count('class="num') == 2, "the number, and what it is in"
+    assert "{% macro marked(" in macros.read_text()[: macros.read_text().index('class="num')]
+    assert len(others) >= 8
+    asked = re.compile(r'class="num|text\.(mean|spread|delta|number|signed)\(|\.(mean|std|delta\.mean|value)\b *[}|~]')
+    assert {path.name: asked.findall(path.read_text()) for path in others if asked.search(path.read_text())} == {}
+
+
+def test_no_badge_says_unknown_or_that_it_does_not_apply(gather: Gather, store: Path) -> None:
+    path = store / "suites" / "components@mini.json"
+    record = json.loads(path.read_text())
+    write_json(path, {**record, "paper_table": "unknown", "dataset": ""})
+    report = gather("components")
+    runs = [section for _, sections in run_page.sections(report) for section in sections]
+    assert runs
+    shown = [
+        pages.suite_page(report, (), None),
+        *(pages.run_page(report, section, index_link="") for section in runs[:4]),
+    ]
+    for page in shown:
+        (badges,) = re.findall(r'<ul class="badges">(.*?)</ul>', page, flags=re.DOTALL)
+        said = re.findall(r"<li>([^<]*)<b>(.*?)</b></li>", badges)
+        assert dict(said)["suite "] == "components"
+        assert not [name for name, value in said if value.strip().lower() in ("", "unknown", "n/a", "none", "–")]
 
 
 def test_the_bar_fills_by_iterations(gather: Gather) -> None:

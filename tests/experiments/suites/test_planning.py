@@ -211,6 +211,8 @@ def test_a_grid_is_a_product_with_readable_names() -> None:
     names = [row.name for row in rows]
     assert names[:2] == ["point_noise=0,guided_layers=first", "point_noise=0,guided_layers=every"]
     assert len(set(names)) == 4
+    labels = ["point noise 0, guided layers first", "point noise 0, guided layers every"]
+    assert [row.label for row in rows[:2]] == labels, "what differs in two settings names both"
     assert rows[-1].changes == {
         "toggles.mp_queries": True,
         "toggles.point_noise": 0.2,
