@@ -34,10 +34,13 @@ ORDER: tuple[tuple[str, str], ...] = (
 """Suites and sets, those first that the verdicts of the page's table need most."""
 
 HOW_TO_GET = {
-    "nuclei": "stage1_train of the 2018 Data Science Bowl (BBBC038, Broad Institute, CC0), then: "
-    "mpformer data prepare nuclei stage1_train.zip --crop 96",
-    "facades": "photographs of a-hwang/building-facade-segmentation (GitHub, CC BY 4.0), as docs/datasets.md "
-    "(Example: building fronts) makes them, then its `mpformer data add facades …`",
+    "nuclei": "Of stage1_train of the 2018 Data Science Bowl (BBBC038, Broad Institute, CC0; with the community's mask "
+    "corrections), the images that results/mini/nuclei.txt lists, then: mpformer data prepare nuclei FOLDER --crop 96",
+    "facades": "From a checkout of a-hwang/building-facade-segmentation (GitHub, CC BY 4.0): python "
+    "results/mini/facades.py CHECKOUT OUT; in OUT: mpformer data add facades --train "
+    "facades/train/_annotations.coco.json --val facades/val/_annotations.coco.json --images facades/train "
+    "--val-images facades/val --panoptic-from-instances largest-first "
+    "--stuff facade,street,vegetation,fence,non-building-infrastructure --crop 96",
 }
 
 
@@ -125,14 +128,18 @@ def _applies(suite: str, dataset: str) -> bool:
 def _suite(suite: str, dataset: str, options: Namespace, keep: Store, seeds: str = "") -> bool:
     """Launch one suite, its own seeds or these, and keep its runs; whether some of them failed."""
     which = (suite, "--dataset", dataset, "--suites", str(SUITES), "--root", str(options.root))
-    how = ("--data-root", str(options.data_root), "--no-report", *(("--seeds", seeds) if seeds else ()))
+    how = ("--data-root", str(options.data_root), "--no-report", "--no-mlflow", *(("--seeds", seeds) if seeds else ()))
     workers = ("--workers", str(options.workers)) if options.workers else ()
-    failed = bool(mpformer("launch", *which, *how, *workers))
-    into = ("--out", str(keep.root))
+    try:
+        return bool(mpformer("launch", *which, *how, *workers))
+    finally:  # finished runs are kept, too, where the study is stopped
+        _keep(suite, dataset, (*which, "--out", str(keep.root)))
+
+
+def _keep(suite: str, dataset: str, which: Sequence[str]) -> None:
     if suite == HEADLINE:  # of one seed everything, but no pixel of a photograph
-        mpformer("archive", *which, *into, "--seeds", "0", *(() if dataset == "shapes" else ("--no-images",)))
-    mpformer("archive", *which, *into, "--light")
-    return failed
+        mpformer("archive", *which, "--seeds", "0", *(() if dataset == "shapes" else ("--no-images",)))
+    mpformer("archive", *which, "--light")
 
 
 def parse(words: Sequence[str]) -> Namespace:

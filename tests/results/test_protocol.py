@@ -15,8 +15,6 @@ MINI = Path(run.__file__).parent
 SUITES = MINI / "suites.py"
 PROTOCOL = MINI / "protocol.md"
 
-pytestmark = pytest.mark.skipif(not (SUITES.exists() and PROTOCOL.exists()), reason="the protocol is not here yet")
-
 
 @pytest.fixture(autouse=True)
 def _suites() -> None:

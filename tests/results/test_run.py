@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,7 +45,23 @@ def test_it_is_said_how_to_get_a_set_that_is_not_there(tmp_path: Path, monkeypat
     found = run.missing_sets(tmp_path)
     assert set(found) == {"nuclei", "facades"}
     assert "mpformer data prepare nuclei" in found["nuclei"]
-    assert "docs/datasets.md" in found["facades"]
+    assert "results/mini/nuclei.txt" in found["nuclei"]
+    assert "results/mini/facades.py" in found["facades"]
+
+
+def test_what_is_done_is_kept_where_a_launch_is_stopped(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, ...]] = []
+
+    def command(*words: str) -> int:
+        said.append(words[:2])
+        if words[0] == "launch":
+            sys.exit("stopped")
+        return 0
+
+    monkeypatch.setattr(run, "mpformer", command)
+    with pytest.raises(SystemExit, match="stopped"):
+        run._suite(run.HEADLINE, "nuclei", run.parse([]), store)
+    assert said == [("launch", run.HEADLINE), ("archive", run.HEADLINE), ("archive", run.HEADLINE)]
 
 
 def test_a_whole_headline_that_is_underpowered_gets_more_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
