@@ -1,19 +1,27 @@
 """A whole store in which everything that a person, a dataset or a log can name is hostile: text in every format."""
 
 import csv
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
-from reports.build import build, check
+from reports import answer, escape, figures
+from reports.build import build, check, gather
 from reports.formats import TABLES
+from tests.reports.conftest import copy_store, draw_blanks
+from tests.reports.test_escape import HOSTILE
 
 NASTY = (
     "<script>alert(1)</script> \\input{/etc/passwd} ${PATH} $(id) \x1b[31mred\x1b[0m \u202e "
@@ -63,6 +71,133 @@ def hostile(shared_store: Path) -> Path:
         (run / "mlflow.json").write_text(json.dumps({"servers": {f"http://{NASTY}": server, NASTY: server}}))
     rename(shared_store, next((shared_store / "runs").glob("shapes-panoptic-mp-every-n0.2-f0.2-s0-*")))
     return shared_store
+
+
+STRUCTURE = {
+    *("suite", "scale", "dataset", "columns", "primary", "run_id", "eval_id"),  # what files and columns are called
+    *("stage", "outcome", "failure_class", "state", "kind"),  # one of a few words
+    *("rle", "image", "record"),  # masks, and names of files
+}
+WORST = (
+    NASTY, "=1+1", "</script><b onclick=alert(1)>", "5$ ^_{ %", r"\end{document}\input{x}", "a|b\n| c", "_hidden",
+    "中文 한 ひ", "]]> --> &amp; ${x} `y` {{ 7*7 }}", "[x](javascript:alert(1))", "\x1b[31m\u2066", "",
+)  # fmt: skip
+DRAWN = ("effects", "layers", "jumps", "gallery")
+"""Figures with every kind of text that figures have: rows, classes, runs, captions."""
+
+
+def poison_everything(store: Path, texts: Sequence[str]) -> None:
+    """Replace every text in every record by one of ``texts``; the names of rows stay different, and theirs."""
+    turns, names = itertools.cycle(texts), dict[str, str]()
+
+    def text(value: str, key: str) -> str:
+        if key in ("name", "baseline"):
+            return names.setdefault(value, f"{next(turns)} {len(names)}")
+        return next(turns)
+
+    def changed(content: Any, key: str = "") -> Any:
+        if isinstance(content, dict):
+            return {name: value if name in STRUCTURE else changed(value, name) for name, value in content.items()}
+        if isinstance(content, list):
+            return [changed(value, key) for value in content]
+        return text(content, key) if isinstance(content, str) else content
+
+    for path in sorted([*store.glob("**/*.json"), *store.glob("runs/*/claims/[0-9]")]):
+        path.write_text(json.dumps(changed(json.loads(path.read_text()))))
+    for path in sorted(store.glob("runs/*/attempts/*/events.jsonl")):
+        lines = [json.dumps(changed(json.loads(line))) for line in path.read_text().splitlines()]
+        path.write_text("\n".join(lines))
+    for path in sorted(store.glob("runs/*/attempts/*/log.txt")):
+        path.write_text("\n".join(texts))
+    for run in store.glob("runs/*"):
+        server = {"mlflow_run": next(turns), "experiment": next(turns)}
+        (run / "mlflow.json").write_text(json.dumps({"servers": {f"http://{next(turns)}": server}}))
+
+
+def written_from(store: Path, drawn: Sequence[str] = ()) -> dict[Path, str]:
+    """The text files of the store's report; figures are blank but for those ``drawn`` of one suite."""
+    draw = figures._draw
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        draw_blanks(monkeypatch)
+        blank = figures._draw
+
+        def some(plan: figures.Plan, stem: Path, kinds: Sequence[str]) -> list[str]:
+            real = plan.name in drawn and stem.parts[-3] == "headline@mini"
+            return (draw if real else blank)(plan, stem, kinds)
+
+        monkeypatch.setattr(figures, "_draw", some)
+        paths = build([], store, formats=(*TABLES, "html", "svg"))
+    return {path.relative_to(store / "reports"): path.read_text() for path in paths}
+
+
+class Markup(HTMLParser):
+    """The elements of a page, and what of them could act."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.acting: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.acting += [name for name, _ in attrs if name.startswith("on")]
+        self.acting += [value or "" for name, value in attrs if name in ("href", "src") and ":" in (value or "")[:12]]
+
+
+def commands(source: str) -> set[str]:
+    return set(re.findall(r"\\([a-zA-Z]+)", source))
+
+
+@pytest.fixture(scope="module")
+def harmless(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
+    """The report of the fixture store as it is."""
+    return written_from(copy_store(tmp_path_factory.mktemp("harmless") / "store"), DRAWN)
+
+
+@settings(max_examples=2, deadline=None, phases=[Phase.generate])  # shrinking would take minutes
+@given(texts=st.lists(st.one_of(st.sampled_from(WORST), HOSTILE), min_size=6, max_size=12))
+def test_any_text_in_any_field_of_any_record_is_text_in_every_format(
+    texts: list[str], harmless: dict[Path, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store = copy_store(tmp_path_factory.mktemp("any") / "store")
+    poison_everything(store, texts)
+    found = written_from(store, DRAWN)
+    tags = {tag for path, page in harmless.items() if path.suffix == ".html" for tag in Markup(page).tags}
+    known = {c for path, source in harmless.items() if path.suffix == ".tex" for c in commands(source)}
+    known |= {"texttt", "mpfcjk"} | commands("".join(escape._LATEX.values()))
+    for path, content in found.items():
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e\u2066]", content), path
+        if path.suffix == ".html":
+            markup = Markup(content)
+            assert markup.tags <= tags, path
+            assert all(each.startswith(("data:", "http:")) for each in markup.acting), (path, markup.acting)
+            assert content.count("<script>") == 1, path
+            assert "cannot be shown" not in content, path
+        elif path.suffix == ".svg":
+            ElementTree.fromstring(content)
+        elif path.suffix == ".tex":
+            assert commands(content) <= known, path
+            plain = re.sub(r"\\[{}]", "", content)
+            assert plain.count("{") == plain.count("}"), path
+        elif path.suffix == ".csv":
+            lines = list(csv.DictReader(content.splitlines(keepends=True)))
+            assert all(None not in line and None not in line.values() for line in lines), path
+            assert not [value for line in lines for value in line.values() if re.match(r"\s*[=+@]", value)], path
+        elif path.suffix == ".md":
+            blocks = itertools.groupby(content.splitlines(), key=lambda line: line.startswith("|"))
+            tables = [{len(re.findall(r"(?<!\\)\|", line)) for line in block} for table, block in blocks if table]
+            assert tables, path
+            assert all(len(columns) == 1 for columns in tables), path
+        elif path.suffix == ".json":
+            assert json.loads(content)["title"] in texts
+    drawn = [
+        path for path in found if path.suffix == ".svg" and path.stem in DRAWN and path.parts[0] == "headline@mini"
+    ]
+    assert len(drawn) == len(DRAWN)
+    for report in gather([], store, "mini", None):
+        said = "".join([*answer.lines(report.table, 100), answer.sentence(report.table)])
+        assert not re.search("[\x00-\x1f\u202e]", said)
 
 
 def rename(store: Path, run: Path) -> None:
