@@ -109,6 +109,12 @@ def test_pages(site: Path, open_page: Any, tmp_path: Path) -> None:
     page.wait_for_load_state()
     assert unquote(page.url).endswith("headline@mini/index.html")
 
+    page.locator("a[href='explorer.html']").first.click()
+    page.wait_for_load_state()
+    page.locator("header a", has_text="The suite's page").click()
+    page.wait_for_load_state()
+    assert unquote(page.url).endswith("headline@mini/index.html#gallery")
+
     # dark, and printed
     dark = open_page(site / "headline@mini" / "index.html", color_scheme="dark")
     assert dark.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
@@ -225,6 +231,15 @@ def test_a_suite_of_171_rows(tmp_path: Path, blank_figures: None, open_page: Any
     page.wait_for_selector("#table[data-ready]")
     assert page.evaluate("document.querySelectorAll('*').length") < 9_000
     assert page.evaluate("document.documentElement.scrollHeight") < 25_000
+    group = page.locator("tr.rows button", has_text="170 rows")
+    last = page.locator("tr[data-row='170']")
+    assert last.is_visible()
+    group.click()
+    assert group.get_attribute("aria-expanded") == "false"
+    assert not last.is_visible()
+    assert page.locator("tr[data-row='0']").is_visible(), "the baseline is of another group"
+    group.press("Enter")
+    assert last.is_visible()
     until(page, "document.querySelector('#row-row-150 .inside a') !== null")  # made when it is opened
     page.locator("#row-row-150 a").first.click()
     assert "/runs/" in page.url
@@ -276,6 +291,19 @@ def test_the_opening_picture(site: Path, open_page: Any, tmp_path: Path) -> None
         page.wait_for_selector("#jumps[data-ready]")
         assert page.locator("main > section").first.get_attribute("id") == "jumps"
         page.locator("#jumps").screenshot(path=tmp_path / f"{width}.png")
+    page.locator(
+        "#jumps-layer"
+    ).scroll_into_view_if_needed()  # the mouse knows no elements: what it is over has to be seen
+    slider = page.locator("#jumps-layer").bounding_box()  # dragged, from one end to the other
+    page.mouse.move(slider["x"] + 1, slider["y"] + slider["height"] / 2)
+    page.mouse.down()
+    assert page.locator("#jumps-name").inner_text() == "start"
+    page.mouse.move(slider["x"] + slider["width"] - 1, slider["y"] + slider["height"] / 2, steps=12)
+    page.mouse.up()
+    assert page.locator("#jumps-name").inner_text() == "layer 6"
+    page.locator("#jumps-case .q0 .jumps-step").nth(3).hover()  # and over the strip
+    assert page.locator("#jumps-name").inner_text() == "layer 3"
+    page.mouse.move(0, 0)  # away, or the page that scrolls below the mouse chooses a layer
     page.locator("#jumps-layer").fill("4")
     assert page.locator("#jumps-name").inner_text() == "layer 4"
     shown = "document.querySelectorAll('.jumps-large .mask')[{}].getAttribute('d')"
@@ -334,6 +362,16 @@ def test_explorer(store: Path, tmp_path: Path, open_page: Any) -> None:
             cells = mask_of(record, entry["rle"]).astype(int).ravel().tolist()
             code = f"load(1).then((item) => [...mask(item.runs[0], item.runs[0].layers[{layer}][{number}][5])])"
             assert page.evaluate(code) == cells
+
+    # an object has one colour on both sides
+    page.locator("#all").check()
+    colours = page.evaluate(
+        "current.runs.map((run, which) => Object.fromEntries(run.layers[6].filter((q) => q[3] >= 0).map("
+        "(q, i) => [q[3], masksAt(run, which, 6)[i][1].join()])))"
+    )
+    assert colours[0] == colours[1]
+    assert len(set(colours[0].values())) == 4
+    page.locator("#all").uncheck()
 
     # slider, keyboard, filmstrip, list
     page.locator("#layer").fill("2")
