@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from analysis.jumps import THRESHOLD
 from analysis.layer_table import score_floor
-from analysis.style import JUMP, WIDTH, in_style, look
+from analysis.style import BOLD, JUMP, WIDTH, in_style, look, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -290,9 +290,8 @@ def failure_gallery(cases: Sequence[Case], names: Sequence[str]) -> "Figure":
             if line == 0:
                 _head(figure, axes, name, _colour(run))
             if run == 0:
-                axes[0].set_ylabel(
-                    f"{case.class_name}, image {case.image_id}\nworst of {names[case.chosen_by]}", fontsize=6
-                )
+                of = wrapped(f"worst of {names[case.chosen_by]}", 6, size + 0.3, 1)
+                axes[0].set_ylabel(f"{case.class_name}, image {case.image_id}\n{of}", fontsize=6)
     return figure
 
 
@@ -302,8 +301,9 @@ def _colour(run: int) -> str:
 
 def _head(figure: "Figure", axes: Sequence["Axes"], label: str, colour: str) -> None:
     left, right = axes[0].get_position().x0, axes[-1].get_position().x1
+    text = wrapped(label, BOLD * 10, (right - left) * figure.get_figwidth(), 1)
     figure.text(
-        (left + right) / 2, 1 - 0.06 / figure.get_figheight(), label, color=colour, weight="bold", ha="center", va="top"
+        (left + right) / 2, 1 - 0.06 / figure.get_figheight(), text, color=colour, weight="bold", ha="center", va="top"
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from analysis.failure_cases import Aligned, Case, Step, Track, pixels, show
 from analysis.jumps import THRESHOLD, checkpoint_interval, jumps
 from analysis.statistics import MIN_SEEDS, bounded_interval, paired_t
-from analysis.style import JUMP, in_style, look
+from analysis.style import BOLD, JUMP, in_style, look, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -208,7 +208,8 @@ def jump_figure(runs: Sequence[RunJumps], cases: Sequence[Case], note: str = "")
     for case, left, size in zip(cases, (_LABEL, _LABEL + layers * tile + 0.3), (tile, _HALF * tile), strict=False):
         _strips(figure, case, [run.name for run in runs], left, 1 - 0.75 / height, size, tile)
     _barcodes(figure, runs, (0.75 + strips) / height)
-    figure.text(0.012, 0.06 / height, note, fontsize=6.5, color="#666666", va="bottom", wrap=True)
+    note = wrapped(note, 6.5, 0.97 * _WIDTH, 4)
+    figure.text(0.012, 0.06 / height, note, fontsize=6.5, color="#666666", va="bottom")
     return figure
 
 
@@ -226,7 +227,8 @@ def _strips(
         colour = str(look(run)["color"])
         if not small:
             middle = bottom + size / 2 / height
-            figure.text(0.012, middle, name, color=colour, weight="bold", fontsize=8, va="bottom", wrap=True)
+            called = wrapped(name, BOLD * 8, left - 0.16, 3)
+            figure.text(0.012, middle, called, color=colour, weight="bold", fontsize=8, va="bottom")
             figure.text(0.012, middle, f"query {track.query}" if track else "", color="#666666", fontsize=8, va="top")
         for step in track.steps if track else ():
             axis = figure.add_axes(
@@ -262,7 +264,7 @@ def _barcodes(figure: "Figure", runs: Sequence[RunJumps], above: float) -> None:
         found = barcode(run.table)
         steps = found.pixels.shape[1]
         axis.imshow(found.pixels, aspect="auto", interpolation="none", extent=(0.5, steps + 0.5, len(found.order), 0))
-        axis.set_title(run.name, color=colour, fontsize=10)
+        axis.set_title(wrapped(run.name, BOLD * 10, width * share - 0.7, 1), color=colour, fontsize=10)
         axis.set_xticks(range(1, steps + 1), [f"{i - 1}→{i}" for i in range(1, steps + 1)])
         axis.set(xlabel="step between layers", ylabel="objects, each run sorted by itself" if number == 0 else "")
         axis.grid(False)

@@ -2,6 +2,7 @@
 to run.
 """
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +21,7 @@ STYLE = Path(__file__).with_name("style.mplstyle")
 FORMATS = ("svg", "pdf", "png")
 #: Width in inches of a figure that spans a page.
 WIDTH = 7.0
+BOLD = 1.13  # how much wider bold letters are
 #: The colour of a jump, and of nothing else.
 JUMP = "#b2182b"
 _MARKERS = "osD^vPX"
@@ -146,6 +148,18 @@ def text_width(texts: Sequence[str], size: float) -> float:
     font = FontProperties(size=size)
     widths = (text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] for text in texts)
     return max(widths, default=0.0) / 72
+
+
+def wrapped(text: str, size: float, inches: float, lines: int = 2) -> str:
+    """A text at a font size in points on at most ``lines`` lines of about ``inches``; what is cut ends in an ellipsis.
+
+    Words that are longer than a line are broken. Letters count as wide as the text's mean.
+    """
+    letters = max(2, int(inches * len(text) / text_width([text], size))) if text.strip() else 2
+    found = textwrap.wrap(text, letters)
+    if len(found) > lines:
+        found = [*found[: lines - 1], found[lines - 1][: letters - 1] + "…"]
+    return "\n".join(found)
 
 
 def look(index: int) -> dict[str, Any]:
