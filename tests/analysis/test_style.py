@@ -5,7 +5,9 @@ import pytest
 from analysis.style import text_width, wrapped
 
 
-@pytest.mark.parametrize("text", ["MP-Former", "point noise 0.25, flip noise 0.2, all layers guided", "w" * 90, "i" * 90])
+@pytest.mark.parametrize(
+    "text", ["MP-Former", "point noise 0.25, flip noise 0.2, all layers guided", "w" * 90, "i" * 90]
+)
 @pytest.mark.parametrize("lines", [1, 3])
 def test_wrapped_text_keeps_to_its_room(text: str, lines: int) -> None:
     found = wrapped(text, 8, 0.9, lines).split("\n")
