@@ -18,6 +18,7 @@ from reports import escape, pages, run_page, text
 from reports.collect import SuiteReport, collect, records, tick
 from reports.formats import render
 from reports.model import Cell, Kind, grouped
+from reports.render import TEMPLATES
 from reports.runs import FAILURES, Reader
 from tests.reports.conftest import LIVE
 from tests.support.present import present
@@ -175,7 +176,7 @@ def test_what_does_not_count_never_looks_like_a_result(gather: Gather) -> None:
 
 def test_one_macro_prints_a_number_wherever_it_stands() -> None:
     """No template of a page marks a number up, or asks for a table's number, but the macros of table.html.j2."""
-    macros, *others = sorted(pages.TEMPLATES.glob("*.html.j2"), key=lambda path: path.name != "table.html.j2")
+    macros, *others = sorted(TEMPLATES.glob("*.html.j2"), key=lambda path: path.name != "table.html.j2")
     assert macros.read_text().count('class="num') == 2, "the number, and what it is in"
     assert "{% macro marked(" in macros.read_text()[: macros.read_text().index('class="num')]
     assert len(others) >= 8

@@ -213,7 +213,7 @@ def test_what_older_runs_stored_of_layer_scores_keeps_its_id(config: Config, sto
     assert plain(read.replace({"evaluation.layer_scores": "none"}).evaluation)["layer_scores"] == "none"
 
 
-def test_kept_masks_arespread_over_the_set(evaluated: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
+def test_kept_masks_are_spread_over_the_set(evaluated: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
     records = read_layer_masks(evaluated[0] / "layer_masks")
     ids = pq.read_table(evaluated[0] / "per_image.parquet")["image_id"].to_pylist()
     assert [record["image_id"] for record in records] == [ids[0], ids[-1]]
