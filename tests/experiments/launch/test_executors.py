@@ -34,7 +34,11 @@ echo call >> calls
 id=$((100 * $(wc -l < calls)))
 name=$(sed -n 's/^#SBATCH --job-name=//p' "$2")
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$2")
-say() { echo "${id}_$1|$((id + 1 + $1))|$2|None|1767268800|N/A|n0|$name" > "$((id + 1 + $1)).state"; }
+# Renamed into place: a reader that finds the file being written would see no job at all.
+say() {
+  job=$((id + 1 + $1))
+  echo "${id}_$1|$job|$2|None|1767268800|N/A|n0|$name" > "$job.next" && mv "$job.next" "$job.state"
+}
 for i in $(seq 0 "$last"); do say "$i" PENDING; done
 for i in $(seq 0 "$last"); do
   say "$i" RUNNING
