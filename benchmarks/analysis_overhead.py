@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,17 @@ def lines(seconds: dict[str, float], images: int) -> Iterator[str]:
 
 
 def verdicts(passes: list[dict[str, float]]) -> Iterator[str]:
-    """Of the parts that have a limit: the median and the range over the passes, in percent of what they come on top of."""
-    final = [part for part in passes[0] if part != OTHERS]
-    for part, base, limit in (("recorder", SCORING, 25), (OTHERS, final, 50)):
-        added = sorted(100 * seconds[part] / _sum(seconds, base) for seconds in passes)
-        median, verdict = statistics.median(added), "within" if statistics.median(added) <= limit else "OVER"
-        on_top = "scoring" if base is SCORING else "an evaluation without them"
-        yield f"{part}: {median:.1f} % ({added[0]:.1f}-{added[-1]:.1f}, n = {len(passes)}) of {on_top}, {verdict} {limit} %"
+    """Of the parts that have a limit: the median and the range over the passes, in percent of what they add to."""
+    yield f"recorder, of scoring: {_added(passes, 'recorder', SCORING, 25)}"
+    without = [part for part in passes[0] if part != OTHERS]
+    yield f"{OTHERS}, of an evaluation without them: {_added(passes, OTHERS, without, 50)}"
+
+
+def _added(passes: list[dict[str, float]], part: str, to: Sequence[str], limit: float) -> str:
+    added = sorted(100 * seconds[part] / _sum(seconds, to) for seconds in passes)
+    median = statistics.median(added)
+    verdict = "within" if median <= limit else "OVER"
+    return f"{median:.1f} % ({added[0]:.1f}-{added[-1]:.1f}, n = {len(passes)}), {verdict} {limit} %"
 
 
 def _sum(seconds: dict[str, float], parts: Iterable[str]) -> float:

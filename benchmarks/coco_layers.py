@@ -131,6 +131,12 @@ def _truth(masks: NDArray[np.bool_], labels: NDArray[np.int64], number: int) -> 
     return GroundTruth(number, HEIGHT, WIDTH, annotations, ids, segments, semantic)
 
 
+def _resident() -> int:
+    """MiB of this process's memory that are in use or kept by the allocator now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=625)
@@ -143,13 +149,15 @@ def main() -> None:
     for number in (1, 2):  # libraries allocate when they are first used
         Collector(case.config).add(image_output(case, number))
     before = peak_memory(torch.device("cpu"))
-    collected, cpu, wall = Collector(case.config, range(1, 17)), 0.0, 0.0
+    collected, cpu, wall, resident = Collector(case.config, range(1, 17)), 0.0, 0.0, {}
     for number in range(1, asked.images + 1):
         image = image_output(case, number)
         start = time.process_time(), time.perf_counter()
         collected.add(image)
         cpu, wall = cpu + time.process_time() - start[0], wall + time.perf_counter() - start[1]
-    images = cpu
+        if number % max(1, asked.images // 5) == 0:
+            resident[number] = _resident()
+    images, seen = cpu, peak_memory(torch.device("cpu"))
     start = time.process_time(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         summary = collected.summary()
@@ -166,6 +174,8 @@ def main() -> None:
         "goal_seconds_of_625_images": GOAL_SECONDS,
         "peak_memory_mib": round(peak_memory(torch.device("cpu")) / 2**20),
         "of_it_after_two_images_mib": round(before / 2**20),
+        "of_it_before_the_ends_mib": round(seen / 2**20),
+        "resident_mib_after_images": resident,
         "load": os.getloadavg(),
         "processor": platform.processor() or platform.machine(),
         "torch": torch.__version__,
