@@ -7,6 +7,7 @@ dice over all cells, with the training's weights; no random points) with respect
 layer by layer. Layer 0 has not attended yet: there both are equal.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +27,9 @@ from mpformer.modeling.matcher import match_weights
 from mpformer.modeling.meta_arch import MPFormer
 from mpformer.modeling.outputs import DecoderOutput, Targets
 
-__all__ = ["attention_numbers"]
+__all__ = ["Under", "attention_numbers", "under_masks"]
 
+PREDICTED, TRUTH, EVERYWHERE = "predicted masks", "true masks", "no masks"
 Guidance = Callable[[Size], tuple[Tensor, Tensor]]
 
 
@@ -50,15 +52,41 @@ def attention_numbers(model: MPFormer, config: Config, items: Iterable[Validatio
     return found.numbers(config.model.decoder_layers)
 
 
+@dataclass(frozen=True)
+class Under:
+    """Of the k queries that end on an object, over all images: under one kind of attention masks, layer by layer."""
+
+    gradients: Tensor
+    """(L+1, k, D) of the mask loss with respect to the mask embedding."""
+    losses: Tensor
+    """(L+1, k) that mask loss."""
+
+
+@torch.no_grad()
+def under_masks(model: MPFormer, config: Config, items: Iterable[ValidationItem]) -> dict[str, Under]:
+    """The gradients and losses behind :func:`attention_numbers`, and those of a third pass without attention masks.
+
+    By kind: "predicted masks", "true masks", "no masks" (the queries that end on an object attend everywhere; all
+    others keep their predicted masks, as they do under true ones). Empty if no query ends on an object. Expects a
+    model in evaluation mode.
+    """
+    found = _Found(match_weights(config.model), everywhere=True)
+    for batch in batches(items):
+        found.add(model, batch)
+    return {kind: Under(torch.cat(found.gradients[kind], 1), torch.cat(of, 1)) for kind, of in found.losses.items()}
+
+
 @dataclass
 class _Found:
     """What the images so far have given."""
 
     weights: MatchWeights
-    predicted: list[Tensor] = field(default_factory=list)
-    """Per image (L+1, k, D) gradients of the k queries that end on an object, under predicted attention masks."""
-    truth: list[Tensor] = field(default_factory=list)
-    """Likewise under ground-truth attention masks."""
+    everywhere: bool = False
+    """Whether there is a third pass, without attention masks."""
+    gradients: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    """By kind of attention masks, per image (L+1, k, D), of the k queries that end on an object."""
+    losses: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    """Likewise (L+1, k)."""
     missed: list[Tensor] = field(default_factory=list)
     """Per image (L,) how many of the k attention masks have no cell of their object."""
 
@@ -71,12 +99,16 @@ class _Found:
         output = decoder(pixels, attention=watched)
         sizes = [(int(height), int(width)) for height, width in images.image_sizes]
         pairs = [self._final_pairs(output, b, batch[b], sizes[b]) for b in range(len(batch))]
-        guidance = _guidance(targets, [(q, o) for q, o, _ in pairs], output.logits.shape[2])
-        guided = decoder(pixels, attention=_Watched(guidance))
+        outputs = {PREDICTED: output}
+        for kind in (TRUTH, EVERYWHERE) if self.everywhere else (TRUTH,):
+            guidance = _guidance(targets, [(q, o) for q, o, _ in pairs], output.logits.shape[2], kind == TRUTH)
+            outputs[kind] = decoder(pixels, attention=_Watched(guidance))
         for b, (queries, objects, cells) in enumerate(pairs):
             if len(queries):
-                self.predicted.append(self._gradients(output, b, queries, cells[objects]))
-                self.truth.append(self._gradients(guided, b, queries, cells[objects]))
+                for kind, under in outputs.items():
+                    gradients, losses = self._gradients(under, b, queries, cells[objects])
+                    self.gradients[kind].append(gradients)
+                    self.losses[kind].append(losses)
                 self.missed.append(_missed(watched.seen, targets.masks[b], b, queries, objects))
 
     def _final_pairs(
@@ -93,22 +125,26 @@ class _Found:
         queries = torch.from_numpy(np.flatnonzero(final >= 0)).to(cells.device)
         return queries, torch.from_numpy(final).to(cells.device)[queries], cells
 
-    def _gradients(self, output: DecoderOutput, b: int, queries: Tensor, cells: Tensor) -> Tensor:
-        """Gradients (L+1, k, D) of the queries' mask losses against cells (k, h, w), padding left out."""
+    def _gradients(self, output: DecoderOutput, b: int, queries: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients (L+1, k, D) of the queries' mask losses (L+1, k) against cells (k, h, w), padding left out."""
         height, width = cells.shape[-2:]
         features = output.mask_features[b, :, :height, :width].flatten(1).float()
         truth = cells.flatten(1).float()
         embeds = output.mask_embed[:, b][:, queries].float()
+        losses: list[Tensor] = []
         # layer by layer: all layers' logits of a large image would not fit
-        return torch.cat([mask_embedding_gradients(self._loss(e, features, truth)) for e in embeds]).cpu()
+        found = [mask_embedding_gradients(self._loss(e, features, truth, losses)) for e in embeds]
+        return torch.cat(found).cpu(), torch.stack(losses).cpu()
 
-    def _loss(self, embed: Tensor, features: Tensor, truth: Tensor) -> Forward:
-        """The mask loss of embeddings (k, D) x features (D, cells) against truth (k, cells), one row each."""
+    def _loss(self, embed: Tensor, features: Tensor, truth: Tensor, losses: list[Tensor]) -> Forward:
+        """The mask loss of embeddings (k, D) x features (D, cells) against truth (k, cells); ``losses`` keeps (k,)."""
         embed = embed.clone().requires_grad_()
 
         def forward() -> tuple[Tensor, Sequence[Tensor]]:
             mask, dice = point_losses(embed @ features, truth)
-            return (self.weights.mask * mask + self.weights.dice * dice).sum(), [embed]
+            loss = self.weights.mask * mask + self.weights.dice * dice
+            losses.append(loss.detach())
+            return loss.sum(), [embed]
 
         return forward
 
@@ -117,8 +153,9 @@ class _Found:
         if not self.missed:
             nothing: list[Any] = [None] * (layers + 1)
             return {"gradient_cosine": nothing, "gradient_relative_error": nothing, "attention_miss_share": nothing[1:]}
-        found = compare_gradients(torch.cat(self.predicted, 1), torch.cat(self.truth, 1))
-        share = 100 * torch.stack(self.missed).sum(0) / sum(part.shape[1] for part in self.truth)
+        predicted, truth = (torch.cat(self.gradients[kind], 1) for kind in (PREDICTED, TRUTH))
+        found = compare_gradients(predicted, truth)
+        share = 100 * torch.stack(self.missed).sum(0) / truth.shape[1]
         return {
             "gradient_cosine": _plain(found.cosine),
             "gradient_relative_error": _plain(found.relative_error),
@@ -142,18 +179,19 @@ class _Watched:
         return torch.where(matched[..., None], blocked, predicted)
 
 
-def _guidance(targets: Targets, pairs: Sequence[tuple[Tensor, Tensor]], queries: int) -> Guidance:
+def _guidance(targets: Targets, pairs: Sequence[tuple[Tensor, Tensor]], queries: int, by_truth: bool) -> Guidance:
     """``pairs`` are each image's guided queries and their objects.
 
-    The result gives, at a size, which queries (B, Q) are guided and their masks (B, Q, h*w), blocked off the object.
+    The result gives, at a size, which queries (B, Q) are guided and their masks (B, Q, h*w): blocked off the object,
+    or nowhere.
     """
     matched = torch.zeros(len(pairs), queries, dtype=torch.bool, device=targets.masks[0].device)
     for b, (guided, _) in enumerate(pairs):
         matched[b, guided] = True
 
     def at(size: Size) -> tuple[Tensor, Tensor]:
-        blocked = matched.new_ones(len(pairs), queries, size[0] * size[1])
-        for b, (guided, objects) in enumerate(pairs):
+        blocked = matched.new_zeros(len(pairs), queries, size[0] * size[1])
+        for b, (guided, objects) in enumerate(pairs if by_truth else ()):
             blocked[b, guided] = blocked_cells(targets.masks[b], size).flatten(1)[objects]
         return matched, blocked
 

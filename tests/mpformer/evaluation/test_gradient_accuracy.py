@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from analysis.gradients import compare_gradients
 from analysis.matching import MatchWeights, match_layers
 from mpformer.config.schema import Config
 from mpformer.data.validation import ValidationItem, validation_items
-from mpformer.evaluation.gradient_accuracy import _Found, _Watched, attention_numbers
+from mpformer.evaluation.gradient_accuracy import _Found, _Watched, attention_numbers, under_masks
 from mpformer.evaluation.layer_pass import image_outputs
 from mpformer.modeling.meta_arch import MPFormer, build_model
 
@@ -93,7 +94,7 @@ def test_gradient_is_that_of_the_mask_loss(model: MPFormer, items: list[Validati
     image = next(iter(image_outputs(model, items[:1])))
     cells = _cells(image)
     queries = torch.tensor([3, 1])
-    got = _Found(MatchWeights())._gradients(image.output, 0, queries, cells[:2])
+    got, losses = _Found(MatchWeights())._gradients(image.output, 0, queries, cells[:2])
     for layer in range(3):
         for k, query in enumerate(queries):
             embed = image.output.mask_embed[layer, 0, query].clone().requires_grad_()
@@ -103,6 +104,7 @@ def test_gradient_is_that_of_the_mask_loss(model: MPFormer, items: list[Validati
             loss = 5 * F.binary_cross_entropy_with_logits(logits, truth) + 5 * dice
             (expected,) = torch.autograd.grad(loss, embed)
             assert torch.allclose(got[layer, k], expected, atol=1e-5, rtol=1e-4)
+            assert losses[layer, k] == pytest.approx(loss.item(), rel=1e-4)
 
 
 def test_guiding_by_the_predicted_masks_changes_nothing(model: MPFormer, items: list[ValidationItem]) -> None:
@@ -128,3 +130,18 @@ def test_images_without_objects_give_nothing(model: MPFormer, config: Config, it
     found = attention_numbers(model, config, [ValidationItem(inputs, items[0].truth)])
     assert found["gradient_cosine"] == [None] * 3
     assert found["attention_miss_share"] == [None] * 2
+
+
+def test_three_kinds_of_masks_are_compared_over_the_same_queries(
+    model: MPFormer, config: Config, items: list[ValidationItem]
+) -> None:
+    model.eval()
+    under = under_masks(model, config, items)
+    assert list(under) == ["predicted masks", "true masks", "no masks"]
+    first = under["predicted masks"]
+    for other in under.values():
+        assert other.losses.shape == other.gradients.shape[:2] == first.losses.shape
+        assert torch.allclose(other.losses[0], first.losses[0]), "layer 0 has not attended yet"
+        assert other is first or not torch.allclose(other.losses[1:], first.losses[1:])
+    cosine = compare_gradients(first.gradients, under["true masks"].gradients).cosine
+    assert cosine.tolist() == pytest.approx(attention_numbers(model, config, items)["gradient_cosine"])

@@ -1,0 +1,114 @@
+"""Hypothesis 1 of hypotheses.md: what the attention masks are worth to each model, by three decoder passes.
+
+    python results/mini/attention_masks.py --root store --data-root datasets [--dataset shapes …]
+
+C8's cosine compares the gradients under predicted and under true attention masks. It falls where predicted masks are
+bad, and also where a model makes more of its masks. A third pass, in which the same queries attend everywhere, tells
+the two apart. Read are the weights of the headline's runs, so this runs where they were trained: light archives have
+none. Results go into ``attention_masks.json`` and, as a table, into ``attention_masks.md``, set by set.
+"""
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from answers import effect, signed
+from claims import BASELINE, PILOTED, SETS
+
+from analysis.gradients import compare_gradients
+from analysis.statistics import paired_t, summarise
+from experiments.execution import provenance
+from experiments.store.run_dir import RunDir, Store
+from experiments.suites import catalogue, datasets
+from mpformer.data.own import registration
+from mpformer.data.validation import validation_items
+from mpformer.evaluation.gradient_accuracy import Under, under_masks
+from mpformer.modeling.meta_arch import build_model
+from mpformer.modeling.weights import load_weights
+from mpformer.runtime.errors import UserError
+from mpformer.runtime.process import prepare_process
+
+HERE = Path(__file__).resolve().parent
+SUITE, IMAGES = "study-headline", 64
+"""So many images, the first ones, as for C8."""
+COSINES = (("predicted masks", "true masks"), ("predicted masks", "no masks"), ("true masks", "no masks"))
+LOSSES = ("predicted masks", "true masks", "no masks")
+
+Numbers = dict[str, float]
+Measured = Mapping[str, Mapping[str, Numbers]]
+"""By row, then seed."""
+
+
+def measure(run: RunDir, data_root: Path) -> Numbers:
+    """Means over layers 1 to L and all (image, query) pairs; cosines in hundredths."""
+    config, record = run.config().replace({"runtime.threads": 1}), run.trained()
+    if record is None or not (run.path / record.weights).exists():
+        raise UserError(f"{run.run_id} has no weights here: this reads the store that the study was trained in")
+    model = build_model(config).eval()
+    load_weights(model, run.path / record.weights)
+    return numbers(under_masks(model, config, validation_items(config, data_root, IMAGES)))
+
+
+def numbers(under: Mapping[str, Under]) -> Numbers:
+    """The cosine of each pair of kinds, and the mask loss under each kind."""
+    found = {}
+    for first, second in COSINES:
+        cosine = compare_gradients(under[first].gradients, under[second].gradients).cosine
+        found[f"cosine, {first} and {second}"] = 100 * float(cosine[1:].mean())
+    return found | {f"loss, {kind}": float(under[kind].losses[1:].mean()) for kind in LOSSES}
+
+
+def table(found: Mapping[str, Measured]) -> str:
+    """Every number of each set with its paired difference, as Markdown."""
+    lines = ["| set | number | Mask2Former | MP-Former | difference (95 %) | p | n |", "|---|---|---|---|---|---|---|"]
+    for name, rows in found.items():
+        for key in next(iter(rows[BASELINE].values())):
+            theirs, mine = ({int(s): each[key] for s, each in rows[row].items()} for row in (BASELINE, PILOTED))
+            test = paired_t(theirs, mine)
+            means = [summarise(list(each.values())).text(2) for each in (theirs, mine)]
+            difference = effect(test) if "cosine" in key else _fine(test.effect, test.low, test.high)
+            p = "–" if test.p is None else "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"
+            lines.append(f"| {name} | {key} | {means[0]} | {means[1]} | {difference} | {p} | {test.n} |")
+    return "\n".join(lines) + "\n"
+
+
+def _fine(middle: float, low: float | None, high: float | None) -> str:
+    return f"{signed(middle, 2)} ({signed(low, 2)} … {signed(high, 2)})"
+
+
+def main(words: Sequence[str]) -> None:
+    """The command line."""
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--root", type=Path, default=Path("store"), help="store that the headline was trained in")
+    parser.add_argument("--data-root", type=Path, default=Path("datasets"), help="where the sets are")
+    parser.add_argument("--dataset", action="append", choices=SETS, help="only this set; repeatable")
+    parser.add_argument("--out", type=Path, default=HERE / "attention_masks.json")
+    options = parser.parse_args(words)
+    catalogue.add_file(HERE / "suites.py")
+    store = Store(options.root)
+    datasets.recall(store)
+    registration.know_all(options.data_root)
+    prepare_process("cpu", 1)
+    known: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    asked = options.dataset or SETS
+    records = [one for one in store.suite_records() if one.suite == SUITE and one.dataset in asked]
+    if not records:
+        raise UserError(f"no run of {SUITE} on {' or '.join(asked)} is in {options.root}; make study trains them")
+    for record in records:
+        rows: dict[str, dict[str, Numbers]] = {BASELINE: {}, PILOTED: {}}
+        for which, run in record.runs():
+            rows[which.name][str(run.seed)] = measure(store.run(run.run_id), options.data_root)
+        known[record.dataset] = {"images": IMAGES, "commit": provenance.git().sha, "rows": rows}
+        options.out.write_text(json.dumps(known, indent=1) + "\n")
+    options.out.with_suffix(".md").write_text(table({name: of["rows"] for name, of in known.items()}))
+    print(options.out.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"study: {error}")
