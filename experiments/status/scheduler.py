@@ -21,22 +21,13 @@ from types import MappingProxyType
 from experiments.status import slurm_client
 from experiments.status.slurm_client import SlurmError
 from experiments.store import claims, journal, scheduler_record
-from experiments.store.attempt_dir import FailureClass, Outcome
+from experiments.store.attempt_dir import Ending, FailureClass, Outcome
 from experiments.store.journal import Submission
 from experiments.store.run_dir import Store
 from experiments.store.scheduler_record import JobRecord, KeptJob, SchedulerRecord
 
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
-
-
-@dataclass(frozen=True)
-class Ending:
-    """What Slurm's word for a job that is over says of the run that it executed, where its files do not know more."""
-
-    outcome: Outcome
-    failure_class: FailureClass
-    detail: str
 
 
 ENDED: Mapping[str, Ending] = {
@@ -51,7 +42,8 @@ ENDED: Mapping[str, Ending] = {
     "PREEMPTED": Ending(Outcome.LOST, FailureClass.PREEMPTED, "preempted, and not queued again"),
     "REVOKED": Ending(Outcome.CANCELLED, FailureClass.NONE, "revoked by Slurm"),
 }
-"""Slurm's words by what they mean for a run; any other word is not guessed at."""
+"""Slurm's words for a job that is over, by what they mean for its run where files do not know more; no other word is
+guessed at."""
 
 ASK_PERIOD = 15.0
 """Seconds between two questions to Slurm while somebody watches, however many they are."""
