@@ -28,9 +28,6 @@ STALLED = 1800.0
 MARKERS = "notified"
 """Folder of a launch that holds an empty file for each event of which a notification was sent."""
 
-_EARLIER = "told"
-"""What earlier versions called it."""
-
 PATIENCE = 30.0
 """Seconds that a command or webhook may take."""
 
@@ -43,7 +40,7 @@ def check(store: Store, found: standing.Standing) -> list[str]:
     states = {run_id: state for (run_id, _), state in found.states.items()}
     troubles = []
     for launch, record in recorded(store):
-        if record.notify and not any((launch.path / name / "ended").exists() for name in (MARKERS, _EARLIER)):
+        if record.notify and not (launch.path / MARKERS / "ended").exists():
             mine = [states[run_id] for run_id in record.runs if run_id in states]
             event = _event(mine) if mine and len(mine) == len(record.runs) else ""
             if event:
