@@ -27,7 +27,6 @@ from experiments.store.files import append_json, sync
 from experiments.store.identity import eval_id as evaluation_id
 from experiments.store.identity import run_id as _run_id
 from experiments.store.launches import stop_reason
-from experiments.store.metrics import evaluations
 from experiments.store.records import decode
 from experiments.store.run_dir import Result, RunDir, Store
 from mpformer.config.schema import Config
@@ -375,7 +374,7 @@ class _Attempt:
         """The final scores are a line of metrics.jsonl too, for MLflow's curves."""
         iteration = self.config.schedule.max_iter if result.iteration is None else result.iteration
         final = {"metrics": dict(result.metrics), "final": True, "eval_id": result.eval_id}
-        if final.items() <= next(reversed(evaluations(self.run.metrics)), {}).items():
+        if final.items() <= next(reversed(self.run.scored()), {}).items():
             return
         self._log_line({"kind": "evaluation", "iteration": iteration, "time": time.time(), **final})
 

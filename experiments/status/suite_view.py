@@ -18,7 +18,6 @@ from experiments.status.standing import Standing
 from experiments.status.states import RunState, State
 from experiments.store import launches
 from experiments.store.files import side_by_side
-from experiments.store.metrics import evaluations
 from experiments.store.records import RecordError
 from experiments.store.run_dir import RunDir, Store
 from experiments.store.suite_record import SuiteRecord, SuiteRow, SuiteRun
@@ -248,7 +247,7 @@ def _after_looking(store: Store, found: Standing, warn: Callable[[str], None]) -
 
 
 def _view(store: Store, record: SuiteRecord, found: Standing) -> SuiteView:
-    scored = cache(lambda run_id: evaluations(store.run(run_id).metrics))  # a run's own and a baseline's serve twice
+    scored = cache(lambda run_id: store.run(run_id).scored())  # a run's own and a baseline's serve twice
     runs = side_by_side(lambda planned: _line(store, *planned, found, scored), record.runs())
     speeds, deltas = _speeds(store, runs), _deltas(runs, record, scored)
     lines = (

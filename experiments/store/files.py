@@ -158,17 +158,21 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def json_lines(path: Path) -> tuple[dict[str, Any], ...]:
-    """Return the objects of a file with one JSON object a line; damaged lines are left out, an absent file is empty."""
-    return tuple(unless_kept(path, "lines", lambda: _json_lines(path), []))
+def json_lines(path: Path, holding: bytes = b"") -> tuple[dict[str, Any], ...]:
+    """Return the objects of a file with one JSON object a line, of the lines that hold a text.
+
+    Damaged lines are left out, an absent file is empty.
+    """
+    return unless_kept(path, holding, lambda: _json_lines(path, holding), ())
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
+def _json_lines(path: Path, holding: bytes) -> tuple[dict[str, Any], ...]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
-        return []
-    return [line for line in map(_parsed, lines) if isinstance(line, dict)]
+        return ()
+    parsed = (_parsed(line) for line in lines if holding in line)
+    return tuple(line for line in parsed if isinstance(line, dict))
 
 
 def _parsed(line: bytes) -> Any:

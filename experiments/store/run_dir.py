@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from experiments.store import archive, records
 from experiments.store.archive import Keeping
 from experiments.store.attempt_dir import AttemptDir
-from experiments.store.files import is_finite, names_in, write_text
+from experiments.store.files import is_finite, json_lines, names_in, write_text
 from experiments.store.records import R, Record, RecordError
 from experiments.store.suite_record import SuiteRecord
 from mpformer.runtime.errors import UserError
@@ -197,6 +197,10 @@ class RunDir:
     def metrics(self) -> Path:
         """The file that MLflow mirrors."""
         return self.path / "metrics.jsonl"
+
+    def scored(self) -> tuple[dict[str, Any], ...]:
+        """Return the evaluation lines of its metrics, oldest first."""
+        return json_lines(self.metrics, holding=b'"evaluation"')
 
     @property
     def void_file(self) -> Path:

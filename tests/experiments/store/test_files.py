@@ -10,8 +10,7 @@ import pytest
 
 from experiments.store import attempt_dir
 from experiments.store.attempt_dir import AttemptDir
-from experiments.store.files import PATIENCE, names_in, on_network, read_json, remembering, side_by_side
-from experiments.store.metrics import evaluations
+from experiments.store.files import PATIENCE, json_lines, names_in, on_network, read_json, remembering, side_by_side
 
 
 @pytest.mark.parametrize(("kind", "network"), [("nfs4", True), ("lustre", True), ("ext4", False), ("tmpfs", False)])
@@ -64,7 +63,7 @@ def test_what_is_watched_is_read_again_once_it_has_changed(tmp_path: Path) -> No
 
     def look() -> tuple[list[str], int, object]:
         seen.clear()
-        return names_in(tmp_path), len(evaluations(metrics)), read_json(tmp_path / "none.json")
+        return names_in(tmp_path), len(json_lines(metrics)), read_json(tmp_path / "none.json")
 
     with remembering():
         before = look()
