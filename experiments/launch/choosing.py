@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from experiments.status import standing
-from experiments.status.states import RunState, State
+from experiments.status.states import RunState
 from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan
 from mpformer.runtime.errors import UserError
-
-_RETRIED = (State.FAILED, State.TIMEOUT, State.LOST)
 
 
 def snapshot(plan: Plan, store: Store, max_age: float = 0.0) -> list[RunState]:
@@ -30,7 +28,7 @@ def only_failed(plan: Plan, store: Store, classes: Sequence[str] = ()) -> tuple[
 
     Raises UserError with the classes that there are.
     """
-    failed = {state.run_id: state.failure_class for state in snapshot(plan, store) if state.state in _RETRIED}
+    failed = {state.run_id: state.failure_class for state in snapshot(plan, store) if state.state.failed}
     chosen = {run_id: kind for run_id, kind in failed.items() if not classes or kind in classes}
     if not chosen:
         there = ", ".join(sorted(set(failed.values()))) or "none"

@@ -12,6 +12,7 @@ import os
 import shlex
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,7 @@ def _once(directory: Path, event: str, launch: LaunchRecord, states: Sequence[Ru
 
 
 def _message(event: str, name: str, launch: LaunchRecord, states: Sequence[RunState]) -> dict[str, Any]:
-    labels = [state.label for state in states]
-    counts = {label: labels.count(label) for label in dict.fromkeys(labels)}
+    counts = Counter(state.label for state in states)
     suite = f"{launch.suite}@{launch.scale} on {launch.dataset}"
     text = f"mpformer: {suite} has {event}: {', '.join(f'{count} {label}' for label, count in counts.items())}"
     runs = [{"run_id": state.run_id, "state": state.label, "detail": state.detail} for state in states]

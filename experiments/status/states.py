@@ -34,6 +34,11 @@ class State(StrEnum):
     VOID = "VOID"
     UNKNOWN = "UNKNOWN"
 
+    @property
+    def failed(self) -> bool:
+        """Whether an attempt ended against everybody's will."""
+        return self in (State.FAILED, State.LOST, State.TIMEOUT)
+
 
 ENDED: Mapping[Outcome, State] = {
     Outcome.FAILED: State.FAILED,

@@ -5,6 +5,7 @@ queue, ``launches/<id>/usage.json`` what accounting says its jobs used.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -153,8 +154,7 @@ class SuiteView:
     @property
     def counts(self) -> dict[str, int]:
         """How many runs have each label, such as ``FAILED(nan)``."""
-        labels = [run.state.label for run in self.runs]
-        return {label: labels.count(label) for label in dict.fromkeys(labels)}
+        return dict(Counter(run.state.label for run in self.runs))
 
     @property
     def waited_for(self) -> bool:
@@ -289,11 +289,8 @@ def _score(state: RunState, scored: _Scored) -> Score:
     return Score(state.metrics or last.get("metrics") or {}, last.get("iteration"), bool(last.get("final")))
 
 
-_FAILED = (State.FAILED, State.LOST, State.TIMEOUT)
-
-
 def _log_lines(run: RunDir, state: RunState) -> tuple[str, ...]:
-    if state.state not in _FAILED:
+    if not state.state.failed:
         return ()
     log = run.attempt(state.attempt).log if state.attempt else None
     return tuple(line for line in state.lines or failures.read([log]).lines if line not in state.detail)
