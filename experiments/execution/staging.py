@@ -3,13 +3,13 @@
 import fcntl
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.execution.attempt import Runner
+from experiments.store.files import replacing
 from experiments.suites import datasets
 from mpformer.config.schema import Config
 from mpformer.runtime.callbacks import TrainCallbacks
@@ -51,18 +51,9 @@ def stage(config: Config, data_root: Path, target: str) -> Path:
         with (root / ".lock").open("w") as lock:  # a node's own disk: locks work there
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (root / folder).is_dir():
-                _copy(data_root / folder, root / folder)
+                with replacing(root / folder) as temporary:
+                    shutil.copytree(data_root / folder, temporary)
     except OSError as error:
         why = error.strerror or error
         raise RunFailure("disk", f"cannot stage the dataset to {root}: {why}; see stage_to in the profile") from None
     return root
-
-
-def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        shutil.copytree(source, temporary)
-        os.rename(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

@@ -4,12 +4,11 @@ Mask piloting exists in training alone, so that both forms are plain Mask2Former
 """
 
 import pickle
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any, Literal
 
 from experiments.store.archive import WEIGHTS
+from experiments.store.files import replacing
 from experiments.store.run_dir import LIGHT_HINT, RunDir
 from mpformer.config.schema import Config, TimmConfig
 from mpformer.runtime.errors import UserError
@@ -33,17 +32,11 @@ def export(run: RunDir, form: Form, out: Path) -> None:
     from mpformer.modeling.weights import read_weights, without_piloted_part
 
     state = without_piloted_part(read_weights(run.path / trained.weights))
-    temporary = out.with_name(f".{uuid.uuid4().hex[:8]}{out.suffix}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        (_save_mask2former if form == "mask2former" else _save_huggingface)(config, state, temporary)
-        temporary.replace(out)
+        with replacing(out) as temporary:
+            (_save_mask2former if form == "mask2former" else _save_huggingface)(config, state, temporary)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}; choose another place") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if temporary.is_file():
-            temporary.unlink()
 
 
 def _check(config: Config, form: Form, out: Path) -> None:

@@ -7,12 +7,12 @@ archived run stays an archive; of weights that it was made without, its manifest
 
 import errno
 import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.status import usage
 from experiments.store import archive, claims
+from experiments.store.files import replacing
 from experiments.store.identity import SCHEME, run_id
 from experiments.store.records import RecordError
 from experiments.store.run_dir import RESULT, RUN, TRAINED, RunDir, Store
@@ -64,16 +64,13 @@ def _taken_over(store: Store, run: RunDir, dry_run: bool) -> Handled:
         return _take_archive(ours, run)
     if ours.path.exists():
         return _fill_in(ours, run)
-    aside = ours.path.with_name(f".importing.{run.run_id}.{uuid.uuid4().hex[:8]}")
     try:
-        _copy(run, aside)
-        aside.rename(ours.path)
+        with replacing(ours.path) as aside:
+            _copy(run, aside)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
         return _fill_in(ours, run)  # planned here a moment ago
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return Handled(run.run_id, "imported")
 
 

@@ -7,14 +7,12 @@ packages, and ``snapshot.json`` with the commit and the uncommitted difference t
 """
 
 import hashlib
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.execution import provenance
 from experiments.store.attempt_dir import Git, write_git
+from experiments.store.files import replacing
 from experiments.store.run_dir import Store
 from mpformer.runtime.code import PACKAGES, ROOT
 from mpformer.runtime.errors import UserError
@@ -27,13 +25,14 @@ def take(store: Store) -> Path:
     """Return the snapshot of the code as it is now, made if it is not there; raises UserError if it cannot be."""
     files = _files()
     target = _folder(store, files)
-    if not target.is_dir():
-        try:
-            _write(target, files, provenance.git())
-        except OSError as error:
-            raise UserError(
-                f"cannot copy the code to {target}: {error.strerror or error}; choose another --root"
-            ) from None
+    try:
+        if not target.is_dir():
+            with replacing(target) as temporary:
+                _write(temporary, files, provenance.git())
+    except OSError as error:
+        if not target.is_dir():  # otherwise another launch was faster
+            why = error.strerror or error
+            raise UserError(f"cannot copy the code to {target}: {why}; choose another --root") from None
     return target
 
 
@@ -59,17 +58,9 @@ def _paths() -> Iterator[Path]:
             yield path
 
 
-def _write(target: Path, files: dict[str, bytes], origin: Git) -> None:
-    """Write next to the target and rename: whoever sees the folder sees all of it."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+def _write(folder: Path, files: dict[str, bytes], origin: Git) -> None:
     for name, content in files.items():
-        path = temporary / name
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    write_git(temporary, origin)
-    try:
-        os.rename(temporary, target)
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not target.is_dir():  # otherwise another launch was faster
-            raise
+    write_git(folder, origin)

@@ -16,7 +16,6 @@ import lzma
 import os
 import shutil
 import time
-import uuid
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -26,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from experiments.store import records
-from experiments.store.files import sync, unless_kept
+from experiments.store.files import hidden_beside, replacing, sync, unless_kept
 from experiments.store.records import Record, RecordError
 from mpformer.runtime.disk import sha256
 
@@ -84,18 +83,9 @@ class ArchiveRecord(Record):
         return any(part in PurePosixPath(name).parts for name in self.left_out)
 
 
-def pack(folder: Path, target: Path, without: Collection[Path] = (), keeping: Keeping = Keeping.WHOLE) -> None:
-    """Pack a run's directory into the file ``target`` and remove it; hidden files, and those of ``without``, go.
-
-    Raises OSError, leaving the directory as it was.
-    """
-    write(folder, target, without, keeping)
-    remove(folder)
-
-
 def remove(folder: Path) -> None:
     """Remove a directory in whose place an archive stands: at once for everybody who looks."""
-    aside = _beside(folder)
+    aside = hidden_beside(folder)
     folder.rename(aside)
     shutil.rmtree(aside)
 
@@ -105,13 +95,8 @@ def write(folder: Path, target: Path, without: Collection[Path] = (), keeping: K
 
     Raises OSError, leaving no file.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(target)
-    try:
+    with replacing(target) as temporary:
         _write(folder, temporary, without, keeping)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def copy(archive: Path, target: Path) -> None:
@@ -122,18 +107,9 @@ def copy(archive: Path, target: Path) -> None:
     with _as_said(archive) as (packed, _):
         if (damaged := packed.testzip()) is not None:
             raise RecordError(f"{archive} is damaged ({damaged}): {ArchiveRecord.remedy}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(target)
-    try:
+    with replacing(target) as temporary:
         shutil.copy2(archive, temporary)
         sync(temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
 def _write(folder: Path, archive: Path, without: Collection[Path], keeping: Keeping) -> None:
@@ -210,19 +186,15 @@ def unpack(archive: Path, target: Path, without: Collection[str] = ()) -> None:
 
     A directory that is there already is left alone. Raises RecordError for a damaged archive, and OSError.
     """
-    aside = _beside(target)
     try:
-        with _as_said(archive) as (packed, about):
+        with _as_said(archive) as (packed, about), replacing(target) as aside:
             for name in about.changed:
                 if name.partition("/")[0] not in without:
                     packed.extract(name, aside)
                     os.utime(aside / name, ns=(about.changed[name],) * 2)
-        aside.rename(target)
     except OSError:
         if not target.is_dir():  # otherwise somebody was faster
             raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextlib.contextmanager

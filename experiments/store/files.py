@@ -6,6 +6,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import stat
 import time
 import uuid
@@ -36,6 +37,29 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give a hidden path beside ``target``, in whose place the file or folder comes that the block makes there.
+
+    If the block raises, or a folder is there already (OSError), nothing of it is left.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = hidden_beside(target)
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def hidden_beside(path: Path) -> Path:
+    """Return a path beside another one that nobody has and that lists of runs leave out; the ending stays."""
+    return path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
 
 
 def write_json(path: Path, content: Any) -> None:

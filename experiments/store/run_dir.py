@@ -149,8 +149,9 @@ class RunDir:
         return not self.path.exists() and self.archive.exists()
 
     def pack(self, without: Collection[Path] = (), keeping: Keeping = Keeping.WHOLE) -> None:
-        """Put its files but for these into an archive in its place; raises OSError."""
-        archive.pack(self.path, self.archive, without, keeping)
+        """Put its files but for these into an archive in its place; raises OSError, leaving the directory as it was."""
+        archive.write(self.path, self.archive, without, keeping)
+        archive.remove(self.path)
 
     def unpack(self) -> None:
         """Put a directory in the place of its archive, if it is packed.

@@ -2,12 +2,12 @@
 
 import functools
 import shutil
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.store.files import replacing
 from experiments.store.run_dir import RunDir, Store
 from mpformer.config.classes import class_table, num_classes
 from mpformer.config.datasets import DATASETS, dataset
@@ -160,17 +160,14 @@ def _download(name: str, target: Path) -> None:
     import urllib.request
 
     address = _address(name)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(address, timeout=60) as source, temporary.open("wb") as file:
-            shutil.copyfileobj(source, file)
-            expected = source.headers.get("Content-Length")
-        if expected is not None and temporary.stat().st_size != int(expected):
-            raise OSError(f"{temporary.stat().st_size} of {expected} bytes came")
-        temporary.replace(target)
+        with replacing(target) as temporary:
+            with urllib.request.urlopen(address, timeout=60) as source, temporary.open("wb") as file:
+                shutil.copyfileobj(source, file)
+                expected = source.headers.get("Content-Length")
+            if expected is not None and temporary.stat().st_size != int(expected):
+                raise OSError(f"{temporary.stat().st_size} of {expected} bytes came")
     except (OSError, ValueError, http.client.HTTPException) as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot fetch {address}: {error}; put the file at {target}") from None
 
 
