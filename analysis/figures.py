@@ -15,7 +15,7 @@ from analysis.failure_cases import failure_gallery
 from analysis.film_strip import jump_figure
 from analysis.jumps import THRESHOLD
 from analysis.statistics import MIN_SEEDS, bounded_interval, mean_interval
-from analysis.style import WIDTH, Margins, in_style, legend_above, looks, new_figure, save, text_width
+from analysis.style import WIDTH, Margins, in_style, legend_above, looks, new_figure, save, text_width, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,7 +162,8 @@ def _grid(
         _dress(axis, x, measure)
         if baseline:
             axis.axhline(0, color="#777777", linewidth=0.8, linestyle=(0, (4, 2)))
-            axis.set_ylabel(f"less {baseline}")
+            room = axis.get_position().height * figure.get_figheight()
+            axis.set_ylabel(wrapped(f"less {baseline}", 8.5, room, 1))
         axis.set_xlim(*_limits(frame[x]))
     for axis in axes[len(measures) :]:
         axis.set_visible(False)
@@ -251,7 +252,8 @@ def forest(frame: "pd.DataFrame", measure: str, baseline: str) -> "Figure":
     found = [frame.loc[frame["row"] == label, "value"].to_numpy(float) for label in labels]
     intervals = [bounded_interval(values.tolist(), -100.0, 100.0) for values in found]
     said = [_effect(*pair) for pair in zip(found, intervals, strict=True)]
-    left, right = 0.15 + text_width(labels, 8), 0.2 + text_width(said, 8.5)
+    names = [wrapped(label, 8, 1.5) for label in labels]
+    left, right = 0.15 + text_width("\n".join(names).split("\n"), 8), 0.2 + text_width(said, 8.5)
     width, height = max(0.78 * WIDTH, left + right + 2), 0.9 + 0.34 * len(labels)
     figure, (axis,) = new_figure(1, 1, width=width, height=height, margins=Margins(left, right, top=0.1))
     for place, style in enumerate(looks(labels).values()):
@@ -262,7 +264,7 @@ def forest(frame: "pd.DataFrame", measure: str, baseline: str) -> "Figure":
         axis.plot([values.mean()], [place], "s", color=style["color"], markersize=5)
         axis.annotate(said[place], (1.02, place), xycoords=("axes fraction", "data"), va="center")
     axis.axvline(0, color="#444444", linewidth=0.8)
-    axis.set_yticks(range(len(labels)), labels)
+    axis.set_yticks(range(len(labels)), names)
     axis.set(ylim=(len(labels) - 0.5, -0.5), xlabel=f"{measure}: difference to {baseline} (points)")
     axis.grid(axis="y", visible=False)
     return figure

@@ -54,10 +54,12 @@ class Figure:
     caption: str
     svg: Markup
     files: tuple[str, ...] = ()
-    reason: str = ""
-    """Why it cannot be drawn; empty if it is."""
     panels: tuple[str, ...] = ()
     """Views (x, y, width, height) of the SVG, one an axes, for a page that is too narrow for all side by side."""
+    legend: tuple[tuple[str, str], ...] = ()
+    """For the same page, each entry of the legend: the view of its sign, and its text."""
+    reason: str = ""
+    """Why it cannot be drawn; empty if it is."""
 
 
 @dataclass(frozen=True)
@@ -594,35 +596,52 @@ def _figure(plan: Plan, folder: Path, kinds: Sequence[str], looks: Looks) -> Fig
     old = [kind for kind in kinds if known.get(kind) != digest or not (folder / f"{plan.name}.{kind}").exists()]
     if old or not (folder / f"{plan.name}.csv").exists():
         with assigned(looks):
-            panels = _draw(plan, folder / plan.name, old)
+            views = _draw(plan, folder / plan.name, old)
         write_text(folder / f"{plan.name}.csv", text)
-        known = {**known, **dict.fromkeys(old, digest), "panels": panels}
+        known = {**known, **dict.fromkeys(old, digest), **views}
         write_json(record, known)
     svg = inline_svg((folder / f"{plan.name}.svg").read_text(), plan.title, plan.name)
-    return Figure(plan.name, plan.title, plan.caption, svg, files, panels=tuple(known.get("panels") or ()))
+    legend = tuple((view, said) for view, said in known.get("legend") or ())
+    return Figure(plan.name, plan.title, plan.caption, svg, files, tuple(known.get("panels") or ()), legend)
 
 
-def _draw(plan: Plan, stem: Path, kinds: Sequence[str]) -> list[str]:
-    """Draw a figure and write it as each kind; returns its panels."""
+def _draw(plan: Plan, stem: Path, kinds: Sequence[str]) -> dict[str, Any]:
+    """Draw a figure and write it as each kind; returns its panels and its legend."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     drawing = plan.draw()
     for patch in (drawing.patch, *(axes.patch for axes in drawing.axes)):
         patch.set_gid("ground")  # by which a page finds what would be a white box in the dark
     with styled():
-        panels = _panels(drawing) if drawing.get_label() == CELLS else []
+        views = {"panels": _panels(drawing), "legend": _legend(drawing)} if drawing.get_label() == CELLS else {}
         for kind in kinds:
             file = stem.with_name(f"{stem.name}.{kind}")
             drawing.savefig(file, format=kind, metadata=dict(FIGURES[kind]), bbox_inches=drawing.bbox_inches)
-    return panels
+    return views
 
 
 def _panels(drawing: "Drawing") -> list[str]:
-    """Views of a figure whose axes stand in cells: its legend, then each cell; in points."""
-    dpi, height = drawing.dpi, drawing.bbox.height
-    legends = [legend.get_window_extent() for legend in drawing.legends]
-    views = [[side / dpi for side in (box.x0, height - box.y1, box.width, box.height)] for box in legends]
-    views += [list(cell(axes)) for axes in drawing.axes if axes.get_visible()]
-    return [" ".join(f"{72 * side:.1f}" for side in view) for view in views]
+    """Views of a figure whose axes stand in cells, one a cell."""
+    return [_view(cell(axes)) for axes in drawing.axes if axes.get_visible()]
+
+
+def _legend(drawing: "Drawing") -> list[tuple[str, str]]:
+    """Each entry of the figure's legend: the view of its sign, and its text."""
+    from matplotlib.backends.backend_agg import RendererAgg
+
+    found, inch, top = [], drawing.dpi, drawing.get_figheight()
+    for legend in drawing.legends:
+        legend.draw(RendererAgg(1, 1, inch))  # which puts its parts where they will be
+        for sign, said in zip(legend.legend_handles, legend.get_texts(), strict=True):
+            box = sign.get_window_extent().padded(inch / 36)  # a line without markers has no height
+            found.append(
+                (_view([box.x0 / inch, top - box.y1 / inch, box.width / inch, box.height / inch]), said.get_text())
+            )
+    return found
+
+
+def _view(box: Sequence[float]) -> str:
+    """A box (left, top, width, height) in inches as the view of an SVG, in points."""
+    return " ".join(f"{72 * side:.1f}" for side in box)
 
 
 _THEME = {

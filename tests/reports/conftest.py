@@ -69,11 +69,11 @@ def draw_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
     """See :func:`blank_figures`."""
     numbers = itertools.count()
 
-    def draw(plan: figures.Plan, stem: Path, kinds: Sequence[str]) -> list[str]:
+    def draw(plan: figures.Plan, stem: Path, kinds: Sequence[str]) -> dict[str, str]:
         stem.parent.mkdir(parents=True, exist_ok=True)
         for kind in kinds:
             svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><text>{next(numbers)}</text></svg>'
             stem.with_name(f"{stem.name}.{kind}").write_text(svg)
-        return []
+        return {}
 
     monkeypatch.setattr(figures, "_draw", draw)

@@ -53,7 +53,9 @@ def test_every_figure_is_drawn(store: Path) -> None:
     grounds = re.findall(r'-ground"?[^>]*>\s*<path d="[^"]*"[^>]*style="fill: (\S+?)[;"]', shown)
     assert len(grounds) > 10
     assert set(grounds) == {"none"}  # no white box
-    assert shown.count('href="#layers-figure_1"') == 5  # on a phone: the legend and four axes, one below the other
+    assert shown.count('href="#layers-figure_1"') == 6  # on a phone: two rows' signs and four axes, one below the other
+    (said,) = re.findall(r'#layers-figure_1"/></svg>(MP-Former[^<]*)</p>', shown)
+    assert said == "MP-Former (n = 3)", "text of the page, as large as that"
     assert all((folder / f"{stem}.csv").stat().st_size > 40 for stem in drawn)
     assert all("<metadata" not in page for page in [(folder.parent / "index.html").read_text()])
 
