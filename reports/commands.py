@@ -1,9 +1,10 @@
 """``mpformer report`` and ``visualize``; the command line finds them through the entry points of pyproject.toml."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
@@ -11,6 +12,9 @@ import click
 from experiments.cli.console import new_console, print_json, warn
 from experiments.cli.options import json_option, root_option, root_options, scale_options
 from mpformer.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from reports.collect import SuiteReport
 
 
 @click.command()
@@ -33,26 +37,47 @@ from mpformer.runtime.errors import UserError
 def report(
     suites: tuple[str, ...],
     everything: bool,
-    scale: str,
-    dataset: str | None,
     root: Path,
     out: Path | None,
     formats: tuple[str, ...],
-    columns: tuple[str, ...],
-    decimals: int | None,
     check: bool,
     watch: bool,
     port: int,
     single_file: bool,
     as_zip: bool,
     as_json: bool,
+    **table: Any,
 ) -> int:
     """Write tables (Markdown, LaTeX, ...) and self-contained pages for SUITES (none: all that were launched)."""
     from experiments.status import suite_view
+    from reports import build, paper_numbers
+    from reports.formats import FORMATS
+
+    _check_names(suites, everything, root, table["scale"], table["dataset"])
+    if check:
+        return _check_report(suites, root, table["scale"], table["dataset"])
+    suite_view.refresh(root, warn)
+    for line in paper_numbers.warnings(paper_numbers.read()):
+        warn(line)
+    base = out or root / "reports"
+    wanted = formats or (WATCHED if watch else tuple(FORMATS))
+    make = partial(build.build, suites, root, out=base, formats=wanted, **table)
+    if watch:
+        return _watch(make, base, port, root)
+    paths = make()
+    packed = _packed(paths, base, single_file, as_zip)
+    if as_json:
+        print_json([str(path) for path in [*paths, *packed]])
+        return 0
+    _print_answers(build.gather(suites, root, **table) if suites else ())
+    click.echo("\n".join([*_where(paths), *map(str, packed)]))
+    return 0
+
+
+def _check_names(suites: Sequence[str], everything: bool, root: Path, scale: str, dataset: str | None) -> None:
+    """Raise UserError for a suite, scale or dataset that there is not."""
     from experiments.store.run_dir import Store
     from experiments.suites import catalogue
-    from reports import answer, build, paper_numbers
-    from reports.formats import FORMATS
 
     if everything and suites:
         raise UserError(f"--all is every suite that was launched; leave it out, or {', '.join(suites)}")
@@ -61,33 +86,13 @@ def report(
         catalogue.find(name).check(scale, dataset)
     if not suites:
         catalogue.of_dataset(scale, dataset)
-    if check:
-        return _check_report(suites, root, scale, dataset)
-    suite_view.refresh(root, warn)
-    for line in paper_numbers.warnings(paper_numbers.read()):
-        warn(line)
-    make = partial(
-        build.build,
-        suites,
-        root,
-        scale=scale,
-        dataset=dataset,
-        out=out,
-        formats=formats or (tuple(FORMATS) if not watch else WATCHED),
-        columns=columns,
-        decimals=decimals,
-    )
-    paths = make()
-    if watch:
-        return _watch(make, paths, out or root / "reports", port, root)
-    packed = _packed(paths, out or root / "reports", single_file, as_zip)
-    if as_json:
-        print_json([str(path) for path in [*paths, *packed]])
-        return 0
-    for each in build.gather(suites, root, scale, dataset, columns, decimals) if suites else ():
+
+
+def _print_answers(reports: Iterable["SuiteReport"]) -> None:
+    from reports import answer
+
+    for each in reports:
         click.echo("\n".join([*answer.lines(each.table, new_console().width), "", answer.sentence(each.table)]))
-    click.echo("\n".join([*_where(paths), *map(str, packed)]))
-    return 0
 
 
 def _packed(paths: Sequence[Path], base: Path, single_file: bool, as_zip: bool) -> list[Path]:
@@ -104,12 +109,12 @@ WATCHED = ("html", "md", "tex", "csv", "json")
 WATCH_SECONDS, SLURM_SECONDS = 3.0, 30.0
 
 
-def _watch(make: Callable[[], list[Path]], paths: Sequence[Path], base: Path, port: int, root: Path) -> int:
+def _watch(make: Callable[[], list[Path]], base: Path, port: int, root: Path) -> int:
     """Serve the report and build it anew while it changes; Slurm is asked more rarely than files are looked at."""
     from experiments.status import suite_view
     from reports import watching
 
-    pages = [path for path in paths if path.name == "index.html"]
+    pages = [path for path in make() if path.name == "index.html"]
     if not pages:
         raise UserError("--watch shows pages: leave --format out, or add --format html")
     server = watching.start(base, port)
