@@ -24,6 +24,7 @@ from claims import CLAIMS, SETS
 from analysis.statistics import PairedTest, summarise
 from experiments.suites import catalogue
 from experiments.suites.rows import SUITES
+from mpformer.runtime.errors import UserError
 
 _SAYING: Mapping[str, str] = {
     "seen": "it is seen on {}",
@@ -88,19 +89,13 @@ def page(kept: Kept, folder: Path) -> str:
         *_runs(kept, commit),
         *_included(folder, "deviations.md", "Deviations from the protocol", "None."),
         *_included(folder, "hypotheses.md", "What did not fit, looked into", "Nothing yet."),
+        *_measured(folder),
         *_LIMITS,
     ]
     return "\n".join(parts).rstrip() + "\n"
 
 
 def _head(kept: Kept, found: Sequence[Answer], commit: str) -> list[str]:
-    missing = [answer for answer in found if answer.open]
-    state = (
-        f"**The study is under way**: {len(found) - len(missing)} of {len(found)} comparisons have all their seeds. "
-        "A verdict that begins with *so far* is of fewer seeds than planned.\n"
-        if missing
-        else ""
-    )
     return [
         "# Every claim of MP-Former, tested at mini scale",
         "",
@@ -108,28 +103,63 @@ def _head(kept: Kept, found: Sequence[Answer], commit: str) -> list[str]:
         "deviations and the hypotheses. What was asked, and how it is judged, was fixed before the first run: "
         "[protocol.md](protocol.md), [claims.py](claims.py), [suites.py](suites.py).",
         "",
-        *([state] if state else []),
-        "Mask2Former and MP-Former differ in mask piloting alone. Effects are paired by seed, in points, positive in "
-        "the direction of the claim (a jump rate that falls is positive), with 95 % intervals. *Seen* and *opposite* "
-        "need p < 0.05 after Holm's correction in the family, *not seen* an interval inside ± the smallest effect that "
-        "matters; everything else is *underpowered*.",
+        *_state(found),
+        _HOW_TO_READ,
         "",
     ]
+
+
+_HOW_TO_READ = (
+    "Mask2Former and MP-Former differ in mask piloting alone. Effects are paired by seed, in points, positive in "
+    "the direction of the claim (a jump rate that falls is positive), with 95 % intervals. *Seen* and *opposite* "
+    "need p < 0.05 after Holm's correction in the family, *not seen* an interval inside ± the smallest effect that "
+    "matters; everything else is *underpowered*."
+)
+
+
+def _state(found: Sequence[Answer]) -> list[str]:
+    """That the study is under way, as long as seeds are missing."""
+    missing = [answer for answer in found if answer.open]
+    if not missing:
+        return []
+    return [
+        f"**The study is under way**: {len(found) - len(missing)} of {len(found)} comparisons have all their seeds. "
+        "A verdict that begins with *so far* is of fewer seeds than planned.",
+        "",
+    ]
+
+
+BEGIN, END = "<!-- by make study-report, from here -->", "<!-- to here -->"
+
+
+def lead(kept: Kept, folder: Path, readme: str) -> str:
+    """The project's README with the claims' table between its two marks; raises UserError without them."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise UserError(f"the README has no lines {BEGIN!r} and {END!r} for the claims' table")
+    found = answers(kept)
+    claimed = _claims(found, costs(folder))
+    before, after = readme.split(BEGIN)[0], readme.split(END)[1]
+    return "\n".join([before + BEGIN, "", *_state(found), *claimed, _HOW_TO_READ, "", END + after])
 
 
 BACKBONE = "study-backbone"
 
 
-def _verdicts(found: Sequence[Answer], measured: Mapping[str, Any]) -> list[str]:
+def _claims(found: Sequence[Answer], measured: Mapping[str, Any]) -> list[str]:
+    """The table of every claim on each set."""
     lines = [
         [f"**{claim}** {text}", *(_cell(claim, name, found, measured) for name in SETS)]
         for claim, text in CLAIMS.items()
     ]
+    return table(("claim", *SETS), lines)
+
+
+def _verdicts(found: Sequence[Answer], measured: Mapping[str, Any]) -> list[str]:
     other = "; ".join(_line(answer) for answer in found if answer.of.suite == BACKBONE)
     return [
         "## The claims",
         "",
-        *table(("claim", *SETS), lines),
+        *_claims(found, measured),
         *([f"With another backbone ({catalogue.find(BACKBONE).title}, on shapes): {other}.", ""] if other else []),
     ]
 
@@ -309,6 +339,12 @@ def _included(folder: Path, name: str, title: str, nothing: str) -> list[str]:
     path = folder / name
     text = path.read_text().strip() if path.exists() else nothing
     return [f"## {title}", "", "\n".join(line for line in text.splitlines() if not line.startswith("# ")).strip(), ""]
+
+
+def _measured(folder: Path) -> list[str]:
+    """The table of the first hypothesis, if it was measured."""
+    path = folder / "attention_masks.md"
+    return ["Hypothesis 1, measured (`attention_masks.py`):", "", path.read_text()] if path.exists() else []
 
 
 _LIMITS = (

@@ -1,8 +1,9 @@
 """The study's page and figures from the runs that are kept: ``make study-report``.
 
-    python results/mini/study.py [--runs results/mini/runs] [--out results/mini]
+    python results/mini/study.py [--runs results/mini/runs] [--out results/mini] [--lead README.md]
 
-Writes ``README.md`` and ``figures/``. A study that is under way gives a page that says so.
+Writes ``README.md`` and ``figures/``, and the claims' table between the marks of the README that ``--lead`` names. A
+study that is under way gives a page that says so.
 """
 
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from answers import Kept, answers
-from page import page
+from page import lead, page
 from pictures import draw
 
 from experiments.suites import catalogue
@@ -36,9 +37,13 @@ def main(words: Sequence[str]) -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=Path, default=HERE / "runs", help="store of the kept runs")
     parser.add_argument("--out", type=Path, default=HERE, help="where README.md and figures/ go")
+    parser.add_argument("--lead", type=Path, help="a README that gets the claims' table between its marks")
     options = parser.parse_args(words)
     catalogue.add_file(HERE / "suites.py")
-    write(Kept(options.runs), options.out)
+    kept = Kept(options.runs)
+    write(kept, options.out)
+    if options.lead:
+        options.lead.write_text(lead(kept, options.out, options.lead.read_text()))
     print(options.out / "README.md")
 
 

@@ -66,3 +66,11 @@ def test_the_page_is_what_the_kept_runs_give() -> None:
     from page import page
 
     assert (MINI / "README.md").read_text() == page(answers.Kept(MINI / "runs"), MINI)
+
+
+@pytest.mark.skipif(not (MINI / "README.md").exists(), reason="there is no page yet")
+def test_the_projects_readme_leads_with_what_the_kept_runs_give() -> None:
+    from page import lead
+
+    readme = (MINI.parents[1] / "README.md").read_text()
+    assert lead(answers.Kept(MINI / "runs"), MINI, readme) == readme

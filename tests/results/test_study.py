@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from answers import Kept
 from claims import AP, JUMPS, UTIL, Comparison, Family
-from page import page, sentence
+from page import BEGIN, END, lead, page, sentence
 
 from experiments.launch import begin
 from experiments.runs import archiving
@@ -147,6 +147,25 @@ def test_the_page_says_what_was_found_and_what_was_written_by_hand(done: Kept, t
     assert "A processor was changed." in text
     assert "| 8 | 1 | " in text
     assert "Runs that have no result" not in text
+
+
+def test_the_readme_leads_with_the_claims_and_keeps_its_own_text(done: Kept, tmp_path: Path) -> None:
+    readme = f"# Name\n\n{BEGIN}\nold\n{END}\n\nMore.\n"
+    text = lead(done, tmp_path, readme)
+    assert text.startswith(f"# Name\n\n{BEGIN}\n\n| claim | shapes |")
+    assert text.endswith(f"{END}\n\nMore.\n")
+    assert "old" not in text
+    assert "AP: **seen**, +" in text
+    assert lead(done, tmp_path, text) == text
+    with pytest.raises(UserError, match="has no lines"):
+        lead(done, tmp_path, "# Name\n")
+
+
+def test_what_a_hypothesis_gave_stands_below_it(done: Kept, tmp_path: Path) -> None:
+    (tmp_path / "hypotheses.md").write_text("# Hypotheses\n\n1. Masks.\n")
+    (tmp_path / "attention_masks.md").write_text("| a table |\n")
+    text = page(done, tmp_path)
+    assert text.index("1. Masks.") < text.index("Hypothesis 1, measured") < text.index("| a table |")
 
 
 def test_sentences_are_read_once() -> None:
