@@ -47,23 +47,32 @@ class JumpRates:
 
 def jumps(table: Table, threshold: float = THRESHOLD) -> np.ndarray:
     """Which objects jump at which step: (L, objects) bool, objects by image, then by number."""
-    steps: np.ndarray = table.grid("iou_previous")[1:] < threshold  # NaN, two empty masks, is not below anything
-    return steps
+    return _shared(table) < threshold
+
+
+def _shared(table: Table) -> np.ndarray:
+    """What each mask shares with the one before (L, objects); NaN, two empty masks, is not below any threshold."""
+    return table.grid("iou_previous")[1:]
 
 
 def jump_rates(table: Table, threshold: float = THRESHOLD) -> JumpRates:
     """The jump rate, at least once and after layer 1."""
-    steps = jumps(table, threshold)
-    objects = steps.shape[1]
-    if not objects:
-        return JumpRates(float("nan"), float("nan"), 0)
-    once = float("nan") if table.first_layer else 100 * float(steps.any(0).mean())
-    return JumpRates(once, 100 * float(steps[1:].any(0).mean()), objects)
+    return jump_curve(table, [threshold])[0]
 
 
 def jump_curve(table: Table, thresholds: Sequence[float]) -> list[JumpRates]:
     """The jump rate at each threshold: what hangs on the choice of 0.5."""
-    return [jump_rates(table, threshold) for threshold in thresholds]
+    shared = _shared(table)
+    return [_rates(shared < threshold, bool(table.first_layer)) for threshold in thresholds]
+
+
+def _rates(steps: np.ndarray, without_first: bool) -> JumpRates:
+    """Of (L, objects) jumps."""
+    objects = steps.shape[1]
+    if not objects:
+        return JumpRates(float("nan"), float("nan"), 0)
+    once = float("nan") if without_first else 100 * float(steps.any(0).mean())
+    return JumpRates(once, 100 * float(steps[1:].any(0).mean()), objects)
 
 
 def checkpoint_interval(

@@ -74,7 +74,7 @@ def picture_uri(path: Path | None, longest: int = 384) -> str:
     small = max(rgb.size) <= 160
     rgb.thumbnail((longest, longest))
     buffer = io.BytesIO()
-    rgb.save(buffer, "PNG" if small else "JPEG", **({"optimize": True} if small else {"quality": 85}))
+    rgb.save(buffer, "PNG" if small else "JPEG", quality=85)
     kind = "png" if small else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 

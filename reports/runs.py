@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis import layer_table
 from analysis.jumps import jump_rates
@@ -19,6 +19,9 @@ from experiments.store.files import json_lines
 from experiments.store.identity import SCHEME
 from experiments.store.records import RecordError
 from experiments.store.run_dir import RunDir, RunRecord, Store, Trained, Void
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FAILURES: Mapping[FailureClass, str] = {
     FailureClass.NONE: "",
@@ -128,6 +131,20 @@ class RunView:
             return layer_table.read(self.directory.evaluation(self.eval_id) / "layers.parquet")
         except (OSError, ValueError):
             return None
+
+    @cached_property
+    def probes(self) -> "pd.DataFrame | None":
+        """``probes.parquet``; None if it is absent or damaged."""
+        path = self.directory.path / "probes.parquet"
+        if not path.exists():
+            return None
+        import pandas as pd
+
+        try:
+            found = pd.read_parquet(path)
+        except (OSError, ValueError):
+            return None
+        return found if {"iteration", "layer", "stability"} <= set(found.columns) else None
 
     def jump_rate(self, *, late: bool = False) -> float | None:
         """The jump rate in percent, at least once or after layer 1, from ``layers.parquet``."""

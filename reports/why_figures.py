@@ -69,7 +69,7 @@ def _matching(view: RunView) -> dict[str, list[float | None]]:
     """Per layer: stability towards the next layer, and towards the evaluation before."""
     layers = (view.result or {}).get("layers", {})
     found = {"Util-consecutive": list(layers.get("Util-consecutive") or ())}
-    probes = _probes(view)
+    probes = view.probes
     if probes is not None and not probes.empty:
         last = probes[probes["iteration"] == probes["iteration"].max()].sort_values("layer")
         found["stability"] = [None if value != value else float(value) for value in last["stability"]]
@@ -135,7 +135,7 @@ def _probes_plan(rows: Sequence[RowRuns], few: str) -> Plan:
 
 
 def _over_training(view: RunView) -> Iterator[tuple[int, str, float]]:
-    probes = _probes(view)
+    probes = view.probes
     if probes is None or probes.empty:
         return
     last = probes["layer"].max()
@@ -144,20 +144,6 @@ def _over_training(view: RunView) -> Iterator[tuple[int, str, float]]:
             lines = probes[probes["layer"] < last] if measure == "Util" else probes
             means = lines.groupby("iteration")[measure].mean().dropna()
             yield from ((int(i), measure, float(value)) for i, value in means.items())
-
-
-def _probes(view: RunView) -> "pd.DataFrame | None":
-    """``probes.parquet``; None if it is absent or damaged."""
-    path = view.directory.path / "probes.parquet"
-    if not path.exists():
-        return None
-    import pandas as pd
-
-    try:
-        found = pd.read_parquet(path)
-    except (OSError, ValueError):
-        return None
-    return found if {"iteration", "layer", "stability"} <= set(found.columns) else None
 
 
 def _schedule_plan(report: SuiteReport) -> Iterator[Plan]:
