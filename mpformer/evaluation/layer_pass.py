@@ -27,6 +27,28 @@ KEPT_LOGITS = 1 << 26
 
 
 @dataclass(frozen=True)
+class _MaskLogits:
+    """Mask logits of an image's layers, from mask embeddings (L + 1, Q, D) and mask features (D, h, w)."""
+
+    embed: Tensor
+    features: Tensor
+
+    def __call__(self, start: int, stop: int, queries: Selection) -> Tensor:
+        """(stop - start, k, h, w) of some layers and queries."""
+        return self._multiplied(start, stop, queries) if self._all is None else self._all[start:stop, queries]
+
+    @cached_property
+    def _all(self) -> Tensor | None:
+        layers, queries = self.embed.shape[:2]
+        few = layers * queries * self.features[0].numel() <= KEPT_LOGITS
+        return self._multiplied(0, layers, ALL) if few else None
+
+    def _multiplied(self, start: int, stop: int, queries: Selection) -> Tensor:
+        embed = self.embed[start:stop, queries].float()
+        return (embed @ self.features.flatten(1).float()).unflatten(-1, self.features.shape[-2:])
+
+
+@dataclass(frozen=True)
 class ImageOutput:
     """One image with what every layer predicts for it."""
 
@@ -82,29 +104,21 @@ class ImageOutput:
 
     def mask_logits(self, start: int, stop: int, queries: Selection = ALL) -> Tensor:
         """(stop - start, k, h, w) mask logits of some layers and queries, padding included, on the model's device."""
-        if self._all_logits is not None:
-            return self._all_logits[start:stop, queries]
-        return self._multiplied(start, stop, queries)
+        return self._mask_logits(start, stop, queries)
 
     @cached_property
-    def _all_logits(self) -> Tensor | None:
-        layers, _, queries = self.output.logits.shape[:3]
-        height, width = self.mask_cells
-        few = layers * queries * height * width <= KEPT_LOGITS
-        return self._multiplied(0, layers, ALL) if few else None
-
-    def _multiplied(self, start: int, stop: int, queries: Selection) -> Tensor:
-        embed = self.output.mask_embed[start:stop, self.index][:, queries].float()
-        return (embed @ self.output.mask_features[self.index].flatten(1).float()).unflatten(-1, self.mask_cells)
+    def _mask_logits(self) -> "_MaskLogits":
+        return _MaskLogits(self.output.mask_embed[:, self.index], self.output.mask_features[self.index])
 
     @cached_property
     def prediction(self) -> ImagePrediction:
         """All layers at mask-feature resolution, for matching and layer metrics; on the model's device."""
         grid = Grid.of(self.mask_cells, self.size, MASK_STRIDE)
         height, width = grid.cells
+        make = self._mask_logits  # a function that knew self would be a cycle, and keep an image's masks for long
 
         def logits(start: int, stop: int, queries: Selection) -> Tensor:
-            return self.mask_logits(start, stop, queries)[..., :height, :width]
+            return make(start, stop, queries)[..., :height, :width]
 
         return ImagePrediction(logits, self.output.logits[:, self.index], grid)
 
