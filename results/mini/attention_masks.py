@@ -58,7 +58,9 @@ def numbers(under: Mapping[str, Under]) -> Numbers:
     for first, second in COSINES:
         cosine = compare_gradients(under[first].gradients, under[second].gradients).cosine
         found[f"cosine, {first} and {second}"] = 100 * float(cosine[1:].mean())
-    return found | {f"loss, {kind}": float(under[kind].losses[1:].mean()) for kind in LOSSES}
+    loss = {kind: float(under[kind].losses[1:].mean()) for kind in LOSSES}
+    found |= {f"loss, {kind}": value for kind, value in loss.items()}
+    return found | {f"loss, {kind} less true masks": loss[kind] - loss["true masks"] for kind in (LOSSES[0], LOSSES[2])}
 
 
 def table(found: Mapping[str, Measured]) -> str:

@@ -30,6 +30,8 @@ def test_cosines_and_losses_are_means_over_layers_and_queries_without_the_first_
         "loss, predicted masks": pytest.approx(2.5),
         "loss, true masks": pytest.approx(1.25),
         "loss, no masks": pytest.approx(5),
+        "loss, predicted masks less true masks": pytest.approx(1.25),
+        "loss, no masks less true masks": pytest.approx(3.75),
     }
 
 
