@@ -198,14 +198,18 @@ def _curve(
     """
     seeds = frame["seed"].nunique()
     shared = _shared(frame, bands, x)
-    marker = {} if len(shared) <= 40 else {"marker": None}
-    axis.plot(shared[x], shared["mean"], label=f"{label} (n = {seeds})", **{**style, **marker})
+    axis.plot(shared[x], shared["mean"], label=f"{label} (n = {seeds})", markevery=_every(len(shared)), **style)
     if seeds >= MIN_SEEDS:
         axis.fill_between(shared[x], shared["low"], shared["high"], color=style["color"], alpha=0.18, linewidth=0)
     if 1 < seeds < MIN_SEEDS or len(shared) < frame[x].nunique():
         for _, seed in frame.groupby("seed"):
             line = seed.sort_values(x)
             axis.plot(line[x], line["value"], color=style["color"], linewidth=0.6, alpha=0.6)
+
+
+def _every(points: int) -> int:
+    """Which points of a curve have a marker: every one, or a dozen where they would run together."""
+    return 1 if points <= 40 else points // 12
 
 
 def _shared(frame: "pd.DataFrame", bands: "pd.DataFrame", x: str) -> "pd.DataFrame":
@@ -376,7 +380,7 @@ def drop_distribution(frame: "pd.DataFrame", rows: Sequence[str] | None = None) 
         drops = np.sort(known.loc[known["row"] == label, "drop"].to_numpy())
         at = np.unique(np.linspace(0, drops.size - 1, min(drops.size, 400)).astype(int))
         drops, share = drops[at], 100 * (1 - at / max(1, drops.size))
-        left.plot(drops, share, label=label, color=style["color"], linestyle=style["linestyle"])
+        left.plot(drops, share, label=label, markevery=_every(drops.size), **style)
     left.set(
         xlabel="IoU drop x between adjacent layers", ylabel="pairs that drop at least x (%)", xlim=(0, 1), ylim=(0, 100)
     )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgba
 from matplotlib.container import BarContainer
+from matplotlib.patches import PathPatch
 from PIL import Image
 
 from analysis import failure_cases, figures
@@ -39,6 +40,10 @@ def lines_of(axis) -> dict[str, np.ndarray]:
     return {line.get_label(): line.get_xydata() for line in axis.get_lines() if not line.get_label().startswith("_")}
 
 
+def texts_of(figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_bands_are_the_intervals_of_the_seeds() -> None:
     frame = layer_frame(3).query("measure == 'AP'")
     bands = figures.seed_bands(frame, "layer")
@@ -62,8 +67,7 @@ def test_consistency_stands_beside_quality() -> None:
     np.testing.assert_allclose(drawn, np.stack([wanted.index, wanted], 1))
     assert len(figure.axes[0].collections) == len(ROWS)  # bands
     assert lines_of(figure.axes[0])["Mask2Former (n = 3)"][0, 0] == 1  # there is no mIoU-L at layer 0
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts == ["Mask2Former (n = 3)", "MP-Former (paper) (n = 3)"]
+    assert texts_of(figure) == ["Mask2Former (n = 3)", "MP-Former (paper) (n = 3)"]
 
 
 def test_one_seed_has_no_band() -> None:
@@ -156,6 +160,26 @@ def test_colour_is_the_method_and_dash_the_schedule() -> None:
     assert first.get_color() == second.get_color() == look(3)["color"]
     assert first.get_linestyle() != second.get_linestyle()
     assert looks(ROWS)[ROWS[0]] == look(0)  # outside the block nothing is left
+
+
+def test_methods_of_one_schedule_differ_in_grey_print_too() -> None:
+    """However many points a curve has, its marker is there."""
+    rng = np.random.default_rng(0)
+    long = [(row, 0, i, measure, rng.random()) for row in ROWS for i in range(200) for measure in ("loss", "AP")]
+    drops = [(row, layer, rng.random()) for row in ROWS for layer in (1, 2) for _ in range(100)]
+    with assigned({row: look_of(i) for i, row in enumerate(ROWS)}):
+        drawn = (
+            figures.training_curves(pd.DataFrame(long, columns=["row", "seed", "iteration", "measure", "value"])),
+            figures.drop_distribution(pd.DataFrame(drops, columns=["row", "layer", "drop"])),
+            figures.per_layer_curves(layer_frame(3)),
+        )
+    for figure in drawn:
+        entries = [(line.get_marker(), line.get_linestyle()) for line in figure.legends[0].get_lines()]
+        assert len(set(entries)) == len(ROWS)
+        curves = [line for line in figure.axes[0].get_lines() if line.get_label() in texts_of(figure)]
+        assert [(line.get_marker(), line.get_linestyle()) for line in curves] == entries
+    boxes = [patch for patch in drawn[1].axes[1].patches if isinstance(patch, PathPatch)]
+    assert len({box.get_hatch() for box in boxes}) == len(ROWS)
 
 
 def test_transition_matrices_show_their_numbers() -> None:

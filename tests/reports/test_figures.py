@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from reports.collect import RowRuns, SuiteReport
-from reports.figures import MANY, Plan, _plans
+from reports.figures import MANY, Plan, _drop_summary, _plans
 from tests.reports.conftest import LIVE
 
 Gather = Callable[..., SuiteReport]
@@ -68,3 +69,15 @@ def test_curves_are_there_from_the_first_logged_iteration_on(gather: Gather, sto
     assert (shown.iteration, shown.measure, shown.value) == (line["iteration"], "loss", line["loss"])
     assert plan.draw().axes
     assert json.loads((live.directory.path / "run.json").read_text())["row"] == "guided"
+
+
+def test_the_data_of_a_figure_of_many_masks_stays_small() -> None:
+    """What is drawn of the drops, not every drop of every object."""
+    layers, pairs = 10, 50_000
+    drops = np.random.default_rng(0).random((layers, pairs))
+    lines = list(_drop_summary(drops))
+    assert len(lines) == 51 + 5 * layers
+    first, *_, last = (value for of, _, value in lines if of == "all")
+    assert (first, last) == (100.0, 0.0)
+    medians = [value for of, measure, value in lines if of != "all" and measure == "50th percentile"]
+    assert medians == pytest.approx(np.median(drops, axis=1))

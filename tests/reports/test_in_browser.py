@@ -260,8 +260,9 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
         return script.read().decode()
 
 
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(site: Path, browser: Any, axe: str, scheme: str) -> None:
+def test_axe_finds_nothing(site: Path, browser: Any, axe: str, scheme: str, width: int) -> None:
     run = next((site / "headline@mini" / "runs").glob("*.html"))
     pages: list[str | Path] = [
         "index.html",
@@ -273,7 +274,8 @@ def test_axe_finds_nothing(site: Path, browser: Any, axe: str, scheme: str) -> N
     found = []
     for path in pages:
         # axe is a script of its own: the page's policy would not let it run
-        page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme, bypass_csp=True)
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)
+        page.set_default_timeout(60_000)
         page.goto((site / path).as_uri())
         page.wait_for_timeout(300)
         page.evaluate(axe)
