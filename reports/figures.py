@@ -633,9 +633,8 @@ def _legend(drawing: "Drawing") -> list[tuple[str, str]]:
         legend.draw(RendererAgg(1, 1, inch))  # which puts its parts where they will be
         for sign, said in zip(legend.legend_handles, legend.get_texts(), strict=True):
             box = sign.get_window_extent().padded(inch / 36)  # a line without markers has no height
-            found.append(
-                (_view([box.x0 / inch, top - box.y1 / inch, box.width / inch, box.height / inch]), said.get_text())
-            )
+            view = _view([box.x0 / inch, top - box.y1 / inch, box.width / inch, box.height / inch])
+            found.append((view, said.get_text().replace(" = ", "\u00a0=\u00a0")))
     return found
 
 

@@ -55,7 +55,7 @@ def test_every_figure_is_drawn(store: Path) -> None:
     assert set(grounds) == {"none"}  # no white box
     assert shown.count('href="#layers-figure_1"') == 6  # on a phone: two rows' signs and four axes, one below the other
     (said,) = re.findall(r'#layers-figure_1"/></svg>(MP-Former[^<]*)</p>', shown)
-    assert said == "MP-Former (n = 3)", "text of the page, as large as that"
+    assert said == "MP-Former (n\u00a0=\u00a03)", "text of the page, as large as that"
     assert all((folder / f"{stem}.csv").stat().st_size > 40 for stem in drawn)
     assert all("<metadata" not in page for page in [(folder.parent / "index.html").read_text()])
 
