@@ -1,8 +1,10 @@
 """``mpformer launch``, ``retry`` and ``cancel``."""
 
 import contextlib
+import functools
 import shlex
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from experiments.launch.local import Launch
     from experiments.launch.profiles import LocalProfile, SlurmProfile
+    from experiments.slurm.batches import Target
     from experiments.store.run_dir import Store
     from experiments.suites.planning import Plan
 
@@ -69,7 +72,6 @@ def launch(
     from experiments.store.run_dir import Store
     from experiments.suites import catalogue, planning
 
-    console = new_console()
     store = Store(root)
     where, rest = _profile(on, asked)
     request = plan_request(suite, **rest)
@@ -78,22 +80,18 @@ def launch(
     resolved = choosing.only_new(resolved, store) if new else resolved
     if dry_run:
         return _print_scripts(resolved, store, data_root, on, where, smoke)
-    resolved = inputs.fetch_weights(_with_data(resolved, data_root, console), data_root)
+    resolved = inputs.fetch_weights(_with_data(resolved, data_root), data_root)
     if not resolved.missing:
         inputs.check_models(run.config for run in resolved.unique)
     if inline_:
         return _inline(resolved, store, data_root)
-    if isinstance(where, SlurmProfile):
-        if forget_nodes:
-            from experiments.slurm import submission
-
-            count = submission.forget_nodes(resolved, store, where.exclude)
-            click.echo(f"{count} waiting jobs may begin on any node of theirs again")
-        return _submit(resolved, store, data_root, on, where, smoke)
-    if smoke or forget_nodes:
+    if forget_nodes and isinstance(where, SlurmProfile):
+        _forget_nodes(resolved, store, where)
+    elif (smoke or forget_nodes) and not isinstance(where, SlurmProfile):
         flag = "--smoke" if smoke else "--forget-nodes"
         raise UserError(f"{flag} is for jobs in a queue; give a Slurm profile: --on PROFILE")
-    return _start_here(resolved, store, data_root, where, bool(asked["detach"]), mirror=mirror, report=report)
+    detach = bool(asked["detach"])
+    return _start(resolved, store, data_root, on, where, detach, smoke=smoke, mirror=mirror, report=report)
 
 
 def _profile(on: str, asked: dict[str, Any]) -> tuple["LocalProfile | SlurmProfile", dict[str, Any]]:
@@ -112,39 +110,67 @@ def _profile(on: str, asked: dict[str, Any]) -> tuple["LocalProfile | SlurmProfi
     return profile.model_copy(update=changes), rest
 
 
-def _print_scripts(
-    resolved: "Plan", store: "Store", data_root: Path, on: str, where: Any, smoke: bool, retry: tuple[str, ...] = ()
-) -> int:
+def _print_scripts(resolved: "Plan", store: "Store", data_root: Path, on: str, where: Any, smoke: bool) -> int:
     from experiments.launch.profiles import SlurmProfile
     from experiments.slurm import batches, submission
 
     if not isinstance(where, SlurmProfile):
         raise UserError(f"--dry-run prints batch scripts, and profile {on!r} has none; look with: mpformer plan")
     target = batches.Target(on, where, smoke)
-    for text in submission.scripts(resolved, store, data_root, target, retry):
+    for text in submission.scripts(resolved, store, data_root, target):
         click.echo(text)
     return 0
 
 
-def _submit(
+def _forget_nodes(resolved: "Plan", store: "Store", where: "SlurmProfile") -> None:
+    from experiments.slurm import submission
+
+    count = submission.forget_nodes(resolved, store, where.exclude)
+    click.echo(f"{count} waiting jobs may begin on any node of theirs again")
+
+
+def _start(
     resolved: "Plan",
     store: "Store",
     data_root: Path,
     on: str,
-    profile: "SlurmProfile",
+    where: "LocalProfile | SlurmProfile",
+    detach: bool = False,
+    *,
     smoke: bool = False,
     retry: tuple[str, ...] = (),
+    mirror: bool = False,
+    report: bool = False,
 ) -> int:
+    """Hand the missing runs to Slurm, or start them on this machine and follow them, unless ``detach``.
+
+    Returns 1 if not everything was handed over that could be, or not all of them are done then. With ``report`` what
+    came of runs on this machine is the end.
+    """
+    from experiments.launch import local, watching
+    from experiments.launch.profiles import SlurmProfile
+    from experiments.slurm.batches import Target
+    from experiments.tracking import sync
+
+    if isinstance(where, SlurmProfile):
+        return _submit(resolved, store, data_root, Target(on, where, smoke), retry)
+    with contextlib.nullcontext() if detach else watching.ended_with_the_command():
+        started = local.start(resolved, store, data_root, where, command=command_line(), retry=retry)
+        if mirror and started.started:
+            sync.start_background_sync(store.root)
+        code = _watch_launch(resolved, store, started, detach, new_console())
+        if report and not detach:
+            _report(resolved, store)
+        return code
+
+
+def _submit(resolved: "Plan", store: "Store", data_root: Path, target: "Target", retry: tuple[str, ...]) -> int:
     """Hand the missing runs to Slurm and say what was handed over; 1 if not everything was that could be."""
-    from experiments.slurm import batches, submission
+    from experiments.slurm import submission
     from experiments.suites import planning
 
-    target = batches.Target(on, profile, smoke)
     done = submission.launch(resolved, store, data_root, target, command=command_line(), retry=retry)
-    for run_id, reason in done.left_alone.items():
-        click.echo(f"{run_id} failed ({reason}) and would again")
-    if done.left_alone:
-        click.echo(f"to start it anyway: {planning.command('retry', resolved, store)}")
+    _say_what_is_left_alone(done.left_alone, resolved, store, click.echo)
     queued = [one for one in done.submissions if one.job_id]
     for one in queued:
         click.echo(f"  {one.job_id}  {one.stage:<8}  {len(one.runs) or 1} jobs  {one.name}")
@@ -154,38 +180,23 @@ def _submit(
     elif not done.problem:
         click.echo("nothing to start: every run is done, running, queued, or failed")
     if done.left_over:
-        then = "the last job launches them" if profile.report is not False else "launch again when there is room"
+        last_job = target.profile.report is not False
+        then = "the last job launches them" if last_job else "launch again when there is room"
         click.echo(f"{done.left_over} runs do not fit in the queue now ({done.limit}): {then}")
     if done.problem:
         click.echo(f"mpformer: {done.problem}; what was not queued starts with the next launch", err=True)
     return 1 if done.problem else 0
 
 
-def _start_here(
-    resolved: "Plan",
-    store: "Store",
-    data_root: Path,
-    profile: "LocalProfile",
-    detach: bool,
-    retry: tuple[str, ...] = (),
-    mirror: bool = False,
-    report: bool = False,
-) -> int:
-    """Start the missing runs on this machine and follow them, unless ``detach``; 1 if not all of them are done then.
+def _say_what_is_left_alone(
+    left_alone: Mapping[str, str], resolved: "Plan", store: "Store", say: Callable[[str], None]
+) -> None:
+    from experiments.suites import planning
 
-    With ``report`` what came of it is the end.
-    """
-    from experiments.launch import local, watching
-    from experiments.tracking import sync
-
-    with contextlib.nullcontext() if detach else watching.ended_with_the_command():
-        started = local.start(resolved, store, data_root, profile, command=command_line(), retry=retry)
-        if mirror and started.started:
-            sync.start_background_sync(store.root)
-        code = _watch_launch(resolved, store, started, detach, new_console())
-        if report and not detach:
-            _report(resolved, store)
-        return code
+    for run_id, reason in left_alone.items():
+        say(f"{run_id} failed ({reason}) and would again")
+    if left_alone:
+        say(f"to start it anyway: {planning.command('retry', resolved, store)}")
 
 
 def _report(resolved: "Plan", store: "Store") -> None:
@@ -209,13 +220,13 @@ def _inline(resolved: "Plan", store: "Store", data_root: Path) -> int:
     return print_outcome(resolved.unique[0].run_id, ending)
 
 
-def _with_data(resolved: "Plan", data_root: Path, console: "Console") -> "Plan":
+def _with_data(resolved: "Plan", data_root: Path) -> "Plan":
     """Prepare drawn images that are not there yet."""
     from experiments.launch import inputs
 
     if not resolved.data.preparable:
         return resolved
-    with progress_bar(console, f"preparing {resolved.dataset}") as progress:
+    with progress_bar(new_console(), f"preparing {resolved.dataset}") as progress:
         return inputs.prepare_data(resolved, data_root, progress)
 
 
@@ -225,28 +236,25 @@ def _watch_launch(resolved: "Plan", store: "Store", started: "Launch", detach: b
     from experiments.status.states import State
     from experiments.suites import planning
 
-    for run_id, reason in started.left_alone.items():
-        console.print(f"{run_id} failed ({reason}) and would again", soft_wrap=True)
-    if started.left_alone:
-        console.print(f"to start it anyway: {planning.command('retry', resolved, store)}", soft_wrap=True)
+    say = functools.partial(console.print, soft_wrap=True, markup=False)
+    _say_what_is_left_alone(started.left_alone, resolved, store, say)
     count = len(started.started)
     if count:
         workers = f"{started.width.workers} workers of {started.width.threads} threads"
-        console.print(f"launched {count} runs on {workers}: {started.directory}", soft_wrap=True)
+        say(f"launched {count} runs on {workers}: {started.directory}")
     else:
-        console.print("nothing to start: every run is done, running, or failed")
+        say("nothing to start: every run is done, running, or failed")
     if detach:
-        look = planning.command("status", resolved, store, "--watch")
-        console.print(f"they go on by themselves; look with: {look}", soft_wrap=True)
+        say(f"they go on by themselves; look with: {planning.command('status', resolved, store, '--watch')}")
         return 0
     states = watching.follow(resolved, store, started, console)
     for line in started.problems():
-        console.print(line, soft_wrap=True, markup=False)
+        say(line)
     suite_view.refresh(store.root, warn)
     rest = [state for state in states if state.state is not State.DONE]
-    console.print(f"{len(states) - len(rest)} of {len(states)} runs done")
+    say(f"{len(states) - len(rest)} of {len(states)} runs done")
     for state in rest:
-        console.print(f"{state.run_id}: {state.label} {state.detail}", soft_wrap=True, highlight=False, markup=False)
+        say(f"{state.run_id}: {state.label} {state.detail}")
     return 1 if rest else 0
 
 
@@ -275,7 +283,6 @@ def retry(
 ) -> int:
     """Start the failed runs of SUITE again, those too that would fail again; earlier attempts are kept."""
     from experiments.launch import choosing
-    from experiments.launch.profiles import SlurmProfile
     from experiments.store.run_dir import Store
     from experiments.suites import planning
 
@@ -286,9 +293,7 @@ def retry(
     if grow is not None:
         return _retry_grown(every, store, data_root, on, where, grow)
     resolved, kinds = choosing.only_failed(every, store, classes)
-    if isinstance(where, SlurmProfile):
-        return _submit(resolved, store, data_root, on, where, retry=kinds)
-    return _start_here(resolved, store, data_root, where, bool(asked["detach"]), retry=kinds, report=report)
+    return _start(resolved, store, data_root, on, where, bool(asked["detach"]), retry=kinds, report=report)
 
 
 def _retry_grown(
@@ -304,7 +309,7 @@ def _retry_grown(
     helped = {profiles.GROWS[key]: profile for key, profile in grown.items()}
     _, kinds = choosing.only_failed(every, store, tuple(helped))
     chosen = {kind: choosing.only_failed(every, store, (kind,))[0] for kind in kinds}
-    return max(_submit(plan, store, data_root, on, helped[kind], retry=(kind,)) for kind, plan in chosen.items())
+    return max(_start(plan, store, data_root, on, helped[kind], retry=(kind,)) for kind, plan in chosen.items())
 
 
 @cli.command()

@@ -95,14 +95,14 @@ def launch(
     return replace(done, left_over=len(left), limit=limits.reason)
 
 
-def scripts(plan: Plan, store: Store, data_root: Path, target: Target, retry: tuple[str, ...] = ()) -> Iterator[str]:
+def scripts(plan: Plan, store: Store, data_root: Path, target: Target) -> Iterator[str]:
     """Yield the batch scripts that a launch would hand to ``sbatch`` now, in order; nothing is written or submitted.
 
     Ids that only a submission can tell stand there as ``<id of batch 0>``. Where Slurm is not here or does not answer,
     its defaults are the limits, and a comment says so.
     """
     _check_path(store)
-    missing, _ = to_start(plan, store, retry)
+    missing, _ = to_start(plan, store)
     limits, note = _limits_or_defaults(target.profile)
     batches, _ = divide(missing, store, target, limits)
     yield from (f"# {line}\n" for line in (*(f"missing: {line}" for line in plan.missing), note) if line)
