@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
@@ -22,7 +23,7 @@ from experiments.status import slurm_client
 from experiments.status.slurm_client import SlurmError
 from experiments.store import claims, journal, scheduler_record
 from experiments.store.attempt_dir import Ending, FailureClass, Outcome
-from experiments.store.journal import Submission
+from experiments.store.journal import Element, Submission
 from experiments.store.run_dir import Store
 from experiments.store.scheduler_record import JobRecord, KeptJob, SchedulerRecord
 
@@ -50,9 +51,6 @@ ASK_PERIOD = 15.0
 
 CLUSTER_PERIOD = 3600.0
 """Seconds for which the cluster's name is remembered."""
-
-STAGES = ("all", "train", "evaluate")
-"""Batches whose elements execute a run's stage."""
 
 NEVER = "DependencyNeverSatisfied"
 
@@ -119,11 +117,9 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Placement:
+class Placement(Element):
     """Where Slurm has a run: the element of a batch, and what is known of it."""
 
-    submission: Submission
-    index: int
     job: Job | None = None
     answered: bool = True
     """Whether Slurm would have listed the job if it had it."""
@@ -134,11 +130,8 @@ class Placement:
 
     @property
     def element(self) -> str:
-        """The Slurm id, such as ``1234_7``; the batch's name if the id is not known."""
-        if self.job is not None:
-            return self.job.id
-        job_id = self.submission.job_id
-        return f"{job_id}_{self.index}" if job_id else self.submission.name
+        """The Slurm id, by Slurm's own word if it has the job."""
+        return self.job.id if self.job is not None else self.id
 
     @property
     def live(self) -> bool:
@@ -335,8 +328,7 @@ def placements(
         if max_age and (shared := _shared(before, concerned, max_age * (4 if others else 1))):
             return shared
         _recall_clusters(before)
-        batches = list({id(one): one for elements in concerned.values() for one, _ in elements}.values())
-        answer, known = _recent(batches, max_age), before.jobs
+        answer, known = _recent(journal.batches(chain(*concerned.values())), max_age), before.jobs
         jobs = {(job.name, job.id.partition("_")[2] or "0"): job for job in answer.jobs}
         found = {run_id: _placed(elements, jobs, answer, known.get(run_id)) for run_id, elements in concerned.items()}
         _keep(store, found, answer, known)
@@ -366,7 +358,7 @@ def _recall_clusters(before: SchedulerRecord) -> None:
 
 
 def _shared(
-    before: SchedulerRecord, concerned: Mapping[str, Sequence[tuple[Submission, int]]], max_age: float
+    before: SchedulerRecord, concerned: Mapping[str, Sequence[Element]], max_age: float
 ) -> tuple[dict[str, Placement], Answer] | None:
     """The answer to whoever asked last, if it is recent, covers all these runs, and nothing was submitted since."""
     if not before.jobs or time.time() - before.time >= max_age:
@@ -376,9 +368,10 @@ def _shared(
     found: dict[str, Placement] = {}
     for run_id, elements in concerned.items():
         kept = before.jobs.get(run_id)
-        if kept is None or kept.time != asked or max(one.created for one, _ in elements) >= asked:
+        batches = journal.batches(elements)
+        if kept is None or kept.time != asked or max(one.created for one in batches) >= asked:
             return None
-        submission = next((one for one, _ in elements if (one.launch, one.batch) == (kept.launch, kept.batch)), None)
+        submission = next((one for one in batches if (one.launch, one.batch) == (kept.launch, kept.batch)), None)
         if submission is None:
             return None
         found[run_id] = Placement(submission, kept.index, _job(kept.job), time=asked)
@@ -397,32 +390,26 @@ def _recent(submissions: Sequence[Submission], max_age: float) -> Answer:
     return last
 
 
-def _concerned(store: Store, run_ids: Collection[str]) -> dict[str, list[tuple[Submission, int]]]:
+def _concerned(store: Store, run_ids: Collection[str]) -> dict[str, list[Element]]:
     """The elements that each of the runs was given to, oldest first."""
-    wanted = set(run_ids)
-    found: dict[str, list[tuple[Submission, int]]] = {}
-    for submission in journal.submissions(store):
-        if submission.stage in STAGES and submission.error is None:
-            for index, run in enumerate(submission.runs):
-                if run.run_id in wanted:
-                    found.setdefault(run.run_id, []).append((submission, index))
+    found: dict[str, list[Element]] = {}
+    for one in journal.elements(store, run_ids):
+        found.setdefault(one.run_id, []).append(one)
     return found
 
 
 def _placed(
-    elements: Sequence[tuple[Submission, int]],
-    jobs: Mapping[tuple[str, str], Job],
-    answer: Answer,
-    before: KeptJob | None,
+    elements: Sequence[Element], jobs: Mapping[tuple[str, str], Job], answer: Answer, before: KeptJob | None
 ) -> Placement:
     """The element that says most about the run: one that runs, else one that waits, else the last that ended."""
-    found = [_placement(submission, index, jobs, answer, before) for submission, index in elements]
+    found = [_placement(one, jobs, answer, before) for one in elements]
     return max(enumerate(found), key=lambda pair: (_weight(pair[1]), pair[0]))[1]
 
 
 def _placement(
-    submission: Submission, index: int, jobs: Mapping[tuple[str, str], Job], answer: Answer, before: KeptJob | None
+    element: Element, jobs: Mapping[tuple[str, str], Job], answer: Answer, before: KeptJob | None
 ) -> Placement:
+    submission, index = element.submission, element.index
     job = jobs.get((submission.name, str(index)))
     if job is not None and submission.job_id and job.id.partition("_")[0] != submission.job_id:
         job = None
@@ -485,11 +472,11 @@ def _job(kept: JobRecord | None) -> Job | None:
 
 def live_elements(store: Store, run_ids: Collection[str]) -> tuple[list[Job], Answer | None]:
     """Return every job that Slurm still has for these runs, those of later stages too, and its answer."""
-    concerned = _concerned(store, run_ids)
-    if not concerned:
+    elements = list(journal.elements(store, run_ids))
+    if not elements:
         return [], None
-    ours = {(submission.name, index) for elements in concerned.values() for submission, index in elements}
-    answer = ask(list({id(one): one for elements in concerned.values() for one, _ in elements}.values()))
+    ours = {(one.submission.name, one.index) for one in elements}
+    answer = ask(journal.batches(elements))
     jobs = [job for job in answer.jobs if job.source == "squeue" and not job.over]
     return [job for job in jobs if (job.name, int(job.id.partition("_")[2] or 0)) in ours], answer
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.status import scheduler
-from experiments.status.scheduler import STAGES, Job
+from experiments.status.scheduler import Job
 from experiments.store import journal
 from experiments.store import usage as record
 from experiments.store.attempt_dir import AttemptDir, AttemptRecord
-from experiments.store.journal import Submission
+from experiments.store.journal import Element
 from experiments.store.run_dir import RunDir, Store, Trained
 from experiments.store.usage import FILE, Usage
 
@@ -129,31 +129,12 @@ def _seconds(attempt: AttemptDir) -> float:
     return 0.0 if said.started is None or ended is None else max(0.0, ended - said.started)
 
 
-@dataclass(frozen=True)
-class _Element:
-    """The element of a job array that executed a run."""
-
-    run_id: str
-    submission: Submission
-    index: int
-
-    @property
-    def element(self) -> str:
-        """Its Slurm id."""
-        return f"{self.submission.job_id}_{self.index}"
-
-    @property
-    def key(self) -> str:
-        """Its batch and index in the launch; unlike Slurm's id, never used again."""
-        return f"{self.submission.batch}/{self.index}"
-
-
-def _with(usage: Usage, one: _Element, job: Job | None) -> Usage:
+def _with(usage: Usage, one: Element, job: Job | None) -> Usage:
     """A launch's file with one more job: what accounting said of it, or that it does not know it."""
     if job is None:
         return replace(usage, unknown=(*usage.unknown, one.key))
     said = {name: value for name, value in asdict(job).items() if name not in ("id", "source", "reason")}
-    return replace(usage, jobs={**usage.jobs, one.key: {"run_id": one.run_id, "element": one.element, **said}})
+    return replace(usage, jobs={**usage.jobs, one.key: {"run_id": one.run_id, "element": one.id, **said}})
 
 
 def settle(store: Store, run_ids: Collection[str]) -> None:
@@ -161,7 +142,7 @@ def settle(store: Store, run_ids: Collection[str]) -> None:
 
     Without accounting, or when it does not answer, nothing is written; a store that cannot be written is left alone.
     """
-    elements = list(_elements(store, run_ids))
+    elements = [one for one in journal.elements(store, run_ids) if one.submission.job_id is not None]
     files = {name: record.read(store.launches / name) for name in {one.submission.launch for one in elements}}
     noted = {(name, key) for name, file in files.items() for key in (*file.jobs, *file.unknown)}
     open_ = [one for one in elements if (one.submission.launch, one.key) not in noted]
@@ -175,26 +156,16 @@ def settle(store: Store, run_ids: Collection[str]) -> None:
             record.write(store.launches / name, files[name])
 
 
-def _over(open_: Sequence[_Element]) -> Iterator[tuple[_Element, Job | None]]:
+def _over(open_: Sequence[Element]) -> Iterator[tuple[Element, Job | None]]:
     """The elements that are over, by what accounting knows; None: it does not know the job, and never will."""
     if not open_:
         return
-    jobs, accounting = scheduler.accounted(list({id(one.submission): one.submission for one in open_}.values()))
+    jobs, accounting = scheduler.accounted(journal.batches(open_))
     if accounting is None:
         return
     known = {(job.name, job.id): job for job in jobs}
     for one in open_:
-        job = known.get((one.submission.name, one.element))
+        job = known.get((one.submission.name, one.id))
         late = not accounting or time.time() - one.submission.created > FORGOTTEN
         if late if job is None else job.over:
             yield one, job
-
-
-def _elements(store: Store, run_ids: Collection[str]) -> Iterator[_Element]:
-    """The array elements that executed these runs."""
-    wanted = set(run_ids)
-    for submission in journal.submissions(store):
-        if submission.stage in STAGES and submission.job_id is not None:
-            for index, each in enumerate(submission.runs):
-                if each.run_id in wanted:
-                    yield _Element(each.run_id, submission, index)

@@ -7,7 +7,7 @@ i of the array ``1234`` is ``1234_i`` and executes the i-th of the batch's runs.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -19,6 +19,9 @@ from experiments.store.run_dir import Store
 
 BatchStage = Literal["all", "train", "evaluate", "smoke", "report"]
 """What the elements of a batch do; ``smoke`` and ``report`` batches say which runs they speak for, if any."""
+
+_STAGES = ("all", "train", "evaluate")
+"""Batches whose elements execute a run's stage."""
 
 FILE = "journal.jsonl"
 
@@ -102,10 +105,28 @@ class Submission:
         """Whether the launcher may have died between ``sbatch`` and its record; the scheduler knows, by ``name``."""
         return self.job_id is None and self.error is None
 
-    def element(self, run_id: str) -> str | None:
-        """Return the Slurm id of a run's array element, such as ``1234_7``; None if it has none (yet)."""
-        indices = [index for index, run in enumerate(self.runs) if run.run_id == run_id]
-        return f"{self.job_id}_{indices[0]}" if indices and self.job_id is not None else None
+
+@dataclass(frozen=True)
+class Element:
+    """The element of a job array that executes a run."""
+
+    submission: Submission
+    index: int
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+        return self.submission.runs[self.index].run_id
+
+    @property
+    def id(self) -> str:
+        """Its Slurm id, such as ``1234_7``; the batch's name if the array's id is not known."""
+        return f"{self.submission.job_id}_{self.index}" if self.submission.job_id else self.submission.name
+
+    @property
+    def key(self) -> str:
+        """Its batch and index in the launch; unlike Slurm's id, never used again."""
+        return f"{self.submission.batch}/{self.index}"
 
 
 @dataclass(frozen=True)
@@ -174,3 +195,18 @@ def submissions(store: Store, launches: Sequence[str] | None = None) -> list[Sub
     """Return the batches of all launches (or of these), oldest first."""
     names = sorted(path.parent.name for path in store.launches.glob(f"*/{FILE}")) if launches is None else launches
     return [submission for name in names for submission in of_launch(store, name).submissions()]
+
+
+def elements(store: Store, run_ids: Collection[str]) -> Iterator[Element]:
+    """Yield the elements that these runs were given to, oldest first."""
+    wanted = set(run_ids)
+    for submission in submissions(store):
+        if submission.stage in _STAGES and submission.error is None:
+            for index, run in enumerate(submission.runs):
+                if run.run_id in wanted:
+                    yield Element(submission, index)
+
+
+def batches(found: Iterable[Element]) -> list[Submission]:
+    """Return the batches of elements, each once."""
+    return list({id(one.submission): one.submission for one in found}.values())

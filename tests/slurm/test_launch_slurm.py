@@ -189,7 +189,7 @@ def test_a_pending_training_that_is_cancelled_takes_its_evaluation_along(
     made = plan(data)
     done = go(made, store, data, Counting(seconds=1), evaluate={}, parallelism=1)
     last = made.unique[-1].run_id
-    client("scancel", str(done.submissions[0].element(last)))
+    client("scancel", next(journal.elements(store, [last])).id)
     ended(done)
     assert store.run(last).attempts() == []
     assert {store.run(run.run_id).result(run.eval_id) is not None for run in made.unique[:-1]} == {True}, logs(done)

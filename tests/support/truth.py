@@ -115,10 +115,10 @@ def facts(store: Store) -> Facts:
     jobs: dict[str, dict[str, str]] = {}
     owners: dict[str, str] = {}
     for submission in journal.submissions(store):
-        for run in submission.runs:
-            element = submission.element(run.run_id)
-            owners[element or ""] = run.run_id
-            if element is not None and (submission.name, element) in live:
+        for index, run in enumerate(submission.runs):
+            element = journal.Element(submission, index).id
+            owners[element] = run.run_id
+            if (submission.name, element) in live:
                 jobs.setdefault(run.run_id, {})[element] = live[submission.name, element]
     processes = {run.run_id: pid for run in store.runs() if (pid := _worker(run.path / "witness.jsonl"))}
     alive = frozenset(owners[element] for element in _elements() if element in owners)
