@@ -30,8 +30,8 @@ from experiments.store.launches import stop_reason
 from experiments.store.records import decode
 from experiments.store.run_dir import Result, RunDir, Store
 from mpformer.config.schema import Config
+from mpformer.runtime import code
 from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
-from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import RunFailure, UserError
 from mpformer.runtime.rank import RENDEZVOUS, current_rank
 
@@ -197,11 +197,8 @@ def _rendezvous(directory: Path) -> Iterator[None]:
     if current_rank().world_size == 1 or os.environ.get("MASTER_ADDR"):
         yield
         return
-    os.environ[RENDEZVOUS] = str(directory / "rendezvous.json")
-    try:
+    with code.variables({RENDEZVOUS: str(directory / "rendezvous.json")}):
         yield
-    finally:
-        del os.environ[RENDEZVOUS]
 
 
 def _checked(run: RunDir, config: Config | None) -> Config:
@@ -333,15 +330,11 @@ class _Attempt:
 
     def _weights(self) -> Path | None:
         """The final weights, if they are there and match their checksum; otherwise the training is taken up again."""
-        trained = self.run.trained()
-        if trained is None:
-            return None
-        path = self.run.path / trained.weights
-        if path.exists() and sha256(path) == trained.weights_sha256:
-            return path
-        _print_error(f"{path.name} is missing or damaged: training again from the last sound checkpoint")
-        self.run.trained_file.replace(self.attempt.path / "trained.damaged.json")
-        return None
+        weights = self.run.weights()
+        if weights is None and self.run.trained() is not None:
+            _print_error("the final weights are missing or damaged: training again from the last sound checkpoint")
+            self.run.trained_file.replace(self.attempt.path / "trained.damaged.json")
+        return weights
 
     def _evaluate(self) -> None:
         weights = self._weights()

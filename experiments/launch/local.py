@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ class Workers:
         gpus = visible_gpus()
         for index in range(count):
             executor.update_parameters(timeout_min=_FOREVER_MINUTES, stderr_to_stdout=True, **_gpu(gpus, index))
-            with _environment(self._threads), handled(_IGNORED):
+            # children have the number of threads before their libraries are loaded, and this very code to import
+            with code.variables(code.environment(self._threads)), handled(_IGNORED):
                 self._jobs.append(executor.submit(work, job))
 
     def running(self) -> bool:
@@ -173,19 +174,3 @@ def _gpu(gpus: Sequence[int], index: int) -> dict[str, Any]:
     if not gpus:
         return {}
     return {"gpus_per_node": 1, "visible_gpus": [gpus[index % len(gpus)]]}
-
-
-@contextlib.contextmanager
-def _environment(threads: int) -> Iterator[None]:
-    """Give children the number of threads before their libraries are loaded, and this very code to import."""
-    asked = code.environment(threads)
-    before = {name: os.environ.get(name) for name in asked}
-    os.environ.update(asked)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value

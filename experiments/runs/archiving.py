@@ -117,7 +117,7 @@ def _write_records(other: Store, store: Store, records: Sequence[SuiteRecord]) -
     """Suites' records and files; where the data lay on this machine is of no use elsewhere."""
     for name, record in store.suites().items():
         if record in records:
-            other.write_suite(other.root / "suites" / f"{name}.json", replace(record, data_root=""))
+            other.write_suite(other.suite_path(name), replace(record, data_root=""))
             if record.file:
                 kept = store.root / record.file
                 other.keep_suites_file(kept.name, kept.read_text())

@@ -12,7 +12,6 @@ from experiments.store.identity import run_id
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites import datasets
 from mpformer.config.schema import Config
-from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
 
@@ -54,11 +53,10 @@ def check(chosen: Sequence[Evaluation], data_root: Path) -> None:
         if missing:
             raise UserError(f"{missing}; or name the right --data-root")
         datasets.check_val_images(one.config, data_root)
-        trained = one.run.trained()
-        assert trained is not None
-        weights = one.run.path / trained.weights
-        if not weights.is_file() or sha256(weights) != trained.weights_sha256:
-            raise UserError(f"{weights} is missing or damaged: `mpformer launch` trains the run again")
+        if one.run.weights() is None:
+            raise UserError(
+                f"the weights of {one.run.run_id} are missing or damaged: `mpformer launch` trains it again"
+            )
         if claims.holder(one.run.claims) is not None:
             raise UserError(f"{one.run.run_id} is being worked on; wait for it, or cancel it")
 

@@ -8,7 +8,6 @@ from experiments.store.archive import WEIGHTS
 from experiments.store.files import read_json
 from experiments.store.run_dir import LIGHT_HINT, RunDir
 from mpformer.config.schema import Config, validate
-from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
 KEPT, FURTHER = "layer_masks", "further_masks"
@@ -45,12 +44,10 @@ class Evaluated:
         if self.run.original is not None:
             how = "`mpformer archive SUITE --unpack` before masks of further images are computed"
             raise UserError(f"{self.run.run_id} is archived: {how}")
-        trained = self.run.trained()
-        path = self.run.path / trained.weights if trained else None
-        if trained is None or path is None or not path.exists():
-            raise UserError(f"{self.run.run_id} has no weights: masks of further images cannot be computed")
-        if sha256(path) != trained.weights_sha256:
-            raise UserError(f"{path} is damaged: launch the run's suite again before masks are computed from it")
+        path = self.run.weights()
+        if path is None:
+            how = "masks of further images cannot be computed; launching its suite trains it again"
+            raise UserError(f"{self.run.run_id} has no weights, or damaged ones: {how}")
         return path
 
 

@@ -21,6 +21,7 @@ from experiments.store.attempt_dir import AttemptDir
 from experiments.store.files import is_finite, json_lines, names_in, write_text
 from experiments.store.records import R, Record, RecordError
 from experiments.store.suite_record import SuiteRecord
+from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -287,6 +288,14 @@ class RunDir:
         """Present when the train stage is complete."""
         return self.path / TRAINED
 
+    def weights(self) -> Path | None:
+        """Return the final weights, if it is trained and they are there and match their checksum."""
+        trained = self.trained()
+        if trained is None:
+            return None
+        path = self.path / trained.weights
+        return path if path.is_file() and sha256(path) == trained.weights_sha256 else None
+
     def write_trained(self, content: Mapping[str, Any]) -> Trained:
         """Write that the train stage is complete, as the trainer says it; returns the record."""
         trained = records.decode(Trained, content, str(self.trained_file))
@@ -411,9 +420,9 @@ class Store:
         """Directory of what was started."""
         return self.root / "launches"
 
-    def suite_path(self, suite: str, scale: str, dataset: str | None) -> Path:
-        """Return the path of a suite's record; ``dataset`` is None for the scale's default."""
-        return self.root / "suites" / f"{suite}@{scale}{f'+{dataset}' if dataset else ''}.json"
+    def suite_path(self, name: str) -> Path:
+        """Return the path of a suite's record by the suite's name, such as ``headline@mini``."""
+        return self.root / "suites" / f"{name}.json"
 
     def suites(self) -> dict[str, SuiteRecord]:
         """Return the records of all launched suites by name, such as ``headline@mini``; damaged ones are left out.

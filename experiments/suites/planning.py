@@ -116,7 +116,7 @@ def as_launched(request: Request, store: Store) -> Request:
     catalogue.recall(store, request.suite, request.scale, request.dataset)
     datasets.recall(store)
     scale, dataset = catalogue.check(request.suite, request.scale, request.dataset)
-    record = load_sound(SuiteRecord, _record_path(store, request.suite, scale, dataset))
+    record = load_sound(SuiteRecord, store.suite_path(scales.suite_name(request.suite, scale, dataset)))
     if record is None or request.overrides or request.base:
         return request
     rows = request.rows or tuple(row.name for row in record.rows if row.runs)
@@ -190,16 +190,11 @@ def write_record(plan: Plan, store: Store, command: str) -> Path:
     Launching other seeds or rows of the same setting adds to the record; launching another setting (``--set``, or a
     changed suite) replaces it, and the earlier record is kept under ``suites/earlier``.
     """
-    path = _record_path(store, plan.suite.name, plan.scale, plan.dataset)
+    path = store.suite_path(scales.suite_name(plan.suite.name, plan.scale, plan.dataset))
     source = catalogue.source(plan.suite)
     file, package = (store.keep_suites_file(source.name, source.text), source.package) if source else ("", "")
     store.write_suite(path, replace(record_of(plan, command), file=file, package=package))
     return path
-
-
-def _record_path(store: Store, suite: str, scale: str, dataset: str) -> Path:
-    default = dataset == scales.datasets(scale)[0]
-    return store.suite_path(suite, scale, None if default else dataset)
 
 
 def _chosen_rows(suite: Suite, every: Sequence[Row], names: Iterable[str]) -> tuple[Row, ...]:
@@ -225,7 +220,8 @@ def _base(base: Config, overrides: Sequence[tuple[str, Any]], data_root: Path) -
 
 def _row_runs(row: Row, config: Config, suite: Suite, request: Request) -> list[PlannedRun]:
     seeds = request.seeds or row.seeds or suite.seeds.get(request.scale, (0,))
-    return [_planned(row, config.replace({"seed": seed}) if seed != config.seed else config) for seed in seeds]
+    configs = [config.replace({"seed": seed}) if seed != config.seed else config for seed in seeds]
+    return [PlannedRun(row, one.seed, one, run_id(one), eval_id(one)) for one in configs]
 
 
 def _row_config(row: Row, base: Config, overrides: dict[str, Any], data_root: Path) -> tuple[Config, str]:
@@ -235,10 +231,6 @@ def _row_config(row: Row, base: Config, overrides: dict[str, Any], data_root: Pa
     if "schedule.max_iter" in overrides and "schedule.steps" not in overrides:
         config = scales.scale_steps(config, before.schedule.max_iter)
     return datasets.resolve_weights(config, data_root)
-
-
-def _planned(row: Row, config: Config) -> PlannedRun:
-    return PlannedRun(row, config.seed, config, run_id(config), eval_id(config))
 
 
 def _refuse_merged_rows(runs: Sequence[PlannedRun], request: Request, base: Config) -> None:

@@ -73,7 +73,7 @@ def test_the_same_row_twice_is_told_apart(visualize: Visualize) -> None:
         ([BASE, "--query", "77"], "unknown query that is matched to an object 77; valid: 0, "),
         ([BASE, "nuclei-instance-m2f-s0"], "runs of different data have no object in common: "),
         (["shapes-panoptic-mp-every-n0-f0-s0"], "has no layer masks yet: it has not finished training"),
-        ([BASE, "--images", "99"], "has no weights: masks of further images cannot be computed"),
+        ([BASE, "--images", "99"], "has no weights, or damaged ones: masks of further images cannot be computed"),
     ],
 )
 def test_mistakes_are_one_line(visualize: Visualize, arguments: list[str], message: str) -> None:

@@ -84,7 +84,7 @@ def test_reevaluate_checks_data_and_weights_of_all_runs_first(
     assert "or name the right --data-root" in str(done.exception)
     (runs[1].path / "checkpoints" / "final.pth").write_text("damaged")
     chosen = reevaluating.chosen(runs, [], {})
-    with pytest.raises(UserError, match=r"final.pth is missing or damaged: `mpformer launch` trains"):
+    with pytest.raises(UserError, match=r"the weights of .* are missing or damaged: `mpformer launch` trains"):
         reevaluating.check(chosen, options.data_root)
     assert [run.attempts() for run in runs] == attempts
 

@@ -29,7 +29,7 @@ def test_a_row_has_the_seeds_of_both_launches_and_the_newer_run_of_a_seed(old: s
 
 def test_a_launch_adds_to_the_record_of_its_setting_and_replaces_that_of_another(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    path = store.suite_path("headline", "mini", None)
+    path = store.suite_path("headline@mini")
     store.write_suite(path, record(row("a", 1), row("b", 0)))
     assert seeds(store.write_suite(path, record(row("a", 0)))) == {"a": [0, 1], "b": [0]}
     assert seeds(store.write_suite(path, record(row("a", 0), setting="other"))) == {"a": [0]}
@@ -41,6 +41,6 @@ def test_a_launch_adds_to_the_record_of_its_setting_and_replaces_that_of_another
 
 def test_damaged_records_of_suites_are_left_out(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.write_suite(store.suite_path("headline", "mini", None), record(row("a", 0)))
+    store.write_suite(store.suite_path("headline@mini"), record(row("a", 0)))
     (tmp_path / "suites" / "other@mini.json").write_text('{"suite": "other"}')
     assert list(store.suites()) == ["headline@mini"]
