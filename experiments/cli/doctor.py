@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.launch import machine as hardware
+from experiments.status import slurm_client
+from experiments.status.slurm_client import SlurmError
 from experiments.store.files import read_json
 from experiments.tracking import sync
 
@@ -185,24 +186,17 @@ def slurm() -> Finding:
     absent = [name for name in ("srun", "squeue", "scontrol") if not shutil.which(name)]
     if absent:
         return Finding("Slurm", NOTE, f"sbatch is here, {', '.join(absent)} not", "install all of slurm-client")
-    config = _output(["scontrol", "show", "config"])
-    if not config:
+    try:
+        settings = slurm_client.settings()
+        partitions = ", ".join(slurm_client.call("sinfo", "-h", "-o", "%P").split()) or "no partition"
+        number = slurm_client.call("sinfo", "--version").strip().removeprefix("slurm ")
+    except SlurmError:
         advice = "set SLURM_CONF (`slurm/devcluster env` prints it), or see `scontrol ping`"
         return Finding("Slurm", NOTE, "the clients are installed, but no controller answers", advice)
-    found = re.search(r"^AccountingStorageType\s*=\s*(\S+)", config, re.MULTILINE)
-    accounting = found is not None and not found[1].endswith("/none") and bool(shutil.which("sacct"))
-    partitions = ", ".join(_output(["sinfo", "-h", "-o", "%P"]).split()) or "no partition"
+    storage = settings.get("AccountingStorageType", "/none")
+    accounting = not storage.endswith("/none") and bool(shutil.which("sacct"))
     said = "accounting" if accounting else "no accounting (states come from files and squeue)"
-    number = _output(["sinfo", "--version"]).removeprefix("slurm ") or "of unknown version"
     return Finding("Slurm", OK, f"{number}, partitions {partitions}, {said}")
-
-
-def _output(command: Sequence[str], timeout: float = 10) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def mlflow(uri: str) -> Finding:

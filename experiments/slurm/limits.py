@@ -36,21 +36,21 @@ def require() -> None:
         )
 
 
-def ask(*command: str, clusters: str | None = "") -> str:
-    """Return what a Slurm client prints; raises UserError with its words if it does not answer."""
+def limits(profile: SlurmProfile) -> Limits:
+    """Return the limits of this site for jobs of a profile; what that says overrides the site. Raises UserError."""
     try:
-        return slurm_client.call(*command, clusters=clusters)
+        return _limits(profile)
     except SlurmError as error:
         raise UserError(f"Slurm does not answer: {error.said}; try again later") from None
 
 
-def limits(profile: SlurmProfile) -> Limits:
-    """Return the limits of this site for jobs of a profile; what that says overrides the site. Raises UserError."""
+def _limits(profile: SlurmProfile) -> Limits:
     max_array, max_submit = profile.max_array, profile.max_submit
-    settings = _settings(ask("scontrol", "show", "config", clusters=profile.clusters))
+    settings = slurm_client.settings(profile.clusters)
     asked = (_number(settings, "MaxArraySize", -1), _scheduler_parameter(settings, "max_array_tasks"))
     cluster = settings.get("ClusterName", "")
-    queue = ask("squeue", "-h", "-r", "-o", "%q|%a", "-u", getpass.getuser(), clusters=profile.clusters)
+    asked_for = ("-h", "-r", "-o", "%q|%a", "-u", getpass.getuser())
+    queue = slurm_client.call("squeue", *asked_for, clusters=profile.clusters)
     jobs = [line for line in queue.splitlines() if "|" in line]  # of another cluster its name comes first
     mine = len(jobs)
     found = [] if max_submit is not None else _association_limits(settings, cluster, jobs, profile)
@@ -80,7 +80,7 @@ def _association_limits(
     where = [f"user={getpass.getuser()}", f"cluster={cluster}"]
     where += [f"account={profile.account}"] if profile.account else []
     asked = ("show", "assoc", "where", *where, f"format={','.join(columns)}")
-    rows = [dict(zip(columns, line.split("|"), strict=False)) for line in ask("sacctmgr", "-nP", *asked).splitlines()]
+    rows = [dict(zip(columns, line.split("|"), strict=False)) for line in _accounts(*asked)]
     taken = sum(profile.account in (None, job.partition("|")[2]) for job in jobs)
     found = [(int(row[key]) - taken, key) for row in rows for key in columns[:2] if row.get(key, "").isdigit()]
     return [*found, *_qos_limits({profile.qos} if profile.qos else _usual_qos(rows), jobs)]
@@ -94,7 +94,7 @@ def _usual_qos(rows: list[dict[str, str]]) -> set[str]:
 
 def _qos_limits(names: set[str], jobs: list[str]) -> list[tuple[int, str]]:
     keys = ("MaxSubmitPU", "MaxSubmitPA", "GrpSubmit")
-    lines = ask("sacctmgr", "-nP", "show", "qos", f"format=Name,{','.join(keys)}").splitlines()
+    lines = _accounts("show", "qos", f"format=Name,{','.join(keys)}")
     queued = Counter(job.partition("|")[0] for job in jobs)
     return [
         (int(value) - queued[name], f"{key} of QOS {name}")
@@ -105,9 +105,8 @@ def _qos_limits(names: set[str], jobs: list[str]) -> list[tuple[int, str]]:
     ]
 
 
-def _settings(text: str) -> dict[str, str]:
-    pairs = (re.match(r"(\w+)\s*=\s*(.*)", line) for line in text.splitlines())
-    return {pair[1]: pair[2].strip() for pair in pairs if pair}
+def _accounts(*command: str) -> list[str]:
+    return slurm_client.call("sacctmgr", "-nP", *command).splitlines()
 
 
 def _number(settings: dict[str, str], name: str, more: int) -> int | None:

@@ -275,9 +275,9 @@ def _cluster(clusters: str) -> str:
     conf = f"{socket.gethostname()}:{os.environ.get('SLURM_CONF', '')}:{clusters}"
     asked, name = _CLUSTERS.get(conf, (0.0, ""))
     if not name or time.time() - asked > CLUSTER_PERIOD:
-        output, _ = _call("scontrol", "show", "config", clusters=clusters)
-        found = re.search(r"^ClusterName\s*=\s*(\S+)", output or "", re.MULTILINE)
-        name = found[1] if found else ""
+        name = ""
+        with contextlib.suppress(SlurmError):
+            name = slurm_client.settings(clusters).get("ClusterName", "")
         _CLUSTERS[conf] = (time.time(), name)
     return name
 

@@ -1,6 +1,7 @@
 """Slurm's clients, called in one way: with the same patience, and one line about what went wrong."""
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,13 @@ def call(*command: str, clusters: str | None = "", environment: Mapping[str, str
         said = _words(client, done.stderr) or f"exit code {done.returncode}"
         raise SlurmError(client, said, passing=any(word in said.lower() for word in _FOR_A_WHILE))
     return done.stdout
+
+
+def settings(clusters: str | None = "") -> dict[str, str]:
+    """Return the site's configuration, by ``scontrol show config``; raises SlurmError."""
+    lines = call("scontrol", "show", "config", clusters=clusters).splitlines()
+    pairs = (re.match(r"(\w+)\s*=\s*(.*)", line) for line in lines)
+    return {pair[1]: pair[2].strip() for pair in pairs if pair}
 
 
 def _words(client: str, stderr: str) -> str:
