@@ -10,9 +10,9 @@ from experiments.suites.planning import Plan
 from mpformer.runtime.errors import UserError
 
 
-def snapshot(plan: Plan, store: Store, max_age: float = 0.0) -> list[RunState]:
-    """Return the states of the plan's runs now, in the plan's order; Slurm is asked every ``max_age`` seconds."""
-    return list(standing.look_at_plan(plan, store, max_age).values())
+def snapshot(plan: Plan, store: Store) -> list[RunState]:
+    """Return the states of the plan's runs now, in the plan's order."""
+    return list(standing.look_at_plan(plan, store).values())
 
 
 def only_new(plan: Plan, store: Store) -> Plan:

@@ -80,7 +80,6 @@ class Launch:
 
     id: str
     directory: Path
-    store: Store
     started: tuple[PlannedRun, ...]
     width: Width
     left_alone: dict[str, str]
@@ -136,7 +135,7 @@ def launch(
     with begin(plan, store, command, retry) as beginning:
         missing = beginning.missing
         width = fit(width, len(missing))
-        found = Launch(beginning.id, beginning.directory, store, missing, width, beginning.left_alone)
+        found = Launch(beginning.id, beginning.directory, missing, width, beginning.left_alone)
         if not missing:
             return found
         here = LaunchDir(beginning.directory)

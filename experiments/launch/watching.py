@@ -4,16 +4,19 @@ import contextlib
 import errno
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from experiments.launch import choosing
 from experiments.launch.local import Launch
-from experiments.status import scheduler, tables
+from experiments.status import scheduler, suite_view, tables
 from experiments.status.states import RunState, State
+from experiments.status.suite_view import RunLine, SuiteView
+from experiments.store import files
 from experiments.store.attempt_dir import Stop, StopReason
 from experiments.store.run_dir import Store
+from experiments.suites import planning
 from experiments.suites.planning import Plan
 from mpformer.runtime.signals import handled
 
@@ -61,27 +64,27 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _follow(plan: Plan, store: Store, launch: Launch | None, console: "Console") -> list[RunState]:
-    show: Callable[[Sequence[RunState]], None]
     if not console.is_terminal:
-        show = _Lines(console, plan).show
-        return _until_over(plan, store, launch, show)
+        return _until_over(plan, store, launch, _Lines(console).show)
     from rich.live import Live
 
-    with Live(console=console, refresh_per_second=4) as live:
-        return _until_over(plan, store, launch, lambda states: live.update(table(plan, states)))
+    with Live(console=console, refresh_per_second=4) as live, files.remembering():
+        return _until_over(plan, store, launch, lambda view: live.update(tables.table(view)))
 
 
 def _until_over(
-    plan: Plan, store: Store, launch: Launch | None, show: Callable[[Sequence[RunState]], None], period: float = 0.5
+    plan: Plan, store: Store, launch: Launch | None, show: Callable[[SuiteView], None], period: float = 0.5
 ) -> list[RunState]:
+    record = planning.record_of(plan)
     while True:
         working = launch is not None and launch.working()
         if launch is not None and not working:
             launch.close()
-        states = choosing.snapshot(plan, store, scheduler.ASK_PERIOD)
-        show(states)
-        if not working and not any(state.active for state in states):
-            return states
+        (view,) = suite_view.views(store.root, [record], scheduler.ASK_PERIOD)
+        show(view)
+        states = {run.state.run_id: run.state for run in view.runs}
+        if not working and not any(state.active for state in states.values()):
+            return list(states.values())
         time.sleep(period)
 
 
@@ -108,48 +111,28 @@ def _say(console: "Console", line: str) -> None:
         console.print(line)
 
 
-def table(plan: Plan, states: Sequence[RunState]) -> tables.Compact:
-    """Return a table of the plan's runs."""
-    runs = {run.run_id: run for run in plan.unique}
-    lines = []
-    for state in states:
-        run = runs[state.run_id]
-        score = tables.score_text(state.metrics, plan.suite.primary)
-        cells = (
-            run.row.name,
-            str(run.seed),
-            tables.coloured(state),
-            *tables.progress_cells(state),
-            score,
-            state.run_id[-12:],
-        )
-        lines.append((*cells, tables.escaped(state.detail)))
-    return tables.Compact(
-        f"{plan.suite.name}@{plan.scale} on {plan.dataset}", tables.columns(plan.suite.primary), lines
-    )
-
-
 class _Lines:
     """Progress where there is no terminal: a line when a run's state changes, and one now and then while it runs."""
 
-    def __init__(self, console: "Console", plan: Plan) -> None:
-        self._console, self._plan = console, plan
+    def __init__(self, console: "Console") -> None:
+        self._console = console
         self._shown: dict[str, tuple[str, float]] = {}
 
-    def show(self, states: Sequence[RunState]) -> None:
+    def show(self, view: SuiteView) -> None:
         """Print what is new."""
-        for state in states:
+        for run in view.runs:
+            state, now = run.state, time.monotonic()
             label, at = self._shown.get(state.run_id, ("", 0.0))
-            now = time.monotonic()
             if state.label != label or (state.state is State.RUNNING and now - at >= LINE_PERIOD):
                 self._shown[state.run_id] = (state.label, now)
-                self._console.print(self._line(state), highlight=False, markup=False, soft_wrap=True)
+                self._console.print(_line(run, view.primary), highlight=False, markup=False, soft_wrap=True)
 
-    def _line(self, state: RunState) -> str:
-        run = next(run for run in self._plan.unique if run.run_id == state.run_id)
-        iteration, loss, eta = tables.progress_cells(state)
-        score = tables.score_text(state.metrics, self._plan.suite.primary)
-        parts = [f"{run.row.name} seed {run.seed}: {state.label}", iteration, f"loss {loss}" if loss else ""]
-        detail = "" if state.state is State.RUNNING else state.detail
-        parts += [f"ETA {eta}" if eta else "", f"{self._plan.suite.primary} {score}" if score else "", detail]
-        return "  ".join(part for part in parts if part)
+
+def _line(run: RunLine, primary: str) -> str:
+    state = run.state
+    iteration, loss, eta = tables.progress_cells(state)
+    score = tables.score_text(state.metrics, primary)
+    parts = [f"{run.row} seed {run.seed}: {state.label}", iteration, f"loss {loss}" if loss else ""]
+    detail = "" if state.state is State.RUNNING else state.detail
+    parts += [f"ETA {eta}" if eta else "", f"{primary} {score}" if score else "", detail]
+    return "  ".join(part for part in parts if part)

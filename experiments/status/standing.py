@@ -50,7 +50,7 @@ def _open(store: Store, key: Key, queued: frozenset[str], placements: Mapping[st
     return (state.state in (State.TRAINED, State.UNKNOWN) and finished(run, key[1])) or state
 
 
-def look_at_plan(plan: "Plan", store: Store, max_age: float = 0.0) -> dict[str, RunState]:
+def look_at_plan(plan: "Plan", store: Store) -> dict[str, RunState]:
     """Return the state of each of a plan's runs by run id, what Slurm says included."""
-    found = look(store, [(run.run_id, run.eval_id) for run in plan.unique], max_age)
+    found = look(store, [(run.run_id, run.eval_id) for run in plan.unique])
     return {run_id: state for (run_id, _), state in found.states.items()}

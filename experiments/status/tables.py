@@ -26,22 +26,10 @@ COLOURS: Mapping[State, str] = {
 }
 
 
-def columns(primary: str) -> tuple[str, ...]:
-    """Return the headings of a table of runs."""
-    return ("row", "seed", "state", "iteration", "loss", "ETA", primary, "run", "")
-
-
 def coloured(state: RunState) -> str:
     """Return the state's label in its colour."""
     colour = COLOURS.get(state.state)
     return f"[{colour}]{state.label}[/]" if colour else state.label
-
-
-def escaped(text: str) -> str:
-    """Return text that rich prints as it is: what logs say in brackets is no markup."""
-    from rich.markup import escape
-
-    return escape(text)
 
 
 _DROPPED = ("job", "loss", "run", "ETA", "iteration", "Δ")
@@ -138,10 +126,12 @@ LONG = 100
 
 def table(view: SuiteView) -> Compact:
     """Return a suite as a table for a terminal; a long one without the runs that are done."""
+    from rich.markup import escape  # what logs say in brackets is no markup
+
     shown = [run for run in view.runs if not run.done] if len(view.runs) > LONG else view.runs
     lines = []
     for run in shown:
-        cells = [escaped(cell) for cell in _cells(run, view.primary)]
+        cells = [escape(cell) for cell in _cells(run, view.primary)]
         cells[_STATE] = coloured(run.state)
         lines.append(cells)
     return Compact(_title(view), _names(view.primary), lines)
@@ -188,8 +178,7 @@ def _left_text(left: WorkLeft) -> str:
 
 
 def _names(primary: str) -> tuple[str, ...]:
-    *first, score, run, detail = columns(primary)
-    return (*first, score, "Δ", run, "job", detail)
+    return ("row", "seed", "state", "iteration", "loss", "ETA", primary, "Δ", "run", "job", "")
 
 
 _STATE = 2

@@ -127,13 +127,6 @@ class Suite:
             raise UserError(f"suite {self.name!r} yields {wrong[0]!r}, which is no Row")
         return rows
 
-    def row(self, name: str, scale: str, dataset: str) -> Row:
-        """Return the row called ``name``; raises UserError that lists the rows there are."""
-        rows = {row.name: row for row in self.rows(scale, dataset)}
-        if name not in rows:
-            raise choices(f"row of suite {self.name!r}", name, rows)
-        return rows[name]
-
 
 SUITES: dict[str, Suite] = {}
 """Every suite that was defined so far, by name; :mod:`experiments.suites.catalogue` sees that all of ours are."""
