@@ -1,4 +1,4 @@
-"""How long planning, status and the command line's start take: `python benchmarks/status_speed.py`.
+"""How long planning, status and the command line's start take: `python -m benchmarks.status_speed`.
 
 Targets, on one idle core: 1,000 runs planned in under 2 s, `status` over 2,000 run directories in under 2 s cold and
 linear in runs, the command started in under 1 s. Every figure is that of a fresh process, `mpformer` as users call it.
@@ -23,15 +23,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from experiments.launch import begin  # noqa: E402
-from experiments.store.files import write_json  # noqa: E402
-from experiments.store.journal import BatchRun, Submission, of_launch  # noqa: E402
-from experiments.store.run_dir import Store  # noqa: E402
-from experiments.suites import planning  # noqa: E402
-from experiments.suites.planning import Plan, PlannedRun  # noqa: E402
+from experiments.launch import begin
+from experiments.store.files import write_json
+from experiments.store.journal import BatchRun, Submission, of_launch
+from experiments.store.run_dir import Store
+from experiments.suites import planning
+from experiments.suites.planning import Plan, PlannedRun
+from mpformer.runtime.code import ROOT
 
 SIZES = (500, 1000, 2000)
 LAUNCH, NAME, ARRAY = "20260101-120000-abcdef", "components.20260101-120000-abcdef.0", "1234"
