@@ -73,13 +73,7 @@ def evaluate(
     collected = _merged(config, parts)
     with disk_failures(out):
         collected.write(out)
-    numbers = collected.summary()
-    if config.evaluation.layer_analysis:
-        sample = items.only(spread(len(items), GRADIENT_IMAGES))
-        numbers["layers"] |= attention_numbers(model, config, sample)
-        numbers["gradient_images"] = len(sample)
-    if config.evaluation.costs:
-        numbers["costs"] = costs(model, config, items)
+    numbers = _numbers(collected, model, config, items)
     parts.remove()
     return {
         "schema": 1,
@@ -92,6 +86,18 @@ def evaluate(
         "seconds": round(time.perf_counter() - began, 3),
         "peak_memory_bytes": peak_memory(device),
     }
+
+
+def _numbers(collected: "Collector", model: MPFormer, config: Config, items: ValidationItems) -> dict[str, Any]:
+    """The scores of what was collected, and what is measured on a few images besides."""
+    numbers = collected.summary()
+    if config.evaluation.layer_analysis:
+        sample = items.only(spread(len(items), GRADIENT_IMAGES))
+        numbers["layers"] |= attention_numbers(model, config, sample)
+        numbers["gradient_images"] = len(sample)
+    if config.evaluation.costs:
+        numbers["costs"] = costs(model, config, items)
+    return numbers
 
 
 def _score_parts(model: MPFormer, config: Config, items: ValidationItems, parts: Parts, progress: Progress) -> None:

@@ -88,13 +88,7 @@ def build_huggingface(model: ModelConfig, classes: int | Sequence[str]) -> Any:
 
     ``classes`` is their number, or their names. Raises UserError if transformers is not there or has no such network.
     """
-    if len(model.attention_strides) != 3 or model.attention_strides[-1] * 4 != model.attention_strides[0]:
-        raise UserError(
-            "transformers' Mask2Former attends at three strides that follow each other, such as 32, 16, 8; "
-            f"model.attention_strides is {model.attention_strides}"
-        )
-    if model.conv_dim % 32:
-        raise UserError(f"Mask2Former's pixel decoder has groups of 32; model.conv_dim is {model.conv_dim}")
+    _check(model)
     try:
         import transformers
     except ModuleNotFoundError as error:
@@ -124,6 +118,17 @@ def build_huggingface(model: ModelConfig, classes: int | Sequence[str]) -> Any:
         output_auxiliary_logits=True,
     )
     return transformers.Mask2FormerForUniversalSegmentation(config).eval()
+
+
+def _check(model: ModelConfig) -> None:
+    """Raise UserError for a network that transformers does not have."""
+    if len(model.attention_strides) != 3 or model.attention_strides[-1] * 4 != model.attention_strides[0]:
+        raise UserError(
+            "transformers' Mask2Former attends at three strides that follow each other, such as 32, 16, 8; "
+            f"model.attention_strides is {model.attention_strides}"
+        )
+    if model.conv_dim % 32:
+        raise UserError(f"Mask2Former's pixel decoder has groups of 32; model.conv_dim is {model.conv_dim}")
 
 
 def _backbone(model: ModelConfig, transformers: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mpformer.modeling import criterion, matcher, pixel_decoder, sparse_sampling
 from mpformer.modeling import deformable_attention as deformable
 from mpformer.modeling import points as points_module
-from mpformer.modeling.convolution import Conv2d
+from mpformer.modeling.pixel_decoder import Conv2d
 from mpformer.modeling.points import resize
 
 SIZES = ((3, 4), (6, 8))
