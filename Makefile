@@ -69,8 +69,8 @@ demo: setup ## the main job: headline@mini trained, evaluated, analysed, rendere
 study: setup ## the runs of results/mini/protocol.md, some 280 of minutes each; stop it at any time, the same goes on
 	OMP_NUM_THREADS=1 $(BIN)/python results/mini/run.py --root $(ROOT) --data-root $(DATA) --keep $(KEEP)
 
-study-report: setup ## results/mini/README.md and its figures from the kept runs, in a minute or two
-	$(BIN)/python results/mini/study.py --runs $(KEEP)
+study-report: setup ## results/mini/README.md, its figures and README's table from the kept runs, in a minute or two
+	$(BIN)/python results/mini/study.py --runs $(KEEP) --lead README.md
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -50,18 +50,6 @@ def test_the_suites_of_the_tutorial_are_suites(tmp_path: Path) -> None:
         planning.make(Request("mask-weight-elsewhere", dataset="nuclei"), tmp_path)
 
 
-def test_the_study_of_why_is_a_suites_file_with_its_settings_written_out(tmp_path: Path) -> None:
-    """Its page has numbers at Mask2Former's object threshold, whatever scale mini counts from since."""
-    try:
-        catalogue.add_file(DOCS / "why.py")
-        plan = planning.make(Request("why"), tmp_path)
-    finally:
-        rows.SUITES.pop("why", None)
-        catalogue._SOURCES.clear()
-    assert {run.config.evaluation.object_mask_threshold for run in plan.runs} == {0.8}
-    assert len(plan.rows) == 4
-
-
 def test_the_tutorials_typo_is_refused_as_it_says() -> None:
     (shown,) = re.findall(
         r"^mpformer: (unknown configuration key .*), …$", (DOCS / "suites.md").read_text(), flags=re.M

@@ -45,17 +45,19 @@ def save(figure: "Figure", path: Path) -> None:
 
 @in_style
 def effects(answers: "Sequence[Answer]") -> "Figure":
-    """A forest of the claims' comparisons: one axes a set, lines by claim and metric, in the claim's direction.
+    """A forest of the claims' comparisons, in the claim's direction: one axes a set that has runs, lines by metric.
 
     Each is shown in multiples of its smallest effect that matters, since the metrics have different units.
     """
     names = list(dict.fromkeys(f"{a.claim} {a.of.metric.name}" for a in answers))
-    figure, axes = new_figure(1, len(SETS), width=1.5 * WIDTH, height=0.9 + 0.34 * len(names), sharey=True)
-    for axis, (place, name) in zip(axes, enumerate(SETS), strict=True):
+    sets = [name for name in SETS if any(a.set == name for a in answers)]
+    width = WIDTH * (0.75 + 0.25 * len(sets))
+    figure, axes = new_figure(1, len(sets), width=width, height=0.9 + 0.34 * len(names), sharey=True)
+    for axis, name in zip(axes, sets, strict=True):
         for answer, test in ((a, a.test) for a in answers if a.set == name and a.test is not None):
             y = names.index(f"{answer.claim} {answer.of.metric.name}")
             unit = 1 / answer.of.smallest
-            colour = look(place)["color"]
+            colour = look(SETS.index(name))["color"]
             if test.low is not None and test.high is not None:
                 axis.plot([unit * test.low, unit * test.high], [y, y], color=colour, linewidth=1.8)
             axis.plot([unit * test.effect], [y], "s", color=colour, markersize=5)

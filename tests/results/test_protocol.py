@@ -12,13 +12,10 @@ from experiments.suites import catalogue
 from experiments.suites.rows import SUITES as KNOWN
 
 MINI = Path(run.__file__).parent
-SUITES = MINI / "suites.py"
 PROTOCOL = MINI / "protocol.md"
 
 
-@pytest.fixture(autouse=True)
-def _suites() -> None:
-    catalogue.add_file(SUITES)
+pytestmark = pytest.mark.usefixtures("study_suites")
 
 
 def comparisons() -> list[tuple[Family, Comparison]]:
