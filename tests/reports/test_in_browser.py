@@ -124,6 +124,19 @@ def test_pages(site: Path, open_page: Any, tmp_path: Path) -> None:
     assert len(dark.pdf()) > 50_000
 
 
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs pdftotext")
+def test_print_keeps_headings_with_their_figures(site: Path, open_page: Any, tmp_path: Path) -> None:
+    page = open_page(site / "headline@mini" / "index.html")
+    page.pdf(path=tmp_path / "page.pdf", format="A4")
+    read = subprocess.run(["pdftotext", tmp_path / "page.pdf", "-"], capture_output=True, check=True, timeout=120)
+    sheets = [" ".join(sheet.split()) for sheet in read.stdout.decode().split("\f")]
+    figures = page.locator("figure").all()
+    assert len(figures) > 5
+    for figure in figures:
+        title, caption = (figure.locator(part).inner_text() for part in ("h3", "figcaption"))
+        assert any(title in sheet and caption[:40] in sheet for sheet in sheets), title
+
+
 def column(page: Any, k: int) -> list[str]:
     """The shown numbers of a column, from top to bottom."""
     cells = page.locator(f"tr[data-row]:not([hidden]) td.cell[data-column='{k}'] .num").all_inner_texts()
