@@ -112,7 +112,7 @@ def run_attempt(
     if not current_rank().main:
         return follow(run, config, stage, options, runner or Model())
     try:
-        claim = claims.acquire(run.claims, job=this_start())
+        claim = claims.acquire(run.claims, job=provenance.execution())
     except OSError as error:
         return Ending(Outcome.FAILED, FailureClass.DISK, f"cannot claim the run: {error}")
     if claim is None:
@@ -124,11 +124,6 @@ def run_attempt(
         return _Attempt(run, config, claim, stage, options, runner or Model()).execute()
     finally:
         claim.release()
-
-
-def this_start() -> claims.JobStart:
-    """Return which start of which scheduler's job this process belongs to."""
-    return claims.JobStart(provenance.job_id(), provenance.restarts())
 
 
 def follow(run: RunDir, config: Config, stage: Stage, options: Options, runner: Runner) -> Ending:

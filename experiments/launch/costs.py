@@ -143,9 +143,8 @@ class _Disk:
     source: str
 
 
-def estimates(plan: Plan, store: Store, where: Capacity | None = None) -> dict[str, Estimate]:
-    """Return the expected cost of each of the plan's runs under a profile (None: this machine)."""
-    where = where or capacity("local", len(plan.unique))
+def estimates(plan: Plan, store: Store, where: Capacity) -> dict[str, Estimate]:
+    """Return the expected cost of each of the plan's runs where they are to execute."""
     survey = _survey(store)
     disks: dict[str, _Disk] = {}
     found: dict[str, Estimate] = {}

@@ -27,19 +27,18 @@ LINE_PERIOD = 15.0
 """Seconds between two lines about a running run where there is no terminal."""
 
 
-def follow(plan: Plan, store: Store, launch: Launch | None, console: "Console") -> list[RunState]:
+def follow(plan: Plan, store: Store, launch: Launch, console: "Console") -> list[RunState]:
     """Show the plan's runs until nothing works on them any more; returns their last states.
 
     On Ctrl-C, or when nobody is left to show it to, the launch's workers are asked to checkpoint and end, which is
-    waited for; a second Ctrl-C kills them. Raises KeyboardInterrupt when that is over. Without a launch of one's own,
-    Ctrl-C only ends the watching.
+    waited for; a second Ctrl-C kills them. Raises KeyboardInterrupt when that is over.
     """
     try:
         return _follow(plan, store, launch, console)
     except (KeyboardInterrupt, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NOBODY_READS:
             raise
-        if launch is not None and launch.started:
+        if launch.started:
             _stop(plan, store, launch, console, str(error) or "Ctrl-C")
         raise KeyboardInterrupt from None
 
@@ -63,7 +62,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def _follow(plan: Plan, store: Store, launch: Launch | None, console: "Console") -> list[RunState]:
+def _follow(plan: Plan, store: Store, launch: Launch, console: "Console") -> list[RunState]:
     if not console.is_terminal:
         return _until_over(plan, store, launch, _Lines(console).show)
     from rich.live import Live
@@ -73,12 +72,12 @@ def _follow(plan: Plan, store: Store, launch: Launch | None, console: "Console")
 
 
 def _until_over(
-    plan: Plan, store: Store, launch: Launch | None, show: Callable[[SuiteView], None], period: float = 0.5
+    plan: Plan, store: Store, launch: Launch, show: Callable[[SuiteView], None], period: float = 0.5
 ) -> list[RunState]:
     record = planning.record_of(plan)
     while True:
-        working = launch is not None and launch.working()
-        if launch is not None and not working:
+        working = launch.working()
+        if not working:
             launch.close()
         (view,) = suite_view.views(store.root, [record], scheduler.ASK_PERIOD)
         show(view)

@@ -10,6 +10,9 @@ from experiments.store.journal import BatchStage
 from experiments.store.run_dir import Store
 from experiments.suites.planning import PlannedRun
 
+After = tuple[tuple[str, tuple[int, ...]], ...]
+"""What a batch waits for: kinds of dependency, each with numbers of earlier batches."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -28,8 +31,7 @@ class Batch:
     number: int
     stage: BatchStage
     runs: tuple[PlannedRun, ...] = ()
-    after: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    """What it waits for: kinds of dependency, each with numbers of earlier batches."""
+    after: After = ()
     parallelism: int = 1
 
     @property
@@ -50,13 +52,13 @@ def divide(
     fresh, trained, left = _fitting(fresh, trained, 1 if profile.evaluate is None else 2, extra, limits.submit)
     if not fresh and not trained:
         return (), left
-    made = _Numbered()
-    first = tuple(made.add("smoke", chunk, ()) for chunk in _chunks(short, limits.array))
-    before: tuple[tuple[str, tuple[int, ...]], ...] = (("afterok", first),) if first else ()
+    made: list[Batch] = []
+    first = tuple(_add(made, "smoke", chunk) for chunk in _chunks(short, limits.array))
+    before: After = (("afterok", first),) if first else ()
     _add_runs(made, fresh, trained, profile, limits, before)
     if profile.report is not False:
-        made.add("report", (), (("afterany", tuple(range(len(made.batches)))),))
-    return tuple(made.batches), left
+        _add(made, "report", (), (("afterany", tuple(range(len(made)))),))
+    return tuple(made), left
 
 
 def without(runs: Sequence[PlannedRun], others: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
@@ -65,31 +67,21 @@ def without(runs: Sequence[PlannedRun], others: Sequence[PlannedRun]) -> tuple[P
     return tuple(run for run in runs if run.run_id not in names)
 
 
-class _Numbered:
-    """Batches in the making."""
-
-    def __init__(self) -> None:
-        self.batches: list[Batch] = []
-
-    def add(
-        self,
-        stage: BatchStage,
-        runs: Sequence[PlannedRun],
-        after: tuple[tuple[str, tuple[int, ...]], ...],
-        parallelism: int | None = None,
-    ) -> int:
-        number = len(self.batches)
-        self.batches.append(Batch(number, stage, tuple(runs), after, parallelism or max(1, len(runs))))
-        return number
+def _add(
+    made: list[Batch], stage: BatchStage, runs: Sequence[PlannedRun], after: After = (), parallelism: int | None = None
+) -> int:
+    """Add a batch to those in the making; returns its number."""
+    made.append(Batch(len(made), stage, tuple(runs), after, parallelism or max(1, len(runs))))
+    return made[-1].number
 
 
 def _add_runs(
-    made: _Numbered,
+    made: list[Batch],
     fresh: Sequence[PlannedRun],
     trained: Sequence[PlannedRun],
     profile: SlurmProfile,
     limits: Limits,
-    before: tuple[tuple[str, tuple[int, ...]], ...],
+    before: After,
 ) -> None:
     """Arrays that do everything; or arrays that train, each with one that evaluates, and one for what is trained."""
     chunks, done = _chunks(fresh, limits.array), _chunks(trained, limits.array)
@@ -100,11 +92,11 @@ def _add_runs(
     for index, chunk in enumerate(chunks):
         # more arrays than may run at a time: each of the further ones begins when an earlier one has ended
         queue = (("afterany", (numbers[index - profile.parallelism],)),) if index >= profile.parallelism else ()
-        numbers.append(made.add("train" if split else "all", chunk, (*before, *queue), shares[index]))
+        numbers.append(_add(made, "train" if split else "all", chunk, (*before, *queue), shares[index]))
         if split:
-            made.add("evaluate", chunk, (("aftercorr", (numbers[-1],)),), evaluating[index])
+            _add(made, "evaluate", chunk, (("aftercorr", (numbers[-1],)),), evaluating[index])
     for index, chunk in enumerate(done):
-        made.add("evaluate", chunk, before, evaluating[len(chunks) + index])
+        _add(made, "evaluate", chunk, before, evaluating[len(chunks) + index])
 
 
 def _fitting(

@@ -36,7 +36,6 @@ from experiments.execution.attempt import (
     complete,
     gpu_failure,
     own_attempt,
-    this_start,
 )
 from experiments.execution.worker import Child, Task, Work
 from experiments.slurm.batch_shell import AGAIN, BROKEN, FAILED
@@ -171,9 +170,10 @@ class _Main:
         """Record of an earlier start of this job that did not say how it ended what Slurm wrote into the job's log."""
         last = self.run_dir.last_attempt()
         record = last.sound_record() if last is not None else None
-        if last is None or record is None or not record.silent or record.execution.job_id != this_start().job_id:
+        now = provenance.execution()
+        if last is None or record is None or not record.silent or record.execution.job_id != now.job_id:
             return
-        free = claims.holder(self.run_dir.claims, job=this_start()) is None
+        free = claims.holder(self.run_dir.claims, job=now) is None
         cause = said_by_slurm(last_words()) if free else None
         if cause is not None and (record.outcome is None or cause.failure_class is FailureClass.OOM):
             conclude(self.run_dir, replace(cause, attempt=last.number))
@@ -205,11 +205,11 @@ class _Main:
         """
         directory = self.run_dir.claims
         first, began = None, time.monotonic()
-        while (number := claims.holder(directory, job=this_start())) is not None:
+        while (number := claims.holder(directory, job=provenance.execution())) is not None:
             beat = (number, _modified(directory / str(number)))
             first = first or beat
             claim = claims.read(directory, number)
-            alive = beat != first and claim.job_id != this_start().job_id
+            alive = beat != first and claim.job_id != provenance.execution().job_id
             if alive and time.monotonic() - began > CLAIM_SECONDS:
                 who = f"job {claim.job_id or '?'} on {claim.host or '?'}"
                 raise RunFailure(FailureClass.CLAIMED, f"{who} is at work on this run")

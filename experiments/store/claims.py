@@ -24,6 +24,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from experiments.store.attempt_dir import Execution
 from experiments.store.files import names_in, write_whole
 from experiments.store.records import Record, encode, load_sound
 from mpformer.runtime.errors import RunFailure
@@ -111,22 +112,10 @@ class Claim:
         create(self.directory / f"{self.number}.released", "")
 
 
-@dataclass(frozen=True)
-class JobStart:
-    """One start of a scheduler's job; the empty one is no job's."""
-
-    job_id: str = ""
-    restarts: int = 0
-
-    def follows(self, claim: "ClaimRecord") -> bool:
-        """Whether a claim is by an earlier start of the same job."""
-        return bool(self.job_id) and claim.job_id == self.job_id and claim.restarts < self.restarts
+NO_JOB = Execution()
 
 
-NO_JOB = JobStart()
-
-
-def acquire(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart = NO_JOB) -> Claim | None:
+def acquire(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: Execution = NO_JOB) -> Claim | None:
     """Claim the run whose claims are in ``directory``; None if another process holds it or was faster."""
     directory.mkdir(parents=True, exist_ok=True)
     attempted = highest(directory.parent / "attempts")  # before the claims: none of these can be of a later one
@@ -134,26 +123,27 @@ def acquire(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart =
     if _live(directory, names, timeout, job) is not None:
         return None
     claim = Claim(directory, max(_highest(names), attempted) + 1, uuid.uuid4().hex)
-    record = ClaimRecord(**asdict(this_process()), token=claim.token, **asdict(job), time=time.time())
+    whose = {**asdict(this_process()), "job_id": job.job_id, "restarts": job.restarts}
+    record = ClaimRecord(**whose, token=claim.token, time=time.time())
     return claim if create(claim.path, json.dumps(encode(record))) else None
 
 
-def holder(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: JobStart = NO_JOB) -> int | None:
+def holder(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: Execution = NO_JOB) -> int | None:
     """Return the number of the live claim on a run, None if it is free (for ``job``); changes no claim."""
     return _live(directory, names_in(directory), timeout, job)
 
 
-def _live(directory: Path, names: Collection[str], timeout: float, job: JobStart) -> int | None:
+def _live(directory: Path, names: Collection[str], timeout: float, job: Execution) -> int | None:
     number = _highest(names)
     if not number or f"{number}.released" in names:
         return None
     return number if _held(directory, number, timeout, job) else None
 
 
-def _held(directory: Path, number: int, timeout: float, job: JobStart) -> bool:
+def _held(directory: Path, number: int, timeout: float, job: Execution) -> bool:
     """Whether claim ``number``, which was not released, is held by a process that is alive, as far as can be known."""
     claim = read(directory, number)
-    if job.follows(claim):
+    if job.job_id and claim.job_id == job.job_id and claim.restarts < job.restarts:  # by an earlier start of this job
         timeout = min(timeout, RESTART_TIMEOUT)
     return lives(claim, directory / str(number), timeout)
 

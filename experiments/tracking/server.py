@@ -24,6 +24,7 @@ from mpformer.config.schema import Config
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 BATCH = 900
 """Most metrics of one request; MLflow takes 1,000 metrics and tags."""
@@ -51,16 +52,6 @@ class Listing:
         return {"suites": ", ".join(sorted(self.rows)), **named}
 
 
-@dataclass(frozen=True)
-class Value:
-    """One metric to be sent."""
-
-    key: str
-    step: int
-    value: float
-    milliseconds: int
-
-
 def listings(store: Store) -> dict[str, Listing]:
     """Return where each launched run belongs, by run id."""
     rows: dict[str, dict[str, str]] = {}
@@ -72,12 +63,14 @@ def listings(store: Store) -> dict[str, Listing]:
     return {run_id: Listing(experiments[run_id], suites) for run_id, suites in rows.items()}
 
 
-def values(line: Mapping[str, Any], setting: str) -> list[Value]:
-    """Return the metrics of one line of ``metrics.jsonl``.
+def values(line: Mapping[str, Any], setting: str) -> "list[Metric]":
+    """Return the metrics of one line of ``metrics.jsonl`` as MLflow takes them.
 
     Losses keep their names; scores of the final evaluation too, if its setting is the run's own (``setting``); those of
     another setting carry its id in front, those of evaluations during training ``probe/``.
     """
+    from mlflow.entities import Metric
+
     step, milliseconds = int(line["iteration"]), int(float(line.get("time", 0)) * 1000)
     if line.get("kind") == "evaluation":
         other = line.get("eval_id", setting)
@@ -86,7 +79,7 @@ def values(line: Mapping[str, Any], setting: str) -> list[Value]:
     else:
         named = {name: value for name, value in line.items() if name not in ("kind", "iteration", "time")}
     numbers = {name: value for name, value in named.items() if isinstance(value, int | float)}
-    return [Value(name, step, float(value), milliseconds) for name, value in numbers.items()]
+    return [Metric(name, float(value), milliseconds, step) for name, value in numbers.items()]
 
 
 @dataclass
@@ -187,10 +180,9 @@ class Mirror:
         agrees = there is not None and not known and there.data.tags.get(SENT_TAG, "0") == str(copied.offset)
         return copied if agrees else Copied()
 
-    def _send(self, run: RunDir, copied: Copied, found: Sequence[Value], offset: int, last: str) -> Copied:
-        from mlflow.entities import Metric, RunTag
+    def _send(self, run: RunDir, copied: Copied, metrics: "Sequence[Metric]", offset: int, last: str) -> Copied:
+        from mlflow.entities import RunTag
 
-        metrics = [Metric(value.key, value.value, value.milliseconds, value.step) for value in found]
         self._save(run, replace(copied, pending=True))
         for start in range(0, max(len(metrics), 1), BATCH):
             whole = start + BATCH >= len(metrics)

@@ -421,7 +421,7 @@ def test_the_real_thing_from_smoke_runs_to_the_report(tmp_path: Path, store: Sto
         assert trained is not None
         assert trained.iterations == 24
         shutil.rmtree(store.run(run.run_id).path)
-    expected = costs.estimates(made, store)
+    expected = costs.estimates(made, store, costs.capacity("local", 1))
     sources = {one.source for one in expected.values()}
     assert sources == {f"measured on {path}"}, "by the smoke runs, the others being gone"
     cost = costs.of_plan(expected, expected, costs.capacity("local", 1))

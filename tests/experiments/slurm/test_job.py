@@ -26,7 +26,8 @@ from experiments.slurm.job import MAX_DEATHS, Coded, SlurmJob
 from experiments.status import failures
 from experiments.status.states import State, derive
 from experiments.store import claims
-from experiments.store.claims import JobStart, acquire, holder
+from experiments.store.attempt_dir import Execution
+from experiments.store.claims import acquire, holder
 from experiments.store.files import read_json, write_json
 from experiments.store.identity import eval_id
 from experiments.store.launches import LaunchRecord, launch_dir
@@ -302,26 +303,26 @@ def _claim(directory: Path, age: float, job_id: str = "77", restarts: int = 0, m
 def test_a_restarted_job_takes_over_from_a_silent_node_at_once(tmp_path: Path) -> None:
     _claim(tmp_path, age=claims.RESTART_TIMEOUT + 5)
     assert acquire(tmp_path) is None, "others wait for the long silence"
-    assert acquire(tmp_path, job=JobStart("78", 1)) is None
-    assert acquire(tmp_path, job=JobStart("77", 0)) is None, "the same start is no successor"
-    assert acquire(tmp_path, job=JobStart("77", 1)) is not None
+    assert acquire(tmp_path, job=Execution("78", restarts=1)) is None
+    assert acquire(tmp_path, job=Execution("77", restarts=0)) is None, "the same start is no successor"
+    assert acquire(tmp_path, job=Execution("77", restarts=1)) is not None
 
 
 def test_a_restarted_job_leaves_a_node_that_still_works_alone(tmp_path: Path) -> None:
     """Slurm gives a node up that has merely lost touch: its process goes on, and its heart beats."""
     _claim(tmp_path, age=claims.HEARTBEAT_PERIOD)
-    assert acquire(tmp_path, job=JobStart("77", 1)) is None
+    assert acquire(tmp_path, job=Execution("77", restarts=1)) is None
 
 
 def test_a_restarted_job_never_takes_over_from_a_live_process_of_this_machine(tmp_path: Path) -> None:
-    assert acquire(tmp_path, job=JobStart("77", 0)) is not None
+    assert acquire(tmp_path, job=Execution("77", restarts=0)) is not None
     os.utime(tmp_path / "1", (0, 0))
-    assert holder(tmp_path, job=JobStart("77", 1)) == 1
+    assert holder(tmp_path, job=Execution("77", restarts=1)) == 1
 
 
 def test_a_dead_process_of_this_machine_is_taken_over_at_once(tmp_path: Path) -> None:
     _claim(tmp_path, age=0, machine=claims.machine())
-    assert acquire(tmp_path, job=JobStart("77", 0)) is not None
+    assert acquire(tmp_path, job=Execution("77", restarts=0)) is not None
 
 
 def test_a_job_waits_for_the_silence_of_its_earlier_start(
@@ -340,7 +341,7 @@ def test_a_job_gives_way_to_another_that_is_at_work(
     make: Callable[..., SlurmJob], counter: Make, one: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm_job, "CLAIM_SECONDS", 2.0)
-    claim = acquire(one.path / "claims", job=JobStart("5", 0))
+    claim = acquire(one.path / "claims", job=Execution("5", restarts=0))
     assert claim is not None
     with claims.Heartbeat(claim, period=0.2), pytest.raises(RunFailure, match=r"job 5 on .* is at work on this run"):
         make(counter())()

@@ -309,6 +309,6 @@ def test_a_thousand_runs_are_planned_at_once(data_root: Path, store: Store) -> N
     catalogue.all_suites()
     plan = make(Request("components", seeds=tuple(range(200))), data_root)
     states = standing.look_at_plan(plan, store)
-    costs.estimates(plan, store)
+    costs.estimates(plan, store, costs.capacity("local", 1))
     assert len(states) == 1000
     assert {state.state for state in states.values()} == {State.PLANNED}

@@ -85,7 +85,7 @@ def restarted(store: Store) -> Mirror:
 
 def test_values_of_lines() -> None:
     train = {"kind": "train", "iteration": 7, "loss": 2.5, "loss_ce": 1, "note": "x", "ok": "y", "time": 12.0}
-    assert [(v.key, v.step, v.value, v.milliseconds) for v in values(train, "own")] == [
+    assert [(v.key, v.step, v.value, v.timestamp) for v in values(train, "own")] == [
         ("loss", 7, 2.5, 12000), ("loss_ce", 7, 1.0, 12000),
     ]  # fmt: skip
     score = {"kind": "evaluation", "iteration": 9, "metrics": {"AP": 3.0, "APs": None}, "time": 1.0}
