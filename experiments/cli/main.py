@@ -22,11 +22,12 @@ from experiments.cli import (  # noqa: F401
 from experiments.cli.console import silence
 from experiments.cli.group import cli
 from experiments.cli.options import json_option, root_options
+from mpformer.runtime.disk import DISK
 from mpformer.runtime.errors import RunFailure, UserError
 
 __all__ = ["cli", "main"]
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_DISK = DISK | {errno.ENOTDIR}
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def begin(plan: Plan, store: Store, command: str = "", retry: tuple[str, ...] = 
     """Record a plan and find what is missing of it, alone among the launches of the store while the block runs.
 
     In order: what launchers left open that died is looked up, the plan is recorded, earlier requests to stop its runs
-    are taken back. Raises UserError if data or weights are missing, or if the store cannot be written.
+    are taken back. Raises UserError if data or weights are missing, OSError if the store cannot be written.
     """
     if plan.missing:
         raise UserError("; ".join(plan.missing))
@@ -94,11 +94,7 @@ def _alone(store: Store) -> Iterator[Claim]:
 def _acquired(directory: Path) -> Claim:
     began, said = time.monotonic(), False
     while True:
-        try:
-            claim = claims.acquire(directory)
-        except OSError as error:
-            raise _unwritable(directory.parent, error) from None
-        if claim is not None:
+        if (claim := claims.acquire(directory)) is not None:
             return claim
         if not said and time.monotonic() - began > SILENT_SECONDS:
             said = True
@@ -108,17 +104,10 @@ def _acquired(directory: Path) -> Claim:
         time.sleep(WAIT_SECONDS)
 
 
-def _unwritable(root: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write to {root}: {error.strerror or error}; choose another --root")
-
-
 def record(plan: Plan, store: Store, command: str) -> None:
-    """Write the suite's record and the runs' immutable files; raises UserError if the store cannot be written."""
-    try:
-        side_by_side(lambda run: store.run(run.run_id).create(run.config, run.row.name), plan.unique)
-        planning.write_record(plan, store, command)
-    except OSError as error:
-        raise _unwritable(store.root, error) from None
+    """Write the suite's record and the runs' immutable files; raises OSError if the store cannot be written."""
+    side_by_side(lambda run: store.run(run.run_id).create(run.config, run.row.name), plan.unique)
+    planning.write_record(plan, store, command)
 
 
 def to_start(plan: Plan, store: Store, retry: tuple[str, ...] = ()) -> tuple[list[PlannedRun], dict[str, str]]:

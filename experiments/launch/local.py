@@ -130,7 +130,7 @@ def launch(
 ) -> Launch:
     """Start what is missing of a plan and return at once.
 
-    Raises UserError if data or weights are missing, or if the store cannot be written.
+    Raises UserError if data or weights are missing, OSError if the store cannot be written.
     """
     with begin(plan, store, command, retry) as beginning:
         missing = beginning.missing

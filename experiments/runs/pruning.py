@@ -14,6 +14,7 @@ from pathlib import Path
 
 from experiments.status import standing
 from experiments.store import claims, journal
+from experiments.store.files import modified
 from experiments.store.launches import queued_runs, recorded
 from experiments.store.run_dir import RESULT, RunDir, Store
 
@@ -115,10 +116,8 @@ def _torn(folder: Path) -> Iterator[Leaving]:
 
 
 def _age(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
-        return 0.0
+    changed = modified(path)
+    return time.time() - changed if changed else 0.0
 
 
 def _of_launches(store: Store, busy: Collection[str]) -> Iterator[Leaving]:

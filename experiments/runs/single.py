@@ -55,15 +55,12 @@ def train(
 ) -> tuple[RunDir, Ending]:
     """Train and evaluate a configuration in this process, or what is left of it; returns its run and how it ended.
 
-    Raises UserError as :func:`ready` does, and for a store that cannot be written.
+    Raises UserError as :func:`ready` does, OSError for a store that cannot be written.
     """
     config = ready(config, data_root, runtime=runtime, runner=runner)
     run = store.run(run_id(config))
-    try:
-        run.create(config, ROW)
-        run.cancel_file.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {store.root}: {error.strerror or error}; choose another --root") from None
+    run.create(config, ROW)
+    run.cancel_file.unlink(missing_ok=True)
     options = Options(data_root.resolve(), "single", capture=False)
     return run, run_attempt(store.root.resolve(), run.run_id, "all", options, runner, config)
 

@@ -15,24 +15,22 @@ from experiments.store.attempt_dir import Git, write_git
 from experiments.store.files import replacing
 from experiments.store.run_dir import Store
 from mpformer.runtime.code import PACKAGES, ROOT
-from mpformer.runtime.errors import UserError
 
 _FOLDERS = (*PACKAGES, "slurm/profiles")
 _LEFT_OUT = ("__pycache__", ".pyc")
 
 
 def take(store: Store) -> Path:
-    """Return the snapshot of the code as it is now, made if it is not there; raises UserError if it cannot be."""
+    """Return the snapshot of the code as it is now, made if it is not there; raises OSError if it cannot be."""
     files = _files()
     target = _folder(store, files)
     try:
         if not target.is_dir():
             with replacing(target) as temporary:
                 _write(temporary, files, provenance.git())
-    except OSError as error:
+    except OSError:
         if not target.is_dir():  # otherwise another launch was faster
-            why = error.strerror or error
-            raise UserError(f"cannot copy the code to {target}: {why}; choose another --root") from None
+            raise
     return target
 
 

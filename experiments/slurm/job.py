@@ -43,6 +43,7 @@ from experiments.slurm.inside_job import deaths, last_words, oom_kills, said_by_
 from experiments.status import failures
 from experiments.store import claims
 from experiments.store.attempt_dir import AttemptRecord, Ending, FailureClass, Outcome, RankFailure
+from experiments.store.files import modified
 from experiments.store.launches import launch_dir
 from experiments.store.run_dir import RunDir, Store
 from mpformer.runtime.code import PACKAGES
@@ -206,7 +207,7 @@ class _Main:
         directory = self.run_dir.claims
         first, began = None, time.monotonic()
         while (number := claims.holder(directory, job=provenance.execution())) is not None:
-            beat = (number, _modified(directory / str(number)))
+            beat = (number, modified(directory / str(number)))
             first = first or beat
             claim = claims.read(directory, number)
             alive = beat != first and claim.job_id != provenance.execution().job_id
@@ -399,10 +400,3 @@ def give_up(run: RunDir, launch: str) -> None:
     detail = f"{len(vain)} attempts in a row completed nothing, the last: {last}"
     conclude(run, Ending(Outcome.FAILED, kind, detail, max(run.attempts())))
     raise RunFailure(kind, detail)
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

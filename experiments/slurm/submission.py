@@ -69,8 +69,8 @@ def launch(
 ) -> Submitted:
     """Submit what is missing of a plan and return.
 
-    Raises UserError if there is no Slurm here or it does not answer, if data or weights are missing, if the store
-    cannot be written, or if nothing more may be submitted now.
+    Raises UserError if there is no Slurm here or it does not answer, if data or weights are missing, or if nothing more
+    may be submitted now; OSError if the store cannot be written.
     """
     site.require()
     _check_path(store)

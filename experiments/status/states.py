@@ -14,6 +14,7 @@ from experiments.status import failures, scheduler
 from experiments.status.scheduler import NEVER, NOWHERE, Job, Placement
 from experiments.store import claims
 from experiments.store.attempt_dir import AttemptDir, AttemptRecord, FailureClass, Outcome, Progress
+from experiments.store.files import modified
 from experiments.store.records import RecordError
 from experiments.store.run_dir import RunDir
 
@@ -159,11 +160,8 @@ def _holder(run: RunDir, placement: Placement | None) -> int | None:
     claim = claims.read(directory, number)
     if claim.job_id not in (job.id, job.raw_id) or claim.dead() is not None:
         return number
-    try:
-        beat = (directory / str(number)).stat().st_mtime
-    except OSError:
-        return number
-    return number if beat > placement.time - 2 * claims.HEARTBEAT_PERIOD else None
+    beat = modified(directory / str(number))
+    return number if not beat or beat > placement.time - 2 * claims.HEARTBEAT_PERIOD else None
 
 
 def _running(run: RunDir, attempt: AttemptDir | None, placement: Placement | None) -> RunState:

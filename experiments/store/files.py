@@ -267,6 +267,14 @@ def is_finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+def modified(path: Path) -> float:
+    """Return when a file was changed last, in seconds since 1970; 0 if it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def names_in(directory: Path) -> list[str]:
     """Return the names in a directory but for hidden ones, in no order; none if it is absent."""
     return unless_kept(directory, "names", lambda: _names_in(directory), [])

@@ -191,7 +191,8 @@ def test_a_read_only_store_is_one_line(run: Make, tmp_path: Path) -> None:
         if os.geteuid() == 0:
             subprocess.run(["umount", str(place)], check=True)
     assert result.code == 2
-    assert "cannot write to" in result.err
+    assert "cannot write" in result.err
+    assert result.err.endswith("choose a folder that can be written with --root\n")
     assert result.err.count("\n") == 1
 
 
