@@ -10,6 +10,7 @@ import click
 from experiments.cli.console import print_json
 from experiments.cli.group import cli
 from experiments.cli.options import json_option
+from mpformer.config.dotted import MISSING
 from mpformer.runtime.errors import UserError, choices
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ def config(sections: Sequence[str], base: str | None, pair: tuple[str, str] | No
     if not found:
         raise choices("section", " ".join(sections), dict.fromkeys(key.name.split(".")[0] for key in keys()))
     if as_json:
-        return print_json([{**asdict(key), "default": _plain(key), "id": part_of(key.name)} for key in found])
+        return print_json([_plain(key, part_of(key.name)) for key in found])
     for key in found:
-        click.echo(f"{key.name} = {_shown(key)}   ({key.type}; {_IDS[part_of(key.name)]})")
+        shown = "(has to be set)" if key.default is MISSING else json.dumps(key.default)
+        click.echo(f"{key.name} = {shown}   ({key.type}; {_IDS[part_of(key.name)]})")
         click.echo(f"    {key.meaning}")
     return None
 
@@ -57,16 +59,8 @@ def _asked_for(name: str, sections: Sequence[str]) -> bool:
     return not sections or any(name == section or name.startswith(f"{section}.") for section in sections)
 
 
-def _plain(key: "Key") -> Any:
-    from mpformer.config.dotted import MISSING
-
-    return None if key.default is MISSING else key.default
-
-
-def _shown(key: "Key") -> str:
-    from mpformer.config.dotted import MISSING
-
-    return "(has to be set)" if key.default is MISSING else json.dumps(key.default)
+def _plain(key: "Key", id_: str) -> dict[str, Any]:
+    return {**asdict(key), "default": None if key.default is MISSING else key.default, "id": id_}
 
 
 def _print_difference(pair: tuple[str, str], base: str | None, as_json: bool) -> None:

@@ -4,14 +4,13 @@ import hashlib
 from typing import Any
 
 from experiments.store.run_dir import RunDir
+from mpformer.config import dotted
 from mpformer.config.dotted import leaves
 
 
 def difference(first: RunDir, second: RunDir) -> dict[str, tuple[Any, Any]]:
     """Return what differs between two runs, by dotted key: configuration, then code, packages and threads."""
-    one, two = _described(first), _described(second)
-    keys = dict.fromkeys((*one, *two))
-    return {key: (one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)}
+    return dotted.difference(_described(first), _described(second))
 
 
 def _described(run: RunDir) -> dict[str, Any]:

@@ -134,18 +134,14 @@ def holder(directory: Path, timeout: float = HEARTBEAT_TIMEOUT, job: Execution =
 
 
 def _live(directory: Path, names: Collection[str], timeout: float, job: Execution) -> int | None:
+    """The highest claim, if it was not released and its process is alive, as far as can be known."""
     number = _highest(names)
     if not number or f"{number}.released" in names:
         return None
-    return number if _held(directory, number, timeout, job) else None
-
-
-def _held(directory: Path, number: int, timeout: float, job: Execution) -> bool:
-    """Whether claim ``number``, which was not released, is held by a process that is alive, as far as can be known."""
     claim = read(directory, number)
     if job.job_id and claim.job_id == job.job_id and claim.restarts < job.restarts:  # by an earlier start of this job
         timeout = min(timeout, RESTART_TIMEOUT)
-    return lives(claim, directory / str(number), timeout)
+    return number if lives(claim, directory / str(number), timeout) else None
 
 
 def read(directory: Path, number: int) -> ClaimRecord:

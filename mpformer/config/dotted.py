@@ -29,6 +29,12 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the keys in which two flat mappings differ, each with both values; None for a key that one lacks."""
+    keys = dict.fromkeys((*one, *other))
+    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
+
+
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of everything that is no mapping, or an empty one."""
     for name, value in tree.items():

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from mpformer.config import dotted
 from mpformer.config.dotted import MISSING, leaves, value_at
 from mpformer.config.schema import NEVER_SET, Config, models_in
 
@@ -40,9 +41,7 @@ def keys(base: Config | None = None) -> tuple[Key, ...]:
 
 def difference(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     """Return the keys in which two configurations differ, each with both values; None for a key that one lacks."""
-    first, second = (dict(leaves(config.model_dump(mode="json"))) for config in (one, other))
-    names = dict.fromkeys([*first, *second])
-    return {name: (first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)}
+    return dotted.difference(*(dict(leaves(config.model_dump(mode="json"))) for config in (one, other)))
 
 
 def _each_once(found: Iterable[Key]) -> tuple[Key, ...]:
