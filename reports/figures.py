@@ -631,7 +631,7 @@ def _legend(drawing: "Drawing") -> list[tuple[str, str]]:
     found, inch, top = [], drawing.dpi, drawing.get_figheight()
     for legend in drawing.legends:
         legend.draw(RendererAgg(1, 1, inch))  # which puts its parts where they will be
-        for sign, said in zip(legend.legend_handles, legend.get_texts(), strict=True):
+        for sign, said in zip(filter(None, legend.legend_handles), legend.get_texts(), strict=True):
             box = sign.get_window_extent().padded(inch / 36)  # a line without markers has no height
             view = _view([box.x0 / inch, top - box.y1 / inch, box.width / inch, box.height / inch])
             found.append((view, said.get_text().replace(" = ", "\u00a0=\u00a0")))

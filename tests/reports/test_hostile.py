@@ -121,7 +121,7 @@ def written_from(store: Path, drawn: Sequence[str] = ()) -> dict[Path, str]:
         draw_blanks(monkeypatch)
         blank = figures._draw
 
-        def some(plan: figures.Plan, stem: Path, kinds: Sequence[str]) -> list[str]:
+        def some(plan: figures.Plan, stem: Path, kinds: Sequence[str]) -> dict[str, Any]:
             real = plan.name in drawn and stem.parts[-3] == "headline@mini"
             return (draw if real else blank)(plan, stem, kinds)
 
