@@ -90,7 +90,7 @@ def _make(request: Request, data_root: Path) -> Plan:
         raise UserError(f"suite {suite.name!r} does not apply on {dataset}: {why}")
     every = suite.rows(scale, dataset)
     rows = _chosen_rows(suite, every, request.rows)
-    base, data = _base(suite.base(scale, dataset), request.overrides, data_root)
+    base, data = _base(suite.base(scale, dataset), every, dict(request.overrides), data_root)
     found = {row.name: _row_config(row, base, dict(request.overrides), data_root) for row in every}
     configs = {name: config for name, (config, _) in found.items()}
     weights = [found[row.name][1] for row in rows]
@@ -212,9 +212,13 @@ def _primary(suite: Suite, dataset: str, base: Config) -> str:
     return next((column for column in (suite.primary, *suite.columns) if column not in reasons), suite.primary)
 
 
-def _base(base: Config, overrides: Sequence[tuple[str, Any]], data_root: Path) -> tuple[Config, datasets.DataState]:
-    """The configuration that rows change, with the overrides that say which data it is about already in it."""
-    about_data = {key: value for key, value in overrides if key.startswith("dataset.")}
+def _base(
+    base: Config, rows: Sequence[Row], overrides: Mapping[str, Any], data_root: Path
+) -> tuple[Config, datasets.DataState]:
+    """The configuration that rows change, already with what all of them and the overrides say of the set."""
+    first, *others = (row.changes for row in rows)
+    shared = {key: value for key, value in first.items() if all(key in of and of[key] == value for of in others)}
+    about_data = {key: value for key, value in {**shared, **overrides}.items() if key.startswith("dataset.")}
     return datasets.resolve(base.replace(about_data), data_root)
 
 
@@ -226,11 +230,23 @@ def _row_runs(row: Row, config: Config, suite: Suite, request: Request) -> list[
 
 def _row_config(row: Row, base: Config, overrides: dict[str, Any], data_root: Path) -> tuple[Config, str]:
     """A row's configuration at seed 0, and what is missing of its initial weights."""
-    before = base.replace(dict(row.changes))
+    given = {key for key in overrides if key.startswith("dataset.")}  # is in the base, before rows say anything
+    before = base.replace({key: value for key, value in row.changes.items() if key not in given})
+    _check_same_set(row, before, base)
     config = before.replace({key: value for key, value in overrides.items() if not key.startswith("dataset.")})
     if "schedule.max_iter" in overrides and "schedule.steps" not in overrides:
         config = scales.scale_steps(config, before.schedule.max_iter)
     return datasets.resolve_weights(config, data_root)
+
+
+def _check_same_set(row: Row, config: Config, base: Config) -> None:
+    """Rows are compared on the same images: what one alone says of the set would find no set, or another."""
+    for key in ("crop", "shapes", "fingerprint"):
+        if getattr(config.dataset, key) != getattr(base.dataset, key):
+            raise UserError(
+                f"row {row.name!r} has another dataset.{key} than other rows: the rows of a suite are of one set; "
+                "give every row the same, or launch with --set"
+            )
 
 
 def _refuse_merged_rows(runs: Sequence[PlannedRun], request: Request, base: Config) -> None:

@@ -57,7 +57,8 @@ def _among_prepared(dataset: DatasetConfig, data_root: Path) -> str:
         return dataset.fingerprint
     fitting = [key for key, crop in found.items() if crop == wanted]
     if not fitting:
-        raise UserError(f"{dataset.name} with {wanted}-px crops is not in {data_root}; run: {source.command}")
+        command = source.command if wanted == source.crop else f"{source.command} --crop {wanted}"
+        raise UserError(f"{dataset.name} with {wanted}-px crops is not in {data_root}; run: {command}")
     if len(fitting) > 1:
         listed = ", ".join(key[:12] for key in fitting)
         raise UserError(f"{data_root} holds several {dataset.name}; set dataset.fingerprint to one of: {listed}")

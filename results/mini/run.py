@@ -33,6 +33,9 @@ ORDER: tuple[tuple[str, str], ...] = (
 )
 """Suites and sets, those first that the verdicts of the page's table need most."""
 
+SET: dict[str, tuple[str, ...]] = {"nuclei": ("dataset.crop=96",)}
+"""What suites.py says of a set in its rows and the code that the runs are of (c76743d) takes from ``--set`` alone."""
+
 HOW_TO_GET = {
     "nuclei": "Of stage1_train of the 2018 Data Science Bowl (BBBC038, Broad Institute, CC0; with the community's mask "
     "corrections), the images that results/mini/nuclei.txt lists, then: mpformer data prepare nuclei FOLDER --crop 96",
@@ -50,8 +53,9 @@ def missing_sets(data_root: Path) -> dict[str, str]:
 
 
 def _there(dataset: str, data_root: Path) -> bool:
+    overrides = tuple(planning.parse_override(text) for text in SET.get(dataset, ()))
     try:
-        return not planning.make(planning.Request(HEADLINE, dataset=dataset), data_root).missing
+        return not planning.make(planning.Request(HEADLINE, dataset=dataset, overrides=overrides), data_root).missing
     except UserError:  # a set of one's own that is not registered
         return False
 
@@ -129,6 +133,7 @@ def _suite(suite: str, dataset: str, options: Namespace, keep: Store, seeds: str
     """Launch one suite, its own seeds or these, and keep its runs; whether some of them failed."""
     which = (suite, "--dataset", dataset, "--suites", str(SUITES), "--root", str(options.root))
     how = ("--data-root", str(options.data_root), "--no-report", "--no-mlflow", *(("--seeds", seeds) if seeds else ()))
+    how += tuple(word for text in SET.get(dataset, ()) for word in ("--set", text))
     workers = ("--workers", str(options.workers)) if options.workers else ()
     try:
         return bool(mpformer("launch", *which, *how, *workers))

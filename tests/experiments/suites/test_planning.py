@@ -252,6 +252,32 @@ def test_missing_data_is_said_with_its_remedy(tmp_path: Path) -> None:
     assert "mpformer data prepare nuclei SRC" in nuclei.missing[0]
 
 
+def _cropped(monkeypatch: pytest.MonkeyPatch, *crops: int | None) -> None:
+    """A suite on nuclei whose rows say these crops."""
+    changes = [{} if crop is None else {"dataset.crop": crop} for crop in crops]
+    rows = [Row(f"row-{i}", "A row", {**of, "schedule.max_iter": 10 + i}) for i, of in enumerate(changes)]
+    headline = rows_module.SUITES["headline"]
+    made = replace(headline, name="crops", make=lambda scale, dataset: rows, baseline="row-0")
+    monkeypatch.setitem(rows_module.SUITES, "crops", made)
+
+
+def test_what_all_rows_say_of_the_set_is_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _cropped(monkeypatch, 96, 96)
+    plan = make(Request("crops", dataset="nuclei"), tmp_path)
+    assert plan.missing == (
+        f"nuclei with 96-px crops is not in {tmp_path}; run: mpformer data prepare nuclei SRC --crop 96",
+    )
+    assert {run.config.dataset.crop for run in plan.runs} == {96}
+    other = make(Request("crops", dataset="nuclei", overrides=(("dataset.crop", 64),)), tmp_path)
+    assert {run.config.dataset.crop for run in other.runs} == {64}, "--set is the last word, as for every other key"
+
+
+def test_rows_of_several_sets_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _cropped(monkeypatch, 96, None)
+    with pytest.raises(UserError, match=r"row 'row-0' has another dataset\.crop than other rows: the rows of a suite"):
+        make(Request("crops", dataset="nuclei"), tmp_path)
+
+
 def test_missing_initial_weights_are_said(data_root: Path) -> None:
     plan = make(Request("headline", overrides=(("model.init_weights", "/nowhere/r50.pkl"),)), data_root)
     assert "initial weights /nowhere/r50.pkl are not there; put the file at" in plan.missing[0]
