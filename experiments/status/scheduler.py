@@ -437,16 +437,15 @@ def _weight(placement: Placement) -> int:
 
 
 def _keep(store: Store, found: Mapping[str, Placement], answer: Answer, known: Mapping[str, KeptJob]) -> None:
-    """Write the record that reports read; a store that cannot be written is looked at all the same."""
-    new = {run_id: _kept(placement, answer) for run_id, placement in found.items() if _worth(placement)}
+    """Write the record that reports read; what was known before is kept where there is no answer now.
+
+    A store that cannot be written is looked at all the same.
+    """
+    answered = {run_id: one for run_id, one in found.items() if one.job is not None or one.answered}
+    new = {run_id: _kept(placement, answer) for run_id, placement in answered.items()}
     about = (answer.time, answer.controller, answer.accounting, answer.cluster, answer.problems, dict(_CLUSTERS))
     with contextlib.suppress(OSError, ValueError):
         scheduler_record.write(store, SchedulerRecord(*about, {**known, **new}))
-
-
-def _worth(placement: Placement) -> bool:
-    """What was known before is kept when there is no answer now."""
-    return placement.job is not None or placement.answered
 
 
 def _kept(placement: Placement, answer: Answer) -> KeptJob:

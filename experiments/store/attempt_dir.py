@@ -195,7 +195,7 @@ class Git(Record):
 
 
 @dataclass(frozen=True)
-class Provenance(Record):
+class Provenance(Execution, Record):
     """``provenance.json``: code, command, host, packages, threads, world size and job of an attempt."""
 
     time: float | None = None
@@ -209,11 +209,6 @@ class Provenance(Record):
     packages: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     world_size: int | None = None
-    job_id: str = ""
-    array_id: str = ""
-    step: str = ""
-    restarts: int = 0
-    nodes: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     runtime: Mapping[str, Any] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)

@@ -112,15 +112,12 @@ def column_reasons(dataset: str, scored: EvaluationConfig) -> dict[str, str]:
     if scored.layer_scores == "none":
         return dict.fromkeys(_SCORED_BY, "evaluated without scores (evaluation.layer_scores=none)")
     entry = dataset_entry(dataset)
-    why = entry.no_stuff or entry.no_things or f"trained for {_trained_for(scored)} alone"
+    trained_for = "instances" if scored.instance else "semantic segmentation"
+    why = entry.no_stuff or entry.no_things or f"trained for {trained_for} alone"
     return {column: why for column, part in _SCORED_BY.items() if not getattr(scored, part)}
 
 
 _SCORED_BY = {"AP": "instance", "PQ": "panoptic", "mIoU": "semantic"}
-
-
-def _trained_for(scored: EvaluationConfig) -> str:
-    return "instances" if scored.instance else "semantic segmentation"
 
 
 def task_changes(task: str) -> dict[str, Any]:
