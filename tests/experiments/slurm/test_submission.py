@@ -28,7 +28,7 @@ from experiments.slurm.batches import Batch, Target
 from experiments.slurm.job import SlurmJob
 from experiments.slurm.limits import Limits
 from experiments.slurm.report_job import ReportJob
-from experiments.status import scheduler, standing
+from experiments.status import scheduler, slurm_client, standing
 from experiments.store import journal
 from experiments.store.files import read_json, write_json
 from experiments.store.launches import bad_nodes, deaths, launch_dir
@@ -392,7 +392,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         line = " ".join(command)
         return next(text for words, text in said.items() if line.startswith(words))
 
-    monkeypatch.setattr(site, "ask", ask)
+    monkeypatch.setattr(slurm_client, "call", ask)
     return said
 
 
