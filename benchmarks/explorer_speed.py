@@ -40,6 +40,7 @@ def main() -> None:
 def _open(browser: Any, path: Path) -> float:
     """Seconds until the first image's masks are drawn."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(600_000)  # a machine that does other things too takes longer, and says how long
     started = time.perf_counter()
     page.goto(path.as_uri())
     page.wait_for_selector("body[data-ready]")

@@ -230,18 +230,23 @@ function fillList() {
   const wanted = $("class").value;
   shown = index.entries.filter((e) => !wanted || e.name === wanted).map((e, i) => [key(e), i, e]).sort((a, b) => b[0] - a[0] || a[1] - b[1]).map((x) => x[2]);
   $("count").textContent = `${shown.length} objects, ${index.images.length} images`;
-  $("list").replaceChildren(...shown.map((entry) => {
-    const item = node("li"), button = node("button", `image ${entry.image}, ${entry.name} ${entry.object}`);
-    const drops = node("span", undefined, "drops");
-    entry.drop.forEach((drop, i) => drops.append(node("i", drop === null ? "not matched" : `drop ${two(drop)} at layer ${entry.layer[i]}, score ${two(entry.score[i])}`, `c${i}`), node("br")));
-    button.type = "button";
-    button.append(drops);
-    button.onclick = () => choose(entry);
-    item.append(button);
-    return item;
-  }));
+  $("list").replaceChildren();
   state.entry = shown.findIndex((e) => e.image === state.image && e.object === state.object);
   markList();
+}
+const MORE = 100; // a long list is made so many lines at a time, as it is scrolled
+function addLines(upTo) {
+  $("list").append(...shown.slice($("list").childElementCount, upTo).map(listLine));
+}
+function listLine(entry) {
+  const item = node("li"), button = node("button", `image ${entry.image}, ${entry.name} ${entry.object}`);
+  const drops = node("span", undefined, "drops");
+  entry.drop.forEach((drop, i) => drops.append(node("i", drop === null ? "not matched" : `drop ${two(drop)} at layer ${entry.layer[i]}, score ${two(entry.score[i])}`, `c${i}`), node("br")));
+  button.type = "button";
+  button.append(drops);
+  button.onclick = () => choose(entry);
+  item.append(button);
+  return item;
 }
 function choose(entry) {
   const layers = entry.layer.filter((x) => x !== null);
@@ -249,6 +254,7 @@ function choose(entry) {
   return go({ image: entry.image, object: entry.object, layer: which >= 0 && entry.layer[which] !== null ? entry.layer[which] : layers[0] || 0 });
 }
 function markList() {
+  addLines(state.entry + MORE);
   const buttons = $("list").querySelectorAll("button");
   buttons.forEach((b, i) => b.setAttribute("aria-current", String(i === state.entry)));
   const chosen = buttons[state.entry], list = $("list");
@@ -294,6 +300,7 @@ async function start() {
   $("object").onchange = () => go({ object: Number($("object").value) });
   $("layer").oninput = () => go({ layer: Number($("layer").value) });
   $("sort").onchange = fillList; $("class").onchange = fillList;
+  $("list").onscroll = () => { const list = $("list"); if (list.scrollTop + 2 * list.clientHeight > list.scrollHeight) addLines(list.childElementCount + MORE); };
   for (const id of ["truth", "all", "grey"]) $(id).onchange = drawPanes;
   $("play").onclick = play; $("image-before").onclick = () => stepImage(-1); $("image-after").onclick = () => stepImage(1);
   fillList();

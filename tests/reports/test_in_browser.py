@@ -442,6 +442,9 @@ def test_explorer_of_its_promised_size(tmp_path: Path, open_page: Any) -> None:
     assert path.stat().st_size < 30 * 2**20
     page = ready(open_page(path))
     assert page.locator("#panes canvas").count() == 2
+    assert page.locator("#list button").count() == 100  # of 1,000: the others are made as the list is scrolled
+    page.evaluate("document.getElementById('list').scrollTop = 1e6")
+    until(page, "document.querySelectorAll('#list button').length == 200")
 
 
 def big_run(folder: Path, images: int = 100) -> Path:
