@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from reports import text
-from reports.escape import clean
+from reports.escape import one_line
 from reports.model import Cell, Column, Delta, Kind, Table, TableRow
 
 
@@ -35,13 +35,13 @@ def sentence(table: Table) -> str:
     found = [(row, delta) for row, delta in compared if delta is not None]
     if not found:
         done = f"{table.done} of {table.runs} runs are done"
-        return clean(f"No verdict yet: no row has {column.label} beside its baseline's ({done}).")
+        return one_line(f"No verdict yet: no row has {column.label} beside its baseline's ({done}).")
     clear = [(row, delta) for row, delta in found if text.significant(delta)]
     if clear:
-        return clean(f"Clear after Holm: {'; '.join(_told(row, delta, column) for row, delta in clear)}.")
+        return one_line(f"Clear after Holm: {'; '.join(_told(row, delta, column) for row, delta in clear)}.")
     row, delta = max(found, key=lambda pair: pair[1].mean * (column.direction or 1))
     which = "" if len(found) == 1 else f" (the best of {len(found)} rows)"
-    return clean(f"{_told(row, delta, column)}{which}: {_unclear(delta)}.")
+    return one_line(f"{_told(row, delta, column)}{which}: {_unclear(delta)}.")
 
 
 def _told(row: TableRow, delta: Delta, column: Column) -> str:
@@ -66,7 +66,7 @@ def _head(table: Table, shown: Sequence[int]) -> list[str]:
 
 
 def _line(table: Table, row: TableRow, shown: Sequence[int]) -> list[str]:
-    cells = [clean(row.label)]
+    cells = [one_line(row.label)]
     for index in shown:
         column, cell = table.columns[index], row.cells[index]
         cells += [_number(cell, column)]
@@ -76,8 +76,8 @@ def _line(table: Table, row: TableRow, shown: Sequence[int]) -> list[str]:
 
 def _number(cell: Cell, column: Column) -> str:
     if not cell.has_number:
-        return clean(cell.short or "—")
-    said = "" if cell.kind is Kind.VALUE else f"({clean(cell.short)})" if cell.short else f"({cell.kind.value})"
+        return one_line(cell.short or "—")
+    said = "" if cell.kind is Kind.VALUE else f"({one_line(cell.short)})" if cell.short else f"({cell.kind.value})"
     return " ".join(filter(None, (text.mean(cell, column), text.spread(cell, column), said)))
 
 

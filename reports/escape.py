@@ -54,9 +54,14 @@ def clean(text: object) -> str:
     return plain if plain.isprintable() else plain.translate(_CONTROLS)
 
 
+def one_line(text: object) -> str:
+    """Text for one line of a terminal."""
+    return " ".join(clean(text).split())
+
+
 def markdown(text: object) -> str:
     """Text for a Markdown paragraph or table cell."""
-    plain = " ".join(clean(text).split())
+    plain = one_line(text)
     plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"^([+\-#])", r"\\\1", _MARKDOWN.sub(r"\\\1", plain))
 
@@ -98,7 +103,7 @@ def figure(text: object, most: int = 0) -> str:
     characters if that is not 0, without a leading underscore, by which matplotlib hides a label. What no font has is
     spelt (:func:`spelt`).
     """
-    line = " ".join(clean(text).split())
+    line = one_line(text)
     line = line if not most or len(line) <= most else line[: most - 1] + "…"
     line = "".join(char if ord(char) in _drawable() else spelt(char) for char in line)
     return re.sub(r"^_", "\u200b_", line)

@@ -35,6 +35,16 @@ def test_a_number_that_is_no_mean_over_all_seeds_says_so(gather: Gather) -> None
     assert "\x1b" not in "\n".join([*lines, answer.sentence(table)])
 
 
+def test_a_name_stays_on_its_line(gather: Gather, store: Path) -> None:
+    path = store / "suites" / "headline@mini.json"
+    record = json.loads(path.read_text())
+    record["rows"][1]["label"] = "MP\tFormer\nagain"
+    path.write_text(json.dumps(record))
+    table = gather("headline").table
+    assert answer.lines(table, 120)[2].startswith("MP Former again ")
+    assert "\t" not in answer.sentence(table)
+
+
 def test_a_clear_difference_is_told_with_its_interval(gather: Gather) -> None:
     found = answer.sentence(gather("headline").table)
     assert found.startswith(

@@ -102,6 +102,7 @@ def test_a_short_job_is_warned_more_often_than_submitit_allows(
         client("scancel", "--signal=USR2", number)
         until(partial(requeued, warning), 60)
     until(lambda: directory.result(run.eval_id), 120, lambda: tiny_jobs.logs(directory, store.root / "jobs"))
+    until(lambda: stages(directory)[-1]["outcome"], 60)  # is written after the result
     assert [stage["outcome"] for stage in stages(directory)] == ["requeued"] * 5 + ["done"]
     assert iterations(directory) == list(range(1, 61)), "at the very iteration, each time"
 
@@ -230,7 +231,7 @@ def test_what_preemption_cancels_the_last_job_launches_again(devcluster: Callabl
     cluster = devcluster("--nodes", "1", accounting=True)
     text = cluster.conf.read_text().replace("SlurmctldParameters=preempt_send_user_signal\n", "")
     cluster.conf.write_text(
-        text.replace("PriorityTier=10 GraceTime=30", "PriorityTier=10 GraceTime=5 PreemptMode=CANCEL")
+        text.replace("PriorityTier=10 GraceTime=30", "PriorityTier=10 GraceTime=20 PreemptMode=CANCEL")
     )
     client("scontrol", "reconfigure")
     plan, store = tiny_jobs.tiny_plan(tmp_path / "data"), Store(tmp_path / "store")
