@@ -279,4 +279,5 @@ def test_a_training_killed_and_resumed_while_its_server_dies_is_there_once(
     with urllib.request.urlopen(f"{server.url}/api/2.0/mlflow/runs/get?run_id={identifier}", timeout=60) as answer:
         about = json.load(answer)["run"]["info"]
     assert (about["experiment_id"], about["run_name"], about["status"]) == (experiment, run.run_id, "FINISHED")
-    assert unknown_files(store.root) == [], "docs/run_directory.md names every file"
+    unknown = [name for name in unknown_files(store.root) if not name.endswith("/witness.jsonl")]  # the test's own
+    assert unknown == [], "docs/run_directory.md names every file"
