@@ -4,8 +4,8 @@ The trainer here counts instead of learning, so that a job starts within a secon
 """
 
 import json
-import re
 import os
+import re
 import signal
 import sys
 import time
