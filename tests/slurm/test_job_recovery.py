@@ -30,7 +30,7 @@ from mpformer.runtime.callbacks import Interrupted, TrainCallbacks
 from mpformer.runtime.disk import sha256
 from tests.support import chaos, counting_jobs, tiny_jobs
 from tests.support.small_runs import Paced
-from tests.support.tiny_jobs import client, job, lines, stages, submit, until
+from tests.support.tiny_jobs import client, job, lines, stages, submit, until, until_done
 
 pytestmark = pytest.mark.slurm
 
@@ -102,8 +102,7 @@ def test_a_short_job_is_warned_more_often_than_submitit_allows(
         until(partial(trained, 5 * warning), 120, lambda: tiny_jobs.logs(directory, store.root / "jobs"))
         client("scancel", "--signal=USR2", number)
         until(partial(requeued, warning), 60)
-    until(lambda: directory.result(run.eval_id), 120, lambda: tiny_jobs.logs(directory, store.root / "jobs"))
-    until(lambda: stages(directory)[-1]["outcome"], 60)  # is written after the result
+    until_done(directory, run, 120, lambda: tiny_jobs.logs(directory, store.root / "jobs"))
     assert [stage["outcome"] for stage in stages(directory)] == ["requeued"] * 5 + ["done"]
     assert iterations(directory) == list(range(1, 61)), "at the very iteration, each time"
 
@@ -165,9 +164,7 @@ def test_a_daemon_that_is_away_when_srun_wants_its_task_ends_no_run(
     gate.touch()
     until(lambda: deaths(folder / "deaths.txt"), 120, lambda: tiny_jobs.logs(directory, folder))
     cluster.call("up")
-    until(
-        lambda: directory.result(run.eval_id), 240, lambda: tiny_jobs.logs(directory, folder) + client("squeue", "-a")
-    )
+    until_done(directory, run, 240, lambda: tiny_jobs.logs(directory, folder) + client("squeue", "-a"))
     (death,) = deaths(folder / "deaths.txt")
     assert (death.job_id, death.start, death.node) == (number, 0, "n0")
     assert death.exit_code not in (0, 81, 82)
@@ -219,9 +216,7 @@ def test_a_container_without_slurms_clients_chains_over_time_limits(
     done = submission.launch(plan, store, data, Target("test", made), runner=Stepping(1.0))
     run, directory = plan.runs[0], store.run(plan.runs[0].run_id)
     folder = done.directory / "jobs" / "0"
-    until(
-        lambda: directory.result(run.eval_id), 300, lambda: tiny_jobs.logs(directory, folder) + client("squeue", "-a")
-    )
+    until_done(directory, run, 300, lambda: tiny_jobs.logs(directory, folder) + client("squeue", "-a"))
     *earlier, last = [stage["outcome"] for stage in stages(directory)]
     assert (set(earlier), last) == ({"requeued"}, "done")
     assert iterations(directory) == list(range(1, 61)), "at the very iteration"
@@ -243,8 +238,7 @@ def test_what_preemption_cancels_the_last_job_launches_again(devcluster: Callabl
     run, directory = plan.runs[0], store.run(plan.runs[0].run_id)
     until(lambda: lines(directory) >= 3, 120, lambda: tiny_jobs.logs(directory, first.directory / "jobs" / "0"))
     client("sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 5")
-    until(lambda: directory.result(run.eval_id), 500, lambda: tiny_jobs.logs(directory) + client("squeue", "-a"))
-    until(lambda: stages(directory)[-1]["outcome"] == "done", 60)
+    until_done(directory, run, 500, lambda: tiny_jobs.logs(directory) + client("squeue", "-a"))
     interrupted, done = stages(directory)
     assert interrupted["outcome"] == "interrupted"
     assert interrupted["launch"] == first.id != done["launch"]

@@ -109,6 +109,12 @@ def stages(directory: RunDir) -> list[Mapping[str, Any]]:
     return [read_json(directory.attempt(number).path / "stage.json") for number in directory.attempts()]
 
 
+def until_done(directory: RunDir, run: PlannedRun, seconds: float, what: Callable[[], str]) -> None:
+    """Wait for the run's result, and for the outcome of its attempt, which is written after it."""
+    until(lambda: directory.result(run.eval_id), seconds, what)
+    until(lambda: stages(directory)[-1]["outcome"] == "done", 60, what)
+
+
 def kill_attempt(directory: RunDir, number: int = signal.SIGKILL) -> bool:
     """Send a signal to the process that holds the run."""
     claims = directory.path / "claims"
