@@ -160,6 +160,11 @@ def signed(x: float | None, decimals: int = 1) -> str:
     return "–" if x is None else f"{x:+.{decimals}f}".replace("-", "−")
 
 
+def p_text(p: float | None) -> str:
+    """``0.012``, ``< 0.001``, or a dash without a test."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def families() -> list[tuple[claims.Family, ...]]:
     """What Holm's correction takes together: each family of claims.py, and C4's of all sets."""
     asked = claims.Tests()

@@ -5,7 +5,8 @@
 C8's cosine compares the gradients under predicted and under true attention masks. It falls where predicted masks are
 bad, and also where a model makes more of its masks. A third pass, in which the same queries attend everywhere, tells
 the two apart. Read are the weights of the headline's runs, so this runs where they were trained: light archives have
-none. Results go into ``attention_masks.json`` and, as a table, into ``attention_masks.md``, set by set.
+none. Results go into ``attention_masks.json`` and, as a table, into ``attention_masks.md``; pairs of seeds that were
+measured where they were trained, on another machine, stay.
 """
 
 import json
@@ -15,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from answers import effect, signed
+from answers import effect, p_text, signed
 from claims import BASELINE, PILOTED, SETS
 
 from analysis.gradients import compare_gradients
 from analysis.statistics import paired_t, summarise
 from experiments.execution import provenance
 from experiments.store.run_dir import RunDir, Store
+from experiments.store.suite_record import SuiteRecord
 from experiments.suites import catalogue, datasets
 from mpformer.data.own import registration
 from mpformer.data.validation import validation_items
@@ -43,13 +45,30 @@ Measured = Mapping[str, Mapping[str, Numbers]]
 
 
 def measure(run: RunDir, data_root: Path) -> Numbers:
-    """Means over layers 1 to L and all (image, query) pairs; cosines in hundredths."""
-    config, record = run.config().replace({"runtime.threads": 1}), run.trained()
-    if record is None or not (run.path / record.weights).exists():
-        raise UserError(f"{run.run_id} has no weights here: this reads the store that the study was trained in")
+    """Means over layers 1 to L and all (image, query) pairs; cosines in hundredths. The run has its weights."""
+    config = run.config().replace({"runtime.threads": 1})
     model = build_model(config).eval()
-    load_weights(model, run.path / record.weights)
+    with run.whole() as here:
+        weights = here.weights()
+        assert weights is not None
+        load_weights(model, weights)
     return numbers(under_masks(model, config, validation_items(config, data_root, IMAGES)))
+
+
+def has_weights(run: RunDir) -> bool:
+    """Whether the run is trained and its weights are here, in its directory or in its archive."""
+    with run.whole() as here:
+        return here.weights() is not None
+
+
+def pairs(record: SuiteRecord, store: Store) -> dict[int, dict[str, RunDir]]:
+    """By seed the runs of both rows, where both have weights here."""
+    found: dict[int, dict[str, RunDir]] = {}
+    for row, planned in record.runs():
+        run = store.run(planned.run_id)
+        if has_weights(run):
+            found.setdefault(planned.seed, {})[row.name] = run
+    return {seed: rows for seed, rows in sorted(found.items()) if rows.keys() == {BASELINE, PILOTED}}
 
 
 def numbers(under: Mapping[str, Under]) -> Numbers:
@@ -72,8 +91,7 @@ def table(found: Mapping[str, Measured]) -> str:
             test = paired_t(theirs, mine)
             means = [summarise(list(each.values())).text(2) for each in (theirs, mine)]
             difference = effect(test) if "cosine" in key else _fine(test.effect, test.low, test.high)
-            p = "–" if test.p is None else "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"
-            lines.append(f"| {name} | {key} | {means[0]} | {means[1]} | {difference} | {p} | {test.n} |")
+            lines.append(f"| {name} | {key} | {means[0]} | {means[1]} | {difference} | {p_text(test.p)} | {test.n} |")
     return "\n".join(lines) + "\n"
 
 
@@ -100,12 +118,15 @@ def main(words: Sequence[str]) -> None:
     if not records:
         raise UserError(f"no run of {SUITE} on {' or '.join(asked)} is in {options.root}; make study trains them")
     for record in records:
-        rows: dict[str, dict[str, Numbers]] = {BASELINE: {}, PILOTED: {}}
-        for which, run in record.runs():
-            rows[which.name][str(run.seed)] = measure(store.run(run.run_id), options.data_root)
-        known[record.dataset] = {"images": IMAGES, "commit": provenance.git().sha, "rows": rows}
-        options.out.write_text(json.dumps(known, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(table({name: of["rows"] for name, of in known.items()}))
+        empty = {"images": IMAGES, "commits": {}, "rows": {BASELINE: {}, PILOTED: {}}}
+        of_set = known.setdefault(record.dataset, empty)
+        for seed, runs in pairs(record, store).items():
+            for name, run in runs.items():
+                of_set["rows"][name][str(seed)] = measure(run, options.data_root)
+            of_set["commits"][str(seed)] = provenance.git().sha
+            options.out.write_text(json.dumps(known, indent=1) + "\n")
+        print(f"{record.dataset}: seeds {', '.join(sorted(of_set['commits'], key=int)) or 'none'}", flush=True)
+    options.out.with_suffix(".md").write_text(table({name: of["rows"] for name, of in known.items() if of["commits"]}))
     print(options.out.with_suffix(".md").read_text())
 
 

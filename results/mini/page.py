@@ -17,9 +17,11 @@ from answers import (
     cost_cell,
     costs,
     effect,
+    p_text,
     quality,
 )
 from claims import CLAIMS, SETS
+from guidance import section
 
 from analysis.statistics import PairedTest, summarise
 from experiments.suites import catalogue
@@ -90,6 +92,7 @@ def page(kept: Kept, folder: Path) -> str:
         *_included(folder, "deviations.md", "Deviations from the protocol", "None."),
         *_included(folder, "hypotheses.md", "What did not fit, looked into", "Nothing yet."),
         *_measured(folder),
+        *section(kept),
         *_LIMITS,
     ]
     return "\n".join(parts).rstrip() + "\n"
@@ -277,12 +280,11 @@ def _detail(answer: Answer) -> list[str]:
     of, name = answer.of, answer.set
     both = ["–" if each is None else each.text() for each in (answer.row, answer.against)]
     claimed = f"{of.metric.name}{' (less is better)' if of.metric.better == 'lower' else ''}"
-    p = "–" if answer.p is None else "< 0.001" if answer.p < 0.001 else f"{answer.p:.3f}"
     able = "–" if answer.detectable is None else f"{answer.detectable:.1f}"
     matters = f"{'worse by ' if of.non_inferiority else ''}{of.smallest:g}"
     said = f"{answer.said}: {answer.reason}" if answer.reason else answer.said
     seeds = f"{answer.n} of {answer.planned}" if answer.open else str(answer.n)
-    return [name, of.row, of.against, claimed, *both, answer.effect, p, seeds, matters, able, said]
+    return [name, of.row, of.against, claimed, *both, answer.effect, p_text(answer.p), seeds, matters, able, said]
 
 
 def _quality(kept: Kept) -> list[str]:

@@ -20,9 +20,9 @@ from experiments.suites import catalogue, planning
 from mpformer.runtime.errors import UserError
 
 HERE = Path(__file__).resolve().parent
-SUITES = HERE / "suites.py"
+SUITES, FURTHER = HERE / "suites.py", HERE / "further.py"
 SETS = ("shapes", "nuclei", "facades")
-HEADLINE, FURTHER = "study-headline", "8-11"
+HEADLINE, MORE_SEEDS = "study-headline", "8-11"
 REST = ("guided-layers", "point-noise", "flip-noise", "noise-type", "groups", "class-query", "query-position")
 ORDER: tuple[tuple[str, str], ...] = (
     *((HEADLINE, name) for name in SETS),
@@ -32,6 +32,9 @@ ORDER: tuple[tuple[str, str], ...] = (
     *((f"study-{suite}", name) for suite in REST for name in ("shapes", "facades")),
 )
 """Suites and sets, those first that the verdicts of the page's table need most."""
+
+HYPOTHESES = (("further-guidance", "shapes"),)
+"""Suites of further.py, after all that the protocol asks for: they share most runs with it."""
 
 SET: dict[str, tuple[str, ...]] = {"nuclei": ("dataset.crop=96",)}
 """What suites.py says of a set in its rows and the code that the runs are of (c76743d) takes from ``--set`` alone."""
@@ -108,7 +111,8 @@ def main(options: Namespace) -> int:
         mpformer("import-runs", str(keep.root), "--root", str(options.root))
     steps = [(suite, name) for suite, name in ORDER if name not in lacking and _applies(suite, name)]
     failed = sum(_suite(suite, name, options, keep) for suite, name in steps)
-    failed += sum(_suite(HEADLINE, name, options, keep, FURTHER) for name in undecided(keep) if name not in lacking)
+    failed += sum(_suite(HEADLINE, name, options, keep, MORE_SEEDS) for name in undecided(keep) if name not in lacking)
+    failed += sum(_suite(suite, name, options, keep, suites=FURTHER) for suite, name in HYPOTHESES)
     return min(1, failed + len(lacking))
 
 
@@ -129,9 +133,9 @@ def _applies(suite: str, dataset: str) -> bool:
     return not catalogue.find(suite).why_not(dataset)
 
 
-def _suite(suite: str, dataset: str, options: Namespace, keep: Store, seeds: str = "") -> bool:
+def _suite(suite: str, dataset: str, options: Namespace, keep: Store, seeds: str = "", suites: Path = SUITES) -> bool:
     """Launch one suite, its own seeds or these, and keep its runs; whether some of them failed."""
-    which = (suite, "--dataset", dataset, "--suites", str(SUITES), "--root", str(options.root))
+    which = (suite, "--dataset", dataset, "--suites", str(suites), "--root", str(options.root))
     how = ("--data-root", str(options.data_root), "--no-report", "--no-mlflow", *(("--seeds", seeds) if seeds else ()))
     how += tuple(word for text in SET.get(dataset, ()) for word in ("--set", text))
     workers = ("--workers", str(options.workers)) if options.workers else ()

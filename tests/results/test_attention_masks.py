@@ -6,8 +6,13 @@ import attention_masks
 import pytest
 import torch
 
+from experiments.launch import begin
+from experiments.store import records
+from experiments.store.run_dir import Store, Trained
 from mpformer.evaluation.gradient_accuracy import Under
+from mpformer.runtime.disk import sha256
 from mpformer.runtime.errors import UserError
+from tests.support import counting_jobs
 
 
 def test_cosines_and_losses_are_means_over_layers_and_queries_without_the_first_layer() -> None:
@@ -48,3 +53,23 @@ def test_the_table_pairs_seeds() -> None:
 def test_a_store_without_runs_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run of study-headline on nuclei is in .*; make study trains them"):
         attention_masks.main(["--root", str(tmp_path), "--data-root", str(tmp_path), "--dataset", "nuclei"])
+
+
+def test_pairs_are_those_of_which_both_have_weights_here(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    plan = counting_jobs.plan(counting_jobs.data_root(tmp_path), (0, 1, 2))
+    begin.record(plan, store, "")
+    for run in plan.unique:
+        directory = store.run(run.run_id)
+        weights = directory.path / "checkpoints" / "final.pth"
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(b"weights")
+        records.save(directory.trained_file, Trained(sha256(weights), "checkpoints/final.pth", 12, 1.0))
+        if run.seed == 2 and run.row.name == "mp-former":  # archived light, as on another machine
+            weights.unlink()
+        elif run.seed == 1:
+            directory.pack()
+    (record,) = store.suite_records()
+    found = attention_masks.pairs(record, store)
+    assert list(found) == [0, 1]
+    assert all(rows.keys() == {"mask2former", "mp-former"} for rows in found.values())
