@@ -63,20 +63,34 @@ def align(runs: Sequence[LayerMasks]) -> Aligned:
 
 
 def picture_uri(path: Path | None, longest: int = 384) -> str:
-    """The image as a data URI, at most ``longest`` pixels a side; a grey pixel if it cannot be read."""
+    """The image as a data URI, at most ``longest`` pixels a side; a grey pixel if it cannot be read.
+
+    A small PNG file, as evaluations write them, is embedded as it is.
+    """
     from PIL import Image
 
+    as_it_is = False
     try:
         with Image.open(path or "") as image:
             rgb = image.convert("RGB")
+            as_it_is = image.format == "PNG" and max(image.size) <= min(_SMALL, longest)
     except (OSError, ValueError):
         rgb = Image.new("RGB", (1, 1), (128, 128, 128))
-    small = max(rgb.size) <= 160
+    if path and as_it_is:
+        return _data_uri("png", path.read_bytes())
+    kind = "png" if max(rgb.size) <= _SMALL else "jpeg"
     rgb.thumbnail((longest, longest))
     buffer = io.BytesIO()
-    rgb.save(buffer, "PNG" if small else "JPEG", quality=85)
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    rgb.save(buffer, kind, quality=85)
+    return _data_uri(kind, buffer.getvalue())
+
+
+_SMALL = 160
+"""Pixels a side up to which an image is embedded without loss."""
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def fill_path(mask: Mask) -> str:
