@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib import RcParams
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -41,9 +42,19 @@ def styled() -> Iterator[None]:
     """The style sheet, for the time of a ``with`` block; pyplot's state and the caller's rcParams are left alone."""
     import matplotlib
 
-    with matplotlib.rc_context(fname=str(STYLE)):
-        matplotlib.rcParams["font.sans-serif"] = list(families())
+    with matplotlib.rc_context():
+        matplotlib.rcParams.update(_sheet())
         yield
+
+
+@cache
+def _sheet() -> "RcParams":
+    """The style sheet's parameters, with the fonts that are installed."""
+    import matplotlib
+
+    given = matplotlib.rc_params_from_file(STYLE, use_default_template=False)
+    given["font.sans-serif"] = list(families())
+    return given
 
 
 _EAST_ASIAN = (

@@ -125,7 +125,6 @@ def measure(root: Path, everything: bool) -> None:
     """Time the reports of the store."""
     import matplotlib.backends.backend_pdf
     import matplotlib.backends.backend_svg  # noqa: F401
-    import seaborn  # noqa: F401
 
     from reports.build import build
     from reports.formats import FIGURES, TABLES

@@ -273,8 +273,9 @@ def _number_plan(report: SuiteReport) -> Plan:
     import pandas as pd
 
     lines = [
-        (key, common_label(rows), seed, at, score)
+        (key, called, seed, at, score)
         for key, rows in _along_numbers(report.rows)
+        for called in [common_label(rows)]
         for row in rows
         for at in [_flat(row)[key]]
         for seed, score in _scores(row, report.table.primary)
@@ -611,11 +612,14 @@ def _draw(plan: Plan, stem: Path, kinds: Sequence[str]) -> dict[str, Any]:
     drawing = plan.draw()
     for patch in (drawing.patch, *(axes.patch for axes in drawing.axes)):
         patch.set_gid("ground")  # by which a page finds what would be a white box in the dark
+    views: dict[str, Any] = {}
     with styled():
-        views = {"panels": _panels(drawing), "legend": _legend(drawing)} if drawing.get_label() == CELLS else {}
+        drawing.dpi = 72  # that of an SVG
         for kind in kinds:
             file = stem.with_name(f"{stem.name}.{kind}")
             drawing.savefig(file, format=kind, metadata=dict(FIGURES[kind]), bbox_inches=drawing.bbox_inches)
+            if kind == "svg" and drawing.get_label() == CELLS:
+                views = {"panels": _panels(drawing), "legend": _legend(drawing)}
     return views
 
 
@@ -625,12 +629,9 @@ def _panels(drawing: "Drawing") -> list[str]:
 
 
 def _legend(drawing: "Drawing") -> list[tuple[str, str]]:
-    """Each entry of the figure's legend: the view of its sign, and its text."""
-    from matplotlib.backends.backend_agg import RendererAgg
-
+    """Each entry of the figure's legend: the view of its sign where it was just drawn, and its text."""
     found, inch, top = [], drawing.dpi, drawing.get_figheight()
     for legend in drawing.legends:
-        legend.draw(RendererAgg(1, 1, inch))  # which puts its parts where they will be
         for sign, said in zip(filter(None, legend.legend_handles), legend.get_texts(), strict=True):
             box = sign.get_window_extent().padded(inch / 36)  # a line without markers has no height
             view = _view([box.x0 / inch, top - box.y1 / inch, box.width / inch, box.height / inch])

@@ -138,12 +138,12 @@ def _over_training(view: RunView) -> Iterator[tuple[int, str, float]]:
     probes = view.probes
     if probes is None or probes.empty:
         return
-    last = probes["layer"].max()
-    for measure in _OVER_TRAINING:
-        if measure in probes.columns:
-            lines = probes[probes["layer"] < last] if measure == "Util" else probes
-            means = lines.groupby("iteration")[measure].mean().dropna()
-            yield from ((int(i), measure, float(value)) for i, value in means.items())
+    measured = [measure for measure in _OVER_TRAINING if measure in probes.columns]
+    means = probes.groupby("iteration")[measured].mean()
+    if "Util" in measured:
+        means["Util"] = probes[probes["layer"] < probes["layer"].max()].groupby("iteration")["Util"].mean()
+    for measure in measured:
+        yield from ((int(i), measure, float(value)) for i, value in means[measure].dropna().items())
 
 
 def _schedule_plan(report: SuiteReport) -> Iterator[Plan]:

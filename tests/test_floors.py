@@ -52,7 +52,6 @@ HEAVY = (
     "pandas",
     "pyarrow",
     "matplotlib",
-    "seaborn",
     "mlflow",
     "scipy",
     "submitit",

@@ -65,14 +65,14 @@ def test_consistency_stands_beside_quality() -> None:
     drawn = lines_of(figure.axes[3])["Mask2Former (n = 3)"]
     wanted = frame.query("row == 'Mask2Former' and measure == 'AP'").groupby("layer")["value"].mean()
     np.testing.assert_allclose(drawn, np.stack([wanted.index, wanted], 1))
-    assert len(figure.axes[0].collections) == len(ROWS)  # bands
+    assert len(figure.axes[0].patches) == len(ROWS)  # bands
     assert lines_of(figure.axes[0])["Mask2Former (n = 3)"][0, 0] == 1  # there is no mIoU-L at layer 0
     assert texts_of(figure) == ["Mask2Former (n = 3)", "MP-Former (paper) (n = 3)"]
 
 
 def test_one_seed_has_no_band() -> None:
     figure = figures.per_layer_curves(layer_frame(1))
-    assert all(not axis.collections for axis in figure.axes)
+    assert all(not axis.patches for axis in figure.axes)
     assert figure.legends[0].get_texts()[0].get_text() == "Mask2Former (n = 1)"
 
 

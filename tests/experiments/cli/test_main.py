@@ -18,7 +18,7 @@ from experiments.store.files import read_json, write_json
 from experiments.store.run_dir import RunDir, Store
 from experiments.suites.planning import Plan
 
-HEAVY = ("torch", "detectron2", "pandas", "mlflow", "matplotlib", "submitit", "seaborn", "cv2")
+HEAVY = ("torch", "detectron2", "pandas", "mlflow", "matplotlib", "submitit", "cv2")
 Make = Callable[..., Any]
 
 
