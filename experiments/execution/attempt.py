@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 from experiments.execution import provenance
 from experiments.execution.capture import captured
 from experiments.execution.signals import Noted
+from experiments.execution.staging import staged
 from experiments.execution.training_log import line_of
 from experiments.status import failures
 from experiments.store import claims
@@ -44,22 +45,10 @@ RESERVE_BYTES = 65536
 
 
 class Runner(Protocol):
-    """What trains and scores a model; tests put a small one in place of :class:`Model`."""
+    """What trains and scores a model; torch is imported here and nowhere else in this package."""
 
     def train(self, config: Config, directory: Path, data_root: Path, callbacks: TrainCallbacks) -> dict[str, Any]:
         """See :func:`mpformer.training.trainer.train`."""
-
-    def evaluate(
-        self, config: Config, weights: Path, out: Path, data_root: Path, progress: Callable[[dict[str, Any]], None]
-    ) -> dict[str, Any]:
-        """See :func:`mpformer.evaluation.evaluate.evaluate`."""
-
-
-class Model:
-    """The real thing; torch is imported here and nowhere else in this package."""
-
-    def train(self, config: Config, directory: Path, data_root: Path, callbacks: TrainCallbacks) -> dict[str, Any]:
-        """Train ``config`` in ``directory``."""
         from mpformer.training.trainer import train
 
         return train(config, directory, data_root, callbacks)
@@ -67,10 +56,14 @@ class Model:
     def evaluate(
         self, config: Config, weights: Path, out: Path, data_root: Path, progress: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any]:
-        """Score ``weights`` and write everything but ``result.json`` into ``out``."""
+        """Write everything but ``result.json`` into ``out``; see :func:`mpformer.evaluation.evaluate.evaluate`."""
         from mpformer.evaluation.evaluate import evaluate
 
         return evaluate(config, weights, out, data_root, progress=progress)
+
+
+class Model(Runner):
+    """The real thing; tests put something small in its place."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +79,12 @@ class Options:
     """Send stdout and stderr to the attempt's log; off for a debugger."""
     anew: bool = False
     """Score a run again that has a result of this setting, which is replaced once the new one is complete."""
+    stage_to: str | None = None
+    """Directory of the node's own disk to copy the dataset to; ``$VARIABLES`` are those of the node."""
+
+    def data(self, config: Config) -> Path:
+        """Return the data root to read from; raises RunFailure if the dataset cannot be copied to the node."""
+        return self.data_root if self.stage_to is None else staged(config, self.data_root, self.stage_to)
 
 
 def run_attempt(
@@ -139,7 +138,7 @@ def follow(run: RunDir, config: Config, stage: Stage, options: Options, runner: 
             try:
                 if stage != "evaluate" and run.trained() is None:
                     callbacks = TrainCallbacks(stop=stop.text)
-                    runner.train(config.replace(threads), run.path, options.data_root, callbacks)
+                    runner.train(config.replace(threads), run.path, options.data(config), callbacks)
                 if stage != "train":
                     _help_to_evaluate(run, config.replace(threads), options, runner, stop)
             except Interrupted as stopped:
@@ -164,7 +163,7 @@ def _help_to_evaluate(run: RunDir, config: Config, options: Options, runner: Run
     if trained is None or complete(run, "evaluate", config):
         return
     out = run.evaluation(evaluation_id(config))
-    runner.evaluate(config, run.path / trained.weights, out, options.data_root, may_go_on)
+    runner.evaluate(config, run.path / trained.weights, out, options.data(config), may_go_on)
 
 
 def _main_attempt(run: RunDir, stage: Stage, config: Config, stop: "Noted") -> int | None:
@@ -251,14 +250,16 @@ class _Attempt:
 
     def execute(self) -> Ending:
         """Run the stages and record how it ended."""
-        with _disk_becomes_failure() as failed:
+        try:
             self._begin()
             with self.heartbeat, captured(self.attempt.log, self.options.capture), self.noted.signals():
                 ending = self._judged()
             self._end(ending)
             return ending
-        _print_error(f"{self.run.run_id}: {failed[0]}")
-        return Ending(Outcome.FAILED, FailureClass.DISK, failed[0], self.claim.number)
+        except OSError as error:
+            line = f"cannot write the attempt's records: {error}"
+        _print_error(f"{self.run.run_id}: {line}")
+        return Ending(Outcome.FAILED, FailureClass.DISK, line, self.claim.number)
 
     def _begin(self) -> None:
         self.attempt.path.mkdir(parents=True, exist_ok=True)
@@ -318,7 +319,7 @@ class _Attempt:
             return
         callbacks = TrainCallbacks(log=self._log_line, confirm=self._confirm, stop=self._stop, progress=self._progress)
         with _rendezvous(self.attempt.path):
-            content = self.runner.train(self.config, self.run.path, self.options.data_root, callbacks)
+            content = self.runner.train(self.config, self.run.path, self.options.data(self.config), callbacks)
         self._confirm()
         trained = self.run.write_trained(content)
         self.attempt.add_event("TRAINED", f"{trained.iterations} iterations")
@@ -340,7 +341,8 @@ class _Attempt:
         out.mkdir(parents=True, exist_ok=True)
         self.run.write_setting(out, self.config.evaluation.model_dump(mode="json"))
         self.attempt.add_event("EVALUATING", setting)
-        content = self.runner.evaluate(self.config, weights, out, self.options.data_root, self._evaluation_progress)
+        data = self.options.data(self.config)
+        content = self.runner.evaluate(self.config, weights, out, data, self._evaluation_progress)
         whose = {"run_id": self.run.run_id, "eval_id": setting, "attempt": self.claim.number}
         result = decode(Result, {**content, **whose}, "the evaluation's result")
         if not result.valid(self.run.run_id, setting):
@@ -471,16 +473,6 @@ def _supersede(current: Path, new: Path, run: RunDir) -> None:
         current.rename(aside)
     current.parent.mkdir(exist_ok=True)
     new.rename(current)
-
-
-@contextlib.contextmanager
-def _disk_becomes_failure() -> Iterator[list[str]]:
-    """Swallow an OSError of the attempt's own record-keeping; the list then holds its one line."""
-    lines: list[str] = []
-    try:
-        yield lines
-    except OSError as error:
-        lines.append(f"cannot write the attempt's records: {error}")
 
 
 def _print_error(text: str) -> None:

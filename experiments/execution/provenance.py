@@ -58,11 +58,6 @@ def job_id() -> str:
     return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
 
-def restarts() -> int:
-    """Return how often the scheduler has started this job again."""
-    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-
-
 def execution() -> Execution:
     """Return what tells this start of a Slurm job's step from every other, and the node; empty outside Slurm."""
     if not os.environ.get("SLURM_JOB_ID"):
@@ -72,7 +67,7 @@ def execution() -> Execution:
         job_id=job_id(),
         array_id="_".join(array) if all(array) else "",
         step=os.environ.get("SLURM_STEP_ID", ""),
-        restarts=restarts(),
+        restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
         nodes=os.environ.get("SLURM_JOB_NODELIST", ""),
     )
 

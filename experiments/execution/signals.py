@@ -11,14 +11,15 @@ _SIGNALS: Mapping[int, Stop] = {signal.SIGTERM: Stop.INTERRUPTED, signal.SIGUSR2
 
 
 class Noted:
-    """The signals of this process so far."""
+    """The signals of this process so far, by number."""
 
     def __init__(self) -> None:
-        self._seen: list[StopReason] = []
+        self.received: list[int] = []
 
     def reason(self) -> StopReason | None:
         """The strongest reason to stop, None if there is none."""
-        return max(self._seen, key=lambda reason: reason.strength, default=None)
+        reasons = (StopReason(_SIGNALS[number], signal.Signals(number).name) for number in self.received)
+        return max(reasons, key=lambda reason: reason.strength, default=None)
 
     def text(self) -> str | None:
         """The same in words."""
@@ -28,9 +29,5 @@ class Noted:
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
         """Look out for them, in the main thread; Ctrl-C in the foreground is the trainer's to see to."""
-
-        def note(number: int, _: object) -> None:
-            self._seen.append(StopReason(_SIGNALS[number], signal.Signals(number).name))
-
-        with handled(dict.fromkeys(_SIGNALS, note)):
+        with handled(dict.fromkeys(_SIGNALS, lambda number, _: self.received.append(number))):
             yield

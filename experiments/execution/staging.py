@@ -3,39 +3,15 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from experiments.execution.attempt import Runner
 from experiments.store.files import replacing
 from experiments.suites import datasets
 from mpformer.config.schema import Config
-from mpformer.runtime.callbacks import TrainCallbacks
 from mpformer.runtime.errors import RunFailure
 
 
-@dataclass(frozen=True)
-class Staged:
-    """A runner that reads its dataset from a directory of the node."""
-
-    target: str
-    """Where to copy to; ``$VARIABLES`` are those of the node."""
-    inner: Runner
-
-    def train(self, config: Config, directory: Path, data_root: Path, callbacks: TrainCallbacks) -> dict[str, Any]:
-        """Train from the copy."""
-        return self.inner.train(config, directory, stage(config, data_root, self.target), callbacks)
-
-    def evaluate(
-        self, config: Config, weights: Path, out: Path, data_root: Path, progress: Callable[[dict[str, Any]], None]
-    ) -> dict[str, Any]:
-        """Evaluate from the copy."""
-        return self.inner.evaluate(config, weights, out, stage(config, data_root, self.target), progress)
-
-
-def stage(config: Config, data_root: Path, target: str) -> Path:
+def staged(config: Config, data_root: Path, target: str) -> Path:
     """Return a data root on the node that holds the run's dataset, copied if it is not there yet.
 
     Processes of one node wait for each other; a copy that was cut short is made again. Raises RunFailure("disk") if it

@@ -4,11 +4,10 @@ import contextlib
 import ctypes
 import logging
 import multiprocessing
-import multiprocessing.process
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -99,7 +98,7 @@ def _stopped(job: WorkerJob) -> bool:
 def _in_process(job: WorkerJob, task: Task) -> str:
     """Run one attempt in a child: what kills it (memory, a crash) leaves the worker alive to go on."""
     child = Child(job, task)
-    with _passed_on(child.process):
+    with handled({signal.SIGTERM: lambda number, _: child.send(number)}):  # it checkpoints and ends
         while child.alive(5.0):
             with contextlib.suppress(OSError):
                 os.utime(job.directory.file)
@@ -168,18 +167,6 @@ def mark_killed(run: RunDir, detail: str) -> None:
     if last is not None and claims.holder(run.claims) is None:
         with contextlib.suppress(OSError):
             last.conclude(Ending(Outcome.LOST, FailureClass.KILLED, detail), only_if_open=True)
-
-
-@contextlib.contextmanager
-def _passed_on(process: multiprocessing.process.BaseProcess) -> Iterator[None]:
-    """Hand SIGTERM on to the child, which checkpoints and ends."""
-
-    def hand_on(number: int, _: object) -> None:
-        if process.pid is not None:
-            os.kill(process.pid, number)
-
-    with handled({signal.SIGTERM: hand_on}):
-        yield
 
 
 def _die_with_parent() -> None:

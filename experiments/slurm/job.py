@@ -26,17 +26,14 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from experiments.execution import provenance
-from experiments.execution.attempt import (
-    complete,
-    gpu_failure,
-    own_attempt,
-)
+from experiments.execution.attempt import complete, gpu_failure, own_attempt
+from experiments.execution.signals import Noted
 from experiments.execution.worker import Child, Task, Work
 from experiments.slurm.batch_shell import AGAIN, BROKEN, FAILED
 from experiments.slurm.inside_job import deaths, last_words, oom_kills, said_by_slurm, seconds, time_left
@@ -49,7 +46,6 @@ from experiments.store.run_dir import RunDir, Store
 from mpformer.runtime.code import PACKAGES
 from mpformer.runtime.errors import RunFailure, UserError
 from mpformer.runtime.rank import current_rank
-from mpformer.runtime.signals import handled
 
 MAX_TIMEOUTS = 1_000_000
 """For submitit's ``max_num_timeout``: how often a run may be requeued is judged here, by its progress."""
@@ -88,8 +84,9 @@ class SlurmJob(Work):
         Raises RunFailure, with its class and reason, unless the stage's result is there: the job then exits non-zero.
         """
         check_code(self.code)
-        with _noted() as received:
-            return _Main(self, received).run() if current_rank().main else _Other(self, received).run()
+        noted = Noted()  # instead of acting on them
+        with noted.signals():
+            return (_Main if current_rank().main else _Other)(self, noted.received).run()
 
 
 @dataclass(frozen=True)
@@ -122,14 +119,6 @@ def check_code(code: Path | None) -> None:
             raise RunFailure(
                 FailureClass.IMPORT, f"{name} was imported from {file.parent}, not from the snapshot {code}"
             )
-
-
-@contextlib.contextmanager
-def _noted() -> Iterator[list[int]]:
-    """Note SIGTERM and SIGUSR2 in the list instead of acting on them."""
-    received: list[int] = []
-    with handled(dict.fromkeys((signal.SIGTERM, signal.SIGUSR2), lambda number, _: received.append(number))):
-        yield received
 
 
 class _Main:

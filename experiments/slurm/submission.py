@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.execution.attempt import Model, Options, Runner, Stage
-from experiments.execution.staging import Staged
+from experiments.execution.attempt import Options, Runner, Stage
 from experiments.execution.worker import Task
 from experiments.launch import smoke
 from experiments.launch.begin import Beginning, begin, new_id, to_start
@@ -175,11 +174,11 @@ class _Work:
             return [ReportJob(self.root, *where, self.code, arguments, self.left_over, again)]
         profile = self.profile(batch, target)
         root = self.directory / smoke.FOLDER if batch.stage == "smoke" else self.root
-        options = Options(self.data_root, self.launch, profile.cpus, LaunchDir(self.directory).stop_file)
-        runner = Staged(profile.stage_to, self.runner or Model()) if profile.stage_to is not None else self.runner
+        stop_file = LaunchDir(self.directory).stop_file
+        options = Options(self.data_root, self.launch, profile.cpus, stop_file, stage_to=profile.stage_to)
         stage: Stage = "all" if batch.stage == "smoke" else batch.stage
         tasks = [Task(run.run_id, run.eval_id, run.config) for run in batch.runs]
-        work = (root, self.launch, options, stage, self.retry, runner)
+        work = (root, self.launch, options, stage, self.retry, self.runner)
         return [SlurmJob(*work, task=task, code=self.code) for task in tasks]
 
 

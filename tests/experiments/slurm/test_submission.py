@@ -39,6 +39,7 @@ from mpformer.runtime.code import ROOT
 from mpformer.runtime.errors import RunFailure, UserError
 from tests.support import counting_jobs
 from tests.support.counting_jobs import plan, profile
+from tests.support.executed_runs import execute
 
 NASTY = "a 'b' \"c\"; touch gone $(touch gone) `touch gone` é ☃ &|<>*?~ #"
 
@@ -216,7 +217,7 @@ def test_weights_with_an_address_are_fetched_once_here(tmp_path: Path, data: Pat
 
 
 def _stage(config: Any, data: Path, target: str, found: Any) -> None:
-    found.put(staging.stage(config, data, target))
+    found.put(staging.staged(config, data, target))
 
 
 def test_a_dataset_is_staged_once_a_node(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,15 +235,12 @@ def test_a_dataset_is_staged_once_a_node(tmp_path: Path, data: Path, monkeypatch
     assert datasets.folder(config, root).joinpath("manifest.json").is_file()
     assert len(list(datasets.folder(config, root).parent.iterdir())) == 1, "no copies half done are left"
     with pytest.raises(RunFailure, match="names a variable that this node does not have"):
-        staging.stage(config, data, "$NO_SUCH_VARIABLE")
+        staging.staged(config, data, "$NO_SUCH_VARIABLE")
 
 
 def test_the_staged_copy_is_what_the_runner_reads(tmp_path: Path, data: Path, store: Store) -> None:
     made = plan(data)
-    run = store.run(made.runs[0].run_id)
-    run.create(made.runs[0].config, "row")
-    runner = staging.Staged(str(tmp_path / "node"), counting_jobs.Counting())
-    runner.train(made.runs[0].config, run.path, data, None)  # type: ignore[arg-type]
+    (run,) = execute(made, store, Options(data, stage_to=str(tmp_path / "node")), counting_jobs.Counting())
     assert (run.path / "trainings.txt").read_text().startswith(str(tmp_path / "node"))
 
 
