@@ -192,7 +192,7 @@ def submit(store: Store, plan: Plan) -> None:
     """Journal the runs as one array, and write clients that say that half of the failed runs wait again."""
     runs = tuple(BatchRun(run.run_id, run.eval_id) for run in plan.unique)
     journal = of_launch(store, LAUNCH)
-    journal.submitting(Submission(LAUNCH, 0, "all", NAME, runs, "a100", "lab", 0.0))
+    journal.submitting(Submission(0, "all", NAME, runs, 0.0, "a100", "lab"))
     journal.submitted(0, ARRAY)
     head = "{array}_{i}|{i}|PENDING|Priority|1767268800|N/A||{name}"
     waiting = [head.format(array=ARRAY, i=i, name=NAME) for i in range(len(runs)) if i % 6 == 2]

@@ -166,7 +166,7 @@ def _recovered(store: Store, lost: Sequence[Submission]) -> bool:
         if one.name in ids:
             book.submitted(one.batch, ids[one.name])
         elif answer.controller and (one.clusters or one.cluster in ("", answer.cluster)):
-            again = again or time.time() - one.created < DOUBT_SECONDS
-            if time.time() - one.created >= DOUBT_SECONDS:
+            again = again or time.time() - one.time < DOUBT_SECONDS
+            if time.time() - one.time >= DOUBT_SECONDS:
                 book.failed(one.batch, "the launcher ended before the batch reached Slurm")
     return again

@@ -27,39 +27,19 @@ from mpformer.runtime.errors import UserError
 from mpformer.runtime.signals import Handler, handled
 
 
-class Workers:
-    """The workers of a launch: processes of this machine that outlive this one."""
+def _start_workers(job: WorkerJob, width: Width, folder: Path) -> tuple[Any, ...]:
+    """Start the processes that all work on a job, and outlive this one; returns submitit's jobs."""
+    import submitit
 
-    def __init__(self, threads: int = 1) -> None:
-        self._threads = threads
-        self._jobs: list[Any] = []
-
-    def start(self, job: WorkerJob, count: int, folder: Path) -> None:
-        """Start as many processes that all work on a job."""
-        import submitit
-
-        # never AutoExecutor's guess: it takes Slurm where srun is on the path
-        executor = submitit.LocalExecutor(folder)
-        gpus = visible_gpus()
-        for index in range(count):
-            executor.update_parameters(timeout_min=_FOREVER_MINUTES, stderr_to_stdout=True, **_gpu(gpus, index))
-            # children have the number of threads before their libraries are loaded, and this very code to import
-            with code.variables(code.environment(self._threads)), handled(_IGNORED):
-                self._jobs.append(executor.submit(work, job))
-
-    def running(self) -> bool:
-        """Whether a controller process is left."""
-        return any(not job.done() for job in self._jobs)
-
-    def problems(self) -> list[str]:
-        """The exceptions of the workers themselves, and workers that died."""
-        found = []
-        for job in self._jobs:
-            if not job.paths.result_pickle.exists():
-                found.append(f"worker {job.job_id} died; its log: {job.paths.stdout}")
-            elif (error := job.exception()) is not None:
-                found.append(f"worker {job.job_id}: {_telling(str(error))}; its log: {job.paths.stdout}")
-        return found
+    # never AutoExecutor's guess: it takes Slurm where srun is on the path
+    executor = submitit.LocalExecutor(folder)
+    gpus, started = visible_gpus(), []
+    for index in range(width.workers):
+        executor.update_parameters(timeout_min=_FOREVER_MINUTES, stderr_to_stdout=True, **_gpu(gpus, index))
+        # children have the number of threads before their libraries are loaded, and this very code to import
+        with code.variables(code.environment(width.threads)), handled(_IGNORED):
+            started.append(executor.submit(work, job))
+    return tuple(started)
 
 
 def _telling(trace: str) -> str:
@@ -84,23 +64,22 @@ class Launch:
     width: Width
     left_alone: dict[str, str]
     """Failed runs that would fail again, with their failure class."""
-    workers: Workers | None = None
-
-    def stop(self, reason: StopReason) -> None:
-        """Ask the workers to checkpoint their runs and end."""
-        LaunchDir(self.directory).ask_to_stop(reason)
+    workers: tuple[Any, ...] = ()
+    """submitit's jobs, processes of this machine that outlive this one."""
 
     def working(self) -> bool:
-        """Whether one of this launch's jobs still runs."""
-        return self.workers is not None and self.workers.running()
+        """Whether one of this launch's workers still runs."""
+        return any(not job.done() for job in self.workers)
 
     def problems(self) -> list[str]:
-        """What ended workers before their time."""
-        return self.workers.problems() if self.workers is not None else []
-
-    def close(self) -> None:
-        """Note that nothing of the launch runs any more, so that its waiting runs are no longer QUEUED."""
-        LaunchDir(self.directory).close()
+        """The exceptions of the workers themselves, and workers that died."""
+        found = []
+        for job in self.workers:
+            if not job.paths.result_pickle.exists():
+                found.append(f"worker {job.job_id} died; its log: {job.paths.stdout}")
+            elif (error := job.exception()) is not None:
+                found.append(f"worker {job.job_id}: {_telling(str(error))}; its log: {job.paths.stdout}")
+        return found
 
     def kill(self) -> None:
         """End the workers now; their runs continue from the last checkpoint at the next launch."""
@@ -147,9 +126,8 @@ def launch(
             notify, workers=width.workers,
         )  # fmt: skip
         here.write(about)
-        workers = Workers(width.threads)
         try:
-            workers.start(job, width.workers, here.jobs)
+            workers = _start_workers(job, width, here.jobs)
         except KeyboardInterrupt:
             here.ask_to_stop(StopReason(Stop.INTERRUPTED, "the launch"))  # those that have been started
             raise

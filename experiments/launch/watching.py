@@ -15,6 +15,7 @@ from experiments.status.states import RunState, State
 from experiments.status.suite_view import RunLine, SuiteView
 from experiments.store import files
 from experiments.store.attempt_dir import Stop, StopReason
+from experiments.store.launches import LaunchDir
 from experiments.store.run_dir import Store
 from experiments.suites import planning
 from experiments.suites.planning import Plan
@@ -78,7 +79,7 @@ def _until_over(
     while True:
         working = launch.working()
         if not working:
-            launch.close()
+            LaunchDir(launch.directory).close()
         (view,) = suite_view.views(store.root, [record], scheduler.ASK_PERIOD)
         show(view)
         states = {run.state.run_id: run.state for run in view.runs}
@@ -90,12 +91,12 @@ def _until_over(
 def _stop(plan: Plan, store: Store, launch: Launch, console: "Console", why: str) -> None:
     """Wait for the workers to checkpoint; a second Ctrl-C kills them, another signal changes nothing."""
     with handled(dict.fromkeys(_ENDS, signal.SIG_IGN)):
-        launch.stop(StopReason(Stop.INTERRUPTED, why))
+        LaunchDir(launch.directory).ask_to_stop(StopReason(Stop.INTERRUPTED, why))
         _say(console, "stopping: the runs write a checkpoint (Ctrl-C again to kill them at once)")
         try:
             while launch.working():
                 time.sleep(0.2)
-            launch.close()
+            LaunchDir(launch.directory).close()
         except KeyboardInterrupt:
             launch.kill()
             _say(console, "killed: the next launch continues from the last checkpoints")

@@ -253,8 +253,8 @@ def _submit_one(work: _Work, target: Target, batch: Batch, ids: dict[int, str], 
     if batch.stage == "smoke":
         smoke.create(work.directory, batch.runs)
     functions = work.functions(batch, target)
-    about = Submission(work.launch, batch.number, batch.stage, array.name, runs, target.name, cluster, time.time())
-    about = replace(about, clusters=array.profile.clusters or "")
+    where = (target.name, cluster, array.profile.clusters or "", work.launch)
+    about = Submission(batch.number, batch.stage, array.name, runs, time.time(), *where)
     book.submitting(about)
     job_id = _insist(about, book, lambda: arrays.submit(array, functions))
     book.submitted(batch.number, job_id)

@@ -229,7 +229,7 @@ def _sacct(submissions: Sequence[Submission], clusters: str) -> tuple[list[Job],
     lost = [submission for submission in submissions if submission.unrecorded]
     asked = [["-j", ",".join(known)]] if known else []
     if lost:
-        since = int(min(submission.created for submission in lost)) - 60
+        since = int(min(submission.time for submission in lost)) - 60
         names = ",".join(submission.name for submission in lost)
         asked.append(["--name", names, "-S", time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))])
     jobs: list[Job] = []
@@ -369,7 +369,7 @@ def _shared(
     for run_id, elements in concerned.items():
         kept = before.jobs.get(run_id)
         batches = journal.batches(elements)
-        if kept is None or kept.time != asked or max(one.created for one in batches) >= asked:
+        if kept is None or kept.time != asked or max(one.time for one in batches) >= asked:
             return None
         submission = next((one for one in batches if (one.launch, one.batch) == (kept.launch, kept.batch)), None)
         if submission is None:

@@ -211,7 +211,7 @@ class _Last:
         job = placement.job
         over = job is None or job.over
         return self.ended > placement.time or (
-            over and not self.of(placement) and self.began > placement.submission.created
+            over and not self.of(placement) and self.began > placement.submission.time
         )
 
     def state(
@@ -269,7 +269,7 @@ def _gone(last: _Last, placement: Placement) -> RunState | None:
             State.LOST, f"requeued, but Slurm has no job {placement.element} any more", job=placement.element
         )
     if placement.submission.unrecorded:
-        if placement.time - placement.submission.created < SUBMISSION_SECONDS:
+        if placement.time - placement.submission.time < SUBMISSION_SECONDS:
             return last.state(State.QUEUED, "being submitted", job=placement.element, live=True)
         return None  # the launcher died before it reached Slurm
     if scheduler.log_of(last.run.root, placement) is None:

@@ -166,6 +166,6 @@ def _over(open_: Sequence[Element]) -> Iterator[tuple[Element, Job | None]]:
     known = {(job.name, job.id): job for job in jobs}
     for one in open_:
         job = known.get((one.submission.name, one.id))
-        late = not accounting or time.time() - one.submission.created > FORGOTTEN
+        late = not accounting or time.time() - one.submission.time > FORGOTTEN
         if late if job is None else job.over:
             yield one, job

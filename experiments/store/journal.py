@@ -8,7 +8,7 @@ i of the array ``1234`` is ``1234_i`` and executes the i-th of the batch's runs.
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -35,20 +35,28 @@ class BatchRun:
 
 
 @dataclass(frozen=True)
-class Submitting(Record):
-    """A line of the journal: what is about to be handed to ``sbatch``."""
-
-    event: ClassVar[str] = "submitting"
+class Given:
+    """What is given to ``sbatch`` as one batch."""
 
     batch: int
     stage: BatchStage
     name: str
+    """The Slurm job name, which no other batch of any launch has."""
     runs: tuple[BatchRun, ...]
+    """In the order of array indices."""
     time: float
     profile: str = ""
     cluster: str = ""
+    """Slurm's ClusterName, empty if the site does not say."""
     clusters: str = ""
-    """What ``--clusters`` says, if the batch is for a cluster that is not this machine's."""
+    """Slurm's name of another cluster than the launcher's, which its clients are to be asked about; else empty."""
+
+
+@dataclass(frozen=True)
+class Submitting(Given, Record):
+    """A line of the journal: what is about to be handed to ``sbatch``."""
+
+    event: ClassVar[str] = "submitting"
 
 
 @dataclass(frozen=True)
@@ -78,25 +86,13 @@ _LINES: Mapping[str, type[Line]] = {kind.event: kind for kind in (Submitting, Su
 
 
 @dataclass(frozen=True)
-class Submission:
+class Submission(Given):
     """One batch: a job array, and what became of its submission."""
 
-    launch: str
-    batch: int
-    stage: BatchStage
-    name: str
-    """The Slurm job name, which no other batch of any launch has."""
-    runs: tuple[BatchRun, ...]
-    """In the order of array indices."""
-    profile: str
-    cluster: str
-    """Slurm's ClusterName, empty if the site does not say."""
-    created: float
+    launch: str = ""
     job_id: str | None = None
     """The array's id; None if ``sbatch`` was not heard of again, or refused (see ``error``)."""
     error: str | None = None
-    clusters: str = ""
-    """Slurm's name of another cluster than the launcher's, which its clients are to be asked about; else empty."""
     user: str = ""
     """The account whose jobs they are, by the journal's owner; empty if that is not known."""
 
@@ -140,10 +136,10 @@ class Journal:
         """The launch's id."""
         return self.path.parent.name
 
-    def submitting(self, one: Submission) -> None:
+    def submitting(self, one: Given) -> None:
         """Note what is about to be handed to ``sbatch``."""
-        about = (one.stage, one.name, one.runs, time.time(), one.profile, one.cluster, one.clusters)
-        self._append(Submitting(one.batch, *about))
+        about = {field.name: getattr(one, field.name) for field in fields(Given)}
+        self._append(Submitting(**about | {"time": time.time()}))
 
     def submitted(self, batch: int, job_id: str) -> None:
         """Note the id of a batch's array."""
@@ -159,14 +155,12 @@ class Journal:
         user = self._owner()
         for line in self._lines():
             if isinstance(line, Submitting):
-                about = (line.stage, line.name, line.runs, line.profile, line.cluster, line.time)
-                found[line.batch] = Submission(self.launch, line.batch, *about, user=user, clusters=line.clusters)
+                found[line.batch] = Submission(**vars(line), launch=self.launch, user=user)
             elif line.batch in found:
-                one = found[line.batch]
-                if isinstance(line, Submitted):
-                    found[line.batch] = replace(one, job_id=line.job_id, error=None)
-                else:
-                    found[line.batch] = replace(one, error=line.error)
+                became = (
+                    {"job_id": line.job_id, "error": None} if isinstance(line, Submitted) else {"error": line.error}
+                )
+                found[line.batch] = replace(found[line.batch], **became)
         return list(found.values())
 
     def _owner(self) -> str:

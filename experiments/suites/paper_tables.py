@@ -14,9 +14,6 @@ from experiments.suites.rows import SUITES, Row, suite
 from mpformer.config.schema import Config, SwinConfig
 
 _NOTHING_RELEASED = "nobody released checkpoints for it; they are of coco, ade20k and cityscapes: --scale paper"
-_PANOPTIC = ("PQ", "PQ_th", "PQ_st", "AP", "mIoU", "mIoU-L", "Util")
-_INSTANCE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "mIoU-L", "Util")
-_SEMANTIC = ("mIoU", "mIoU-L", "Util")
 _LONGEST_AT_MINI = 2.0
 
 #: attends at strides 16, 8, 4 like mini's ResNet; a window is a quarter of the coarsest map of 128 pixels
@@ -83,23 +80,29 @@ def _label(setting: str, changes: Mapping[str, Any], scale: str, dataset: str) -
     return f"{'narrow Swin' if 'swin' in backbone else 'narrow ResNet'}, {iterations} iterations"
 
 
-def _table(
-    title: str, settings: Sequence[str], columns: Sequence[str], about: str, *, primary: str = "AP", **more: Any
-) -> None:
+_OF_TASK: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "instance": ("AP", ("AP", "AP50", "AP75", "APs", "APm", "APl", "mIoU-L", "Util")),
+    "panoptic": ("PQ", ("PQ", "PQ_th", "PQ_st", "AP", "mIoU", "mIoU-L", "Util")),
+    "semantic": ("mIoU", ("mIoU", "mIoU-L", "Util")),
+}
+"""Metric of the verdicts, and columns, of a task's tables."""
+
+
+def _table(settings: Sequence[str], about: str, columns: Sequence[str] = (), **more: Any) -> None:
     """Define the suite of one dataset and task: each setting's MP-Former row against its Mask2Former row."""
     dataset, task, _ = settings[0].split("/")
-    name = f"{dataset}-{task}"
+    name, (primary, usual) = f"{dataset}-{task}", _OF_TASK[task]
 
     def rows(scale: str, dataset: str) -> Iterator[Row]:
         yield from pairs(settings, name, scale, dataset)
 
     rows.__name__, rows.__doc__ = name, about
     suite(
-        title=title,
+        title=f"{_TITLES[dataset]} {task} segmentation",
         baseline=f"mask2former,{short(settings[0])}",
         paper=(settings[0],),
         mini_task="" if task == "panoptic" else task,
-        columns=tuple(columns),
+        columns=tuple(columns or usual),
         primary=primary,
         not_applicable=_not_paper,
         **more,
@@ -109,6 +112,8 @@ def _table(
 def _two_backbones(dataset: str, task: str, length: str) -> tuple[str, ...]:
     return tuple(f"{dataset}/{task}/{backbone}-{length}" for backbone in ("r50", "swin-l"))
 
+
+_TITLES = {"coco": "COCO", "ade20k": "ADE20K", "cityscapes": "Cityscapes"}
 
 _COCO_INSTANCE = ("coco/instance/r50-12ep-step", "coco/instance/r50-50ep-step", "coco/instance/swin-l-100ep-step")
 _COCO_PANOPTIC = ("coco/panoptic/r50-12ep-step", "coco/panoptic/r50-50ep-step", "coco/panoptic/swin-l-100ep-step")
@@ -120,43 +125,20 @@ _CITY_PANOPTIC = _two_backbones("cityscapes", "panoptic", "90k-step")
 _CITY_SEMANTIC = _two_backbones("cityscapes", "semantic", "90k-poly")
 
 _table(
-    "COCO instance segmentation",
     _COCO_INSTANCE,
-    _INSTANCE,
     "R50 with 12 and 50 epochs, Swin-L with 100; each MP-Former row against the Mask2Former row of its setting.",
     paper_table="unknown (its 12-epoch AP of 40.15 is in the last row of Table 7)",
 )
+_table(_COCO_PANOPTIC, "R50 with 12 and 50 epochs, Swin-L with 100.")
+for _settings in (_ADE_INSTANCE, _ADE_PANOPTIC, _ADE_SEMANTIC):
+    _table(_settings, "R50 and Swin-L, 160,000 iterations.")
 _table(
-    "COCO panoptic segmentation",
-    _COCO_PANOPTIC,
-    _PANOPTIC,
-    "R50 with 12 and 50 epochs, Swin-L with 100.",
-    primary="PQ",
-)
-_ADE = "R50 and Swin-L, 160,000 iterations."
-_table("ADE20K instance segmentation", _ADE_INSTANCE, _INSTANCE, _ADE)
-_table("ADE20K panoptic segmentation", _ADE_PANOPTIC, _PANOPTIC, _ADE, primary="PQ")
-_table("ADE20K semantic segmentation", _ADE_SEMANTIC, _SEMANTIC, _ADE, primary="mIoU")
-_table(
-    "Cityscapes instance segmentation",
     _CITY_INSTANCE,
-    ("AP", "AP50", "mIoU-L", "Util"),
     "R50 (the abstract: AP +2.3) and Swin-L, 90,000 iterations.",
+    ("AP", "AP50", "mIoU-L", "Util"),
 )
-_table(
-    "Cityscapes panoptic segmentation",
-    _CITY_PANOPTIC,
-    _PANOPTIC,
-    "R50 and Swin-L, 90,000 iterations (the release has a step schedule alone).",
-    primary="PQ",
-)
-_table(
-    "Cityscapes semantic segmentation",
-    _CITY_SEMANTIC,
-    _SEMANTIC,
-    "R50 (the abstract: mIoU +1.6) and Swin-L, 90,000 iterations.",
-    primary="mIoU",
-)
+_table(_CITY_PANOPTIC, "R50 and Swin-L, 90,000 iterations (the release has a step schedule alone).")
+_table(_CITY_SEMANTIC, "R50 (the abstract: mIoU +1.6) and Swin-L, 90,000 iterations.")
 
 
 @suite(

@@ -313,7 +313,7 @@ def test_an_id_that_another_job_has_is_not_taken_for_ours(data: Path, store: Sto
     book = journal.of_launch(store, "20260101-000000-aaaaaa")
     runs = tuple(journal.BatchRun(run.run_id, run.eval_id) for run in made.unique)
     name = "headline.20260101-000000-aaaaaa.0"
-    book.submitting(journal.Submission(book.launch, 0, "all", name, runs, "test", "dev", time.time()))
+    book.submitting(journal.Submission(0, "all", name, runs, time.time(), "test", "dev"))
     book.submitted(0, stranger)
     done = go(made, store, data)
     client("scancel", stranger)
@@ -436,7 +436,7 @@ def test_recovery_leaves_open_what_slurm_cannot_be_asked_about(
     made = plan(data)
     book = journal.of_launch(store, "20260101-000000-aaaaaa")
     runs = tuple(journal.BatchRun(run.run_id, run.eval_id) for run in made.unique)
-    elsewhere = journal.Submission(book.launch, 0, "all", "headline.elsewhere", runs, "test", "another", 0.0)
+    elsewhere = journal.Submission(0, "all", "headline.elsewhere", runs, 0.0, "test", "another")
     book.submitting(elsewhere)
     recover(store)
     assert book.submissions()[0].unrecorded, "the batch is another cluster's"

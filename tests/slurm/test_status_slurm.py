@@ -56,9 +56,7 @@ class Suite:
         job_name = f"suite.{LAUNCH}.{number}"
         batch = tuple(BatchRun(run.run_id, run.eval_id) for run in runs)
         cluster = "dev"
-        of_launch(self.store, LAUNCH).submitting(
-            Submission(LAUNCH, number, "all", job_name, batch, "devcluster", cluster, 0.0)
-        )
+        of_launch(self.store, LAUNCH).submitting(Submission(number, "all", job_name, batch, 0.0, "devcluster", cluster))
         out = ["-o", f"{folder}/%A_%a_0_log.out", "--parsable", f"--array=0-{len(lines) - 1}"]
         job_id = client("sbatch", "-J", name or job_name, *out, "--mem=100", *options, str(script))
         of_launch(self.store, LAUNCH).submitted(number, job_id)

@@ -100,7 +100,7 @@ def submit(plan: Plan, store: Store, job_id: str | None = ARRAY, launch: str = L
         store.run(run.run_id).create(run.config, run.row.name)
     runs = tuple(BatchRun(run.run_id, run.eval_id) for run in plan.unique)
     values = {"stage": "all", "name": NAME, "profile": "a100", "cluster": "lab", "batch": 0, **changes}
-    of_launch(store, launch).submitting(Submission(launch, runs=runs, created=0.0, **values))
+    of_launch(store, launch).submitting(Submission(runs=runs, time=0.0, **values))
     if job_id is not None:
         of_launch(store, launch).submitted(values["batch"], job_id)
 

@@ -13,6 +13,7 @@ from experiments.cli.main import cli
 from experiments.execution.training_log import line_of
 from experiments.launch import local
 from experiments.launch.machine import Width
+from experiments.store.launches import LaunchDir
 from experiments.store.run_dir import Store
 from experiments.suites.planning import Plan
 
@@ -53,4 +54,4 @@ def test_what_follows_the_log_sees_training(
     assert [json.loads(line)["iteration"] for line in lines] == [*range(1, 13), 12], "the log changes no number"
     while launched.working():
         time.sleep(0.02)
-    launched.close()
+    LaunchDir(launched.directory).close()

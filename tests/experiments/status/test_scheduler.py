@@ -135,8 +135,8 @@ def test_of_several_who_watch_one_asks(submitted: Submitted, slurm: FakeSlurm, m
     assert slurm.calls("squeue") == 2, "it is about a further run"
     elsewhere(key, max_age=0)
     assert slurm.calls("squeue") == 3, "a launch asks by itself"
-    later = Submission("20260101-000001-later1", 0, "all", "headline.later.0", (BatchRun(*key[0]),), "a100", "lab", 0.0)
-    of_launch(submitted.store, later.launch).submitting(later)
+    later = Submission(0, "all", "headline.later.0", (BatchRun(*key[0]),), 0.0, "a100", "lab")
+    of_launch(submitted.store, "20260101-000001-later1").submitting(later)
     elsewhere(key)
     assert slurm.calls("squeue") == 4, "something was submitted since"
 
@@ -164,4 +164,4 @@ def test_rounds_of_a_requeued_job_add_up(submitted: Submitted, slurm: FakeSlurm)
 
 
 def _submission() -> Submission:
-    return Submission(LAUNCH, 0, "all", NAME, (), "a100", "lab", 0.0, ARRAY)
+    return Submission(0, "all", NAME, (), 0.0, "a100", "lab", job_id=ARRAY)

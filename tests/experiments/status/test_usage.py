@@ -39,7 +39,7 @@ def _submitted(plan: Plan, store: Store) -> list[str]:
     begin.record(plan, store, "")
     runs = tuple(BatchRun(run.run_id, run.eval_id) for run in plan.unique)
     book = of_launch(store, LAUNCH)
-    book.submitting(Submission(LAUNCH, 0, "all", NAME, runs, "a100", "lab", 0.0))
+    book.submitting(Submission(0, "all", NAME, runs, 0.0, "a100", "lab"))
     book.submitted(0, "1234")
     return [run.run_id for run in runs]
 

@@ -10,7 +10,7 @@ RUNS = (BatchRun("a", "e1"), BatchRun("b", "e1"))
 
 
 def batch(number: int, launch: str = "20260101-1") -> Submission:
-    return Submission(launch, number, "all", f"suite.{launch}.{number}", RUNS, "a100", "lab", 0.0)
+    return Submission(number, "all", f"suite.{launch}.{number}", RUNS, 0.0, "a100", "lab")
 
 
 def test_events_become_submissions_oldest_first(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_events_become_submissions_oldest_first(tmp_path: Path) -> None:
     assert [one.unrecorded for one in found] == [False, False, True, True]
     assert found[0].runs == RUNS
     assert (found[0].profile, found[0].cluster, found[0].stage) == ("a100", "lab", "all")
-    assert found[0].created > 0
+    assert found[0].time > 0
     assert [one.id for one in elements(store, ["a"]) if one.submission.launch == "20260101-1"] == [
         "1234_0",
         found[2].name,
