@@ -51,16 +51,23 @@ class Capacity:
 
 
 @dataclass(frozen=True)
+class Disk:
+    """What a run leaves on disk, and whether that was measured."""
+
+    files: int
+    bytes: int
+    weights: int
+    """Bytes of the weights alone."""
+    source: str
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """Expected cost of one run: seconds of one job, and bytes and files that it leaves; each with its source."""
+    """Expected cost of one run: seconds of one job, and what it leaves; each with its source."""
 
     seconds: float
     source: str
-    bytes: int
-    files: int
-    disk_source: str
-    weights: int
-    """Bytes of the weights alone."""
+    disk: Disk
     memory: int | None = None
     """Largest memory of a process in bytes, as measured; None if it was not."""
     memory_source: str = ""
@@ -135,18 +142,10 @@ class _Sample:
     """Largest memory of a process in bytes: of a GPU, where there is one."""
 
 
-@dataclass(frozen=True)
-class _Disk:
-    files: int
-    bytes: int
-    weights: int
-    source: str
-
-
 def estimates(plan: Plan, store: Store, where: Capacity) -> dict[str, Estimate]:
     """Return the expected cost of each of the plan's runs where they are to execute."""
     survey = _survey(store)
-    disks: dict[str, _Disk] = {}
+    disks: dict[str, Disk] = {}
     found: dict[str, Estimate] = {}
     for run in plan.unique:
         kind = _kind(run.config.model_dump(mode="json", include={"model": True, "dataset": {"name"}}))
@@ -161,8 +160,8 @@ def of_plan(left: Iterable[str], expected: Mapping[str, Estimate], where: Capaci
     """Return the cost of the runs ``left`` to do, in this order, ``where`` they are to be done."""
     each = [expected[run_id] for run_id in left]
     hours = sum(one.seconds for one in each) / 3600
-    at_work = sorted((one.weights for one in each), reverse=True)[: where.width]
-    size = sum(one.bytes for one in each)
+    at_work = sorted((one.disk.weights for one in each), reverse=True)[: where.width]
+    size = sum(one.disk.bytes for one in each)
     return Cost(
         where,
         len(each),
@@ -171,9 +170,9 @@ def of_plan(left: Iterable[str], expected: Mapping[str, Estimate], where: Capaci
         _wall([one.seconds for one in each], where.width),
         size,
         size + 2 * CHECKPOINT * sum(at_work),
-        sum(one.files for one in each),
+        sum(one.disk.files for one in each),
         tuple(sorted({one.source for one in each})),
-        tuple(sorted({one.disk_source for one in each})),
+        tuple(sorted({one.disk.source for one in each})),
         max((one.memory for one in each if one.memory is not None), default=None),
         tuple(sorted({one.memory_source for one in each if one.memory is not None})),
     )
@@ -187,7 +186,7 @@ def _wall(seconds: Sequence[float], width: int) -> float:
     return max(ends)
 
 
-def _estimate(config: Config, plan: Plan, samples: Sequence[_Sample], disk: _Disk, where: Capacity) -> Estimate:
+def _estimate(config: Config, plan: Plan, samples: Sequence[_Sample], disk: Disk, where: Capacity) -> Estimate:
     per_iteration, per_image = scales.declared_seconds(plan.scale, plan.dataset)
     iteration, how = _figure(samples, where, lambda sample: sample.iteration, per_iteration)
     image, how_image = _figure(samples, where, lambda sample: sample.image, per_image)
@@ -199,7 +198,7 @@ def _estimate(config: Config, plan: Plan, samples: Sequence[_Sample], disk: _Dis
     source = how if trains else how_image
     if how_image == "declared" != source:
         source += ", scoring declared"
-    return Estimate(seconds, source, disk.bytes, disk.files, disk.source, disk.weights, *known)
+    return Estimate(seconds, source, disk, *known)
 
 
 def _figure(
@@ -297,13 +296,13 @@ def _profile(store: Store, launch: str) -> str:
     return (record.profile if record is not None else "") or "local"
 
 
-def _disk(runs: Sequence[RunDir], scale: str) -> _Disk:
+def _disk(runs: Sequence[RunDir], scale: str) -> Disk:
     """What finished runs of a kind leave, else the declared figures."""
     counted = [_count(run.path) for run in runs]
     if not counted:
-        return _Disk(*scales.DECLARED_DISK[scale], "declared")
+        return Disk(*scales.DECLARED_DISK[scale], "declared")
     files, size, weights = (round(median(column)) for column in zip(*counted, strict=True))
-    return _Disk(files, size, weights, "measured")
+    return Disk(files, size, weights, "measured")
 
 
 def _count(folder: Path) -> tuple[int, int, int]:

@@ -103,13 +103,6 @@ class Void(Record):
 
 
 @dataclass(frozen=True)
-class CancelRequest(Record):
-    """``cancel.json``: a user asked for the run to be stopped."""
-
-    time: float = 0.0
-
-
-@dataclass(frozen=True)
 class Setting(Record):
     """``setting.json``: with which settings an evaluation is made."""
 
@@ -120,8 +113,9 @@ class Setting(Record):
 
 
 @dataclass(frozen=True)
-class TaskEnd(Record):
-    """``tasks/<name>.json``: the main task of one start of a Slurm job has ended."""
+class Mark(Record):
+    """That something happened: ``cancel.json``, a user asked for the run to be stopped; ``tasks/<name>.json``, the main
+    task of one start of a Slurm job has ended."""
 
     time: float = 0.0
 
@@ -269,7 +263,7 @@ class RunDir:
 
     def end_task(self, name: str) -> None:
         """Say to the other tasks of a start of a Slurm job, by its name, that the main one has ended."""
-        records.save(self._task(name), TaskEnd(time.time()))
+        records.save(self._task(name), Mark(time.time()))
 
     def task_ended(self, name: str) -> bool:
         """Whether the main task of that start has ended."""
@@ -360,7 +354,7 @@ class RunDir:
 
     def ask_to_cancel(self) -> None:
         """Ask whoever works on it to checkpoint and stop."""
-        records.save(self.cancel_file, CancelRequest(time.time()))
+        records.save(self.cancel_file, Mark(time.time()))
 
 
 @functools.cache
@@ -432,11 +426,6 @@ class Store:
         names = sorted(name for name in names_in(self.root / "suites") if name.endswith(".json"))
         found = {name: records.load_sound(SuiteRecord, self.root / "suites" / name) for name in names}
         return {name.removesuffix(".json"): record for name, record in found.items() if record is not None}
-
-    def suite_datasets(self) -> set[str]:
-        """Return the datasets in the names of the suites' records; a scale's default one is in none."""
-        names = (Path(name).stem for name in names_in(self.root / "suites") if name.endswith(".json"))
-        return {name.partition("+")[2] for name in names if "+" in name}
 
     def write_suite(self, path: Path, record: SuiteRecord) -> SuiteRecord:
         """Write a suite's record and return it as it now stands.

@@ -34,11 +34,9 @@ def recall(store: Store) -> None:
     """
     from mpformer.data.own import registration
 
-    for name in store.suite_datasets():
-        if name not in DATASETS:
-            for record in store.suite_records():
-                if record.dataset == name and record.registration:
-                    registration.know(record.registration, store.root)
+    for record in store.suite_records():
+        if record.registration:
+            registration.know(record.registration, store.root)
 
 
 def registered(name: str, data_root: Path) -> dict[str, Any]:

@@ -67,18 +67,18 @@ def test_smoke_runs_feed_the_estimate_of_iterations_and_images(plan: Plan, store
     found = expected[plan.runs[0].run_id]
     assert (found.source, found.seconds) == ("measured", pytest.approx(12 * 0.5 + 500 * 0.5))
     assert "(measured)" in costs.of_plan([plan.runs[0].run_id], expected, EIGHT).lines()[0]
-    assert found.disk_source == "declared", "a smoke run's files are not a run's"
+    assert found.disk.source == "declared", "a smoke run's files are not a run's"
 
 
 def test_files_of_finished_runs_are_counted(plan: Plan, store: Store) -> None:
     run = trained(store, plan.runs[0], 24.0)
-    assert costs.estimates(plan, store, CPU)[plan.runs[0].run_id].disk_source == "declared"
+    assert costs.estimates(plan, store, CPU)[plan.runs[0].run_id].disk.source == "declared"
     (run.path / "checkpoints").mkdir()
     (run.path / "checkpoints" / "final.pth").write_bytes(b"w" * 1000)
     write_json(run.path / "evals" / "e" / "result.json", {})
     found = costs.estimates(plan, store, CPU)[plan.runs[1].run_id]
-    assert (found.disk_source, found.files, found.weights) == ("measured", 4, 1000)
-    assert found.bytes > 1000
+    assert (found.disk.source, found.disk.files, found.disk.weights) == ("measured", 4, 1000)
+    assert found.disk.bytes > 1000
 
 
 def test_the_cost_of_a_plan_at_the_width_of_a_profile(plan: Plan, store: Store) -> None:
