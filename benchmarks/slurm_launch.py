@@ -49,15 +49,15 @@ def once(base: Path, runs: int, times: Times) -> None:
     target = Target("devcluster", profile(parallelism=1, report=True))
     made = timed(times, "plan", lambda: counting_jobs.plan(data, seeds=seeds))
     timed(times, "states of all", lambda: standing.look_at_plan(made, store))
-    timed(times, "dry run", lambda: list(submission.scripts(made, store, data, target)))
-    done = timed(times, "launch", lambda: submission.launch(made, store, data, target, runner=Counting()))
+    timed(times, "dry run", lambda: list(submission.scripts(made, store, target)))
+    done = timed(times, "launch", lambda: submission.launch(made, store, target, runner=Counting()))
     queued = subprocess.run(
         ["squeue", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=True
     ).stdout.split()
     expected = sum(len(one.runs) or 1 for one in done.submissions)
     assert not done.problem, done.problem
     assert len(queued) == expected == len(made.unique) + 1, (len(queued), expected)
-    again = timed(times, "launch again, all queued", lambda: submission.launch(made, store, data, target))
+    again = timed(times, "launch again, all queued", lambda: submission.launch(made, store, target))
     assert again.started == ()
     subprocess.run(["scancel", *(str(one.job_id) for one in done.submissions)], check=True)
 

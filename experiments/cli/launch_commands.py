@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from experiments.launch.profiles import LocalProfile, SlurmProfile
     from experiments.slurm.batches import Target
     from experiments.store.run_dir import Store
-    from experiments.suites.planning import Plan
+    from experiments.suites.planning import Plan, Request
 
 
 _report_option = click.option(
@@ -68,34 +68,30 @@ def launch(
 ) -> int:
     """Train, evaluate and analyse what is missing of SUITE; what is done or running is left alone."""
     from experiments.launch import choosing, inputs
-    from experiments.launch.profiles import SlurmProfile
     from experiments.store.run_dir import Store
     from experiments.suites import catalogue, planning
 
-    store = Store(root)
-    where, rest = _profile(on, asked)
-    request = plan_request(suite, **rest)
+    store, detach = Store(root), bool(asked["detach"])
+    where, request = _profile_and_request(suite, on, asked)
     catalogue.recall(store, suite, request.scale, request.dataset)
     resolved = planning.make(request, data_root)
     resolved = choosing.only_new(resolved, store) if new else resolved
     if dry_run:
-        return _print_scripts(resolved, store, data_root, on, where, smoke)
-    resolved = inputs.fetch_weights(_with_data(resolved, data_root), data_root)
+        return _print_scripts(resolved, store, on, where, smoke)
+    resolved = inputs.fetch_weights(_with_data(resolved))
     if not resolved.missing:
         inputs.check_models(run.config for run in resolved.unique)
     if inline_:
-        return _inline(resolved, store, data_root)
-    if forget_nodes and isinstance(where, SlurmProfile):
-        _forget_nodes(resolved, store, where)
-    elif (smoke or forget_nodes) and not isinstance(where, SlurmProfile):
-        flag = "--smoke" if smoke else "--forget-nodes"
-        raise UserError(f"{flag} is for jobs in a queue; give a Slurm profile: --on PROFILE")
-    detach = bool(asked["detach"])
-    return _start(resolved, store, data_root, on, where, detach, smoke=smoke, mirror=mirror, report=report)
+        return _inline(resolved, store)
+    if smoke:
+        _with_queue(where, "--smoke")
+    if forget_nodes:
+        _forget_nodes(resolved, store, _with_queue(where, "--forget-nodes"))
+    return _start(resolved, store, on, where, detach, smoke=smoke, mirror=mirror, report=report)
 
 
-def _profile(on: str, asked: dict[str, Any]) -> tuple["LocalProfile | SlurmProfile", dict[str, Any]]:
-    """The profile with what the command line changes of it, and the options that are not about it."""
+def _profile_and_request(suite: str, on: str, asked: dict[str, Any]) -> tuple["LocalProfile | SlurmProfile", "Request"]:
+    """The profile with what the command line changes of it, and what is asked for."""
     from experiments.launch import profiles
 
     profile = profiles.load(on)
@@ -107,17 +103,25 @@ def _profile(on: str, asked: dict[str, Any]) -> tuple["LocalProfile | SlurmProfi
         raise UserError(f"--{wrong.replace('_', '-')} does not apply to profile {on!r}; use {valid}")
     changes = {name: asked[name] for name in ours if name != "detach" and asked.get(name) is not None}
     rest = {name: value for name, value in asked.items() if name not in (*LOCAL_OPTIONS, *SLURM_OPTIONS)}
-    return profile.model_copy(update=changes), rest
+    return profile.model_copy(update=changes), plan_request(suite, **rest)
 
 
-def _print_scripts(resolved: "Plan", store: "Store", data_root: Path, on: str, where: Any, smoke: bool) -> int:
+def _with_queue(where: "LocalProfile | SlurmProfile", option: str) -> "SlurmProfile":
+    """The profile, if it is one with a queue; raises UserError."""
+    from experiments.launch.profiles import SlurmProfile
+
+    if not isinstance(where, SlurmProfile):
+        raise UserError(f"{option} is for jobs in a queue; give a Slurm profile: --on PROFILE")
+    return where
+
+
+def _print_scripts(resolved: "Plan", store: "Store", on: str, where: Any, smoke: bool) -> int:
     from experiments.launch.profiles import SlurmProfile
     from experiments.slurm import batches, submission
 
     if not isinstance(where, SlurmProfile):
         raise UserError(f"--dry-run prints batch scripts, and profile {on!r} has none; look with: mpformer plan")
-    target = batches.Target(on, where, smoke)
-    for text in submission.scripts(resolved, store, data_root, target):
+    for text in submission.scripts(resolved, store, batches.Target(on, where, smoke)):
         click.echo(text)
     return 0
 
@@ -132,7 +136,6 @@ def _forget_nodes(resolved: "Plan", store: "Store", where: "SlurmProfile") -> No
 def _start(
     resolved: "Plan",
     store: "Store",
-    data_root: Path,
     on: str,
     where: "LocalProfile | SlurmProfile",
     detach: bool = False,
@@ -153,9 +156,9 @@ def _start(
     from experiments.tracking import sync
 
     if isinstance(where, SlurmProfile):
-        return _submit(resolved, store, data_root, Target(on, where, smoke), retry)
+        return _submit(resolved, store, Target(on, where, smoke), retry)
     with contextlib.nullcontext() if detach else watching.ended_with_the_command():
-        started = local.start(resolved, store, data_root, where, command=command_line(), retry=retry)
+        started = local.start(resolved, store, where, command=command_line(), retry=retry)
         if mirror and started.started:
             sync.start_background_sync(store.root)
         code = _watch_launch(resolved, store, started, detach, new_console())
@@ -164,12 +167,12 @@ def _start(
         return code
 
 
-def _submit(resolved: "Plan", store: "Store", data_root: Path, target: "Target", retry: tuple[str, ...]) -> int:
+def _submit(resolved: "Plan", store: "Store", target: "Target", retry: tuple[str, ...]) -> int:
     """Hand the missing runs to Slurm and say what was handed over; 1 if not everything was that could be."""
     from experiments.slurm import submission
     from experiments.suites import planning
 
-    done = submission.launch(resolved, store, data_root, target, command=command_line(), retry=retry)
+    done = submission.launch(resolved, store, target, command=command_line(), retry=retry)
     _say_what_is_left_alone(done.left_alone, resolved, store, click.echo)
     queued = [one for one in done.submissions if one.job_id]
     for one in queued:
@@ -210,24 +213,24 @@ def _report(resolved: "Plan", store: "Store") -> None:
         warn(f"no report: {error}")
 
 
-def _inline(resolved: "Plan", store: "Store", data_root: Path) -> int:
+def _inline(resolved: "Plan", store: "Store") -> int:
     import logging
 
     from experiments.launch import local
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    ending = local.inline(resolved, store, data_root, command_line())
+    ending = local.inline(resolved, store, command_line())
     return print_outcome(resolved.unique[0].run_id, ending)
 
 
-def _with_data(resolved: "Plan", data_root: Path) -> "Plan":
+def _with_data(resolved: "Plan") -> "Plan":
     """Prepare drawn images that are not there yet."""
     from experiments.launch import inputs
 
     if not resolved.data.preparable:
         return resolved
     with progress_bar(new_console(), f"preparing {resolved.dataset}") as progress:
-        return inputs.prepare_data(resolved, data_root, progress)
+        return inputs.prepare_data(resolved, progress)
 
 
 def _watch_launch(resolved: "Plan", store: "Store", started: "Launch", detach: bool, console: "Console") -> int:
@@ -287,29 +290,23 @@ def retry(
     from experiments.suites import planning
 
     store = Store(root)
-    where, rest = _profile(on, asked)
-    request = planning.as_launched(plan_request(suite, **rest), store)
-    every = planning.make(request, data_root)
+    where, request = _profile_and_request(suite, on, asked)
+    every = planning.make(planning.as_launched(request, store), data_root)
     if grow is not None:
-        return _retry_grown(every, store, data_root, on, where, grow)
+        return _retry_grown(every, store, on, _with_queue(where, "--grow"), grow)
     resolved, kinds = choosing.only_failed(every, store, classes)
-    return _start(resolved, store, data_root, on, where, bool(asked["detach"]), retry=kinds, report=report)
+    return _start(resolved, store, on, where, bool(asked["detach"]), retry=kinds, report=report)
 
 
-def _retry_grown(
-    every: "Plan", store: "Store", data_root: Path, on: str, where: "LocalProfile | SlurmProfile", grow: str
-) -> int:
+def _retry_grown(every: "Plan", store: "Store", on: str, where: "SlurmProfile", grow: str) -> int:
     """Start the runs that each key helps against, with more of it than the profile says; 1 if not all could be."""
     from experiments.launch import choosing, profiles
 
-    factors = profiles.growth(grow)
-    if not isinstance(where, profiles.SlurmProfile):
-        raise UserError("--grow is for jobs in a queue; give a Slurm profile: --on PROFILE")
-    grown = {key: where.grown(key, factor) for key, factor in factors.items()}  # type: ignore[arg-type]
+    grown = {key: where.grown(key, factor) for key, factor in profiles.growth(grow).items()}  # type: ignore[arg-type]
     helped = {profiles.GROWS[key]: profile for key, profile in grown.items()}
     _, kinds = choosing.only_failed(every, store, tuple(helped))
     chosen = {kind: choosing.only_failed(every, store, (kind,))[0] for kind in kinds}
-    return max(_start(plan, store, data_root, on, helped[kind], retry=(kind,)) for kind, plan in chosen.items())
+    return max(_start(plan, store, on, helped[kind], retry=(kind,)) for kind, plan in chosen.items())
 
 
 @cli.command()

@@ -10,23 +10,23 @@ from mpformer.config.schema import Config, TimmConfig
 from mpformer.modeling import weights_outline
 
 
-def prepare_data(plan: Plan, data_root: Path, progress: Callable[[int, int], None] | None = None) -> Plan:
+def prepare_data(plan: Plan, progress: Callable[[int, int], None] | None = None) -> Plan:
     """Prepare what can be prepared without the user's help (drawn images), and return the plan with it in place."""
     if not plan.data.preparable:
         return plan
     from mpformer.data.prepare import prepare
 
-    prepare(plan.base.dataset, data_root, progress=progress)
-    return planning.make(plan.request, data_root)
+    prepare(plan.base.dataset, plan.data_root, progress=progress)
+    return planning.make(plan.request, plan.data_root)
 
 
-def fetch_weights(plan: Plan, data_root: Path) -> Plan:
+def fetch_weights(plan: Plan) -> Plan:
     """Download initial weights that have an address and are not there, and return the plan with them in place.
 
     Raises UserError if an address does not answer.
     """
     names = [run.config.model.init_weights for run in plan.runs]
-    return planning.make(plan.request, data_root) if datasets.fetch_weights(names, data_root) else plan
+    return planning.make(plan.request, plan.data_root) if datasets.fetch_weights(names, plan.data_root) else plan
 
 
 def check_models(configs: Iterable[Config]) -> None:

@@ -88,18 +88,15 @@ class Launch:
                 os.kill(pid, signal.SIGKILL)
 
 
-def start(
-    plan: Plan, store: Store, data_root: Path, profile: LocalProfile, *, command: str = "", retry: tuple[str, ...] = ()
-) -> Launch:
+def start(plan: Plan, store: Store, profile: LocalProfile, *, command: str = "", retry: tuple[str, ...] = ()) -> Launch:
     """Launch as a profile says: see :func:`launch`."""
     width = Width(profile.workers or fit(None, len(plan.unique)).workers, profile.threads)
-    return launch(plan, store, data_root, command=command, width=width, retry=retry, notify=profile.notify)
+    return launch(plan, store, command=command, width=width, retry=retry, notify=profile.notify)
 
 
 def launch(
     plan: Plan,
     store: Store,
-    data_root: Path,
     *,
     command: str = "",
     width: Width | None = None,
@@ -118,7 +115,7 @@ def launch(
         if not missing:
             return found
         here = LaunchDir(beginning.directory)
-        options = Options(data_root.resolve(), found.id, width.threads, here.stop_file.resolve())
+        options = Options(plan.data_root.resolve(), found.id, width.threads, here.stop_file.resolve())
         tasks = tuple(Task(run.run_id, run.eval_id, run.config) for run in missing)
         job = WorkerJob(store.root.resolve(), found.id, options, retry=retry, runner=runner, tasks=tasks)
         about = LaunchRecord(
@@ -134,7 +131,7 @@ def launch(
         return replace(found, workers=workers)
 
 
-def inline(plan: Plan, store: Store, data_root: Path, command: str = "", runner: Runner | None = None) -> Ending:
+def inline(plan: Plan, store: Store, command: str = "", runner: Runner | None = None) -> Ending:
     """Execute the plan's only run in this process, for a debugger; raises UserError if there are several."""
     if len(plan.unique) != 1:
         raise UserError(f"--inline executes one run, this is {len(plan.unique)}; name one with --row and --seed")
@@ -143,7 +140,7 @@ def inline(plan: Plan, store: Store, data_root: Path, command: str = "", runner:
     record(plan, store, command)
     uncancel(plan.unique, store)
     run = plan.unique[0]
-    options = Options(data_root.resolve(), "inline", capture=False)
+    options = Options(plan.data_root.resolve(), "inline", capture=False)
     return run_attempt(store.root.resolve(), run.run_id, "all", options, runner, run.config)
 
 

@@ -59,7 +59,6 @@ class Submitted:
 def launch(
     plan: Plan,
     store: Store,
-    data_root: Path,
     target: Target,
     *,
     command: str = "",
@@ -75,7 +74,7 @@ def launch(
     _check_path(store)
     with begin(plan, store, command, retry) as beginning:
         done = Submitted(beginning.id, beginning.directory, left_alone=beginning.left_alone)
-        _report_on_the_lost(plan, store, data_root, target)
+        _report_on_the_lost(plan, store, target)
         if not beginning.missing:
             return done
         limits = site.limits(target.profile)
@@ -83,18 +82,18 @@ def launch(
         if not batches:
             raise UserError(f"nothing more may be submitted now: {limits.reason} leaves room for {limits.submit} jobs")
         code = code_snapshot.take(store)
-        work = _Work(plan, store.root.resolve(), done.id, data_root.resolve(), code, retry, runner, bool(left))
+        work = _Work(plan, store.root.resolve(), done.id, target, code, retry, runner, bool(left))
         started = without(beginning.missing, left)
         # a report that is to launch something more stands for its own launch
         last = None if left or target.profile.resubmit else _waiting_report(plan, store)
-        _write_launch(work, target, limits, started, command, own_report=last is None)
-        problem = _submit(work, target, batches, limits.cluster, beginning, last)
+        _write_launch(work, limits, started, command, own_report=last is None)
+        problem = _submit(work, batches, limits.cluster, beginning, last)
     submissions = tuple(journal.of_launch(store, done.id).submissions())
     done = replace(done, started=started, submissions=submissions, problem=problem)
     return replace(done, left_over=len(left), limit=limits.reason)
 
 
-def scripts(plan: Plan, store: Store, data_root: Path, target: Target) -> Iterator[str]:
+def scripts(plan: Plan, store: Store, target: Target) -> Iterator[str]:
     """Yield the batch scripts that a launch would hand to ``sbatch`` now, in order; nothing is written or submitted.
 
     Ids that only a submission can tell stand there as ``<id of batch 0>``. Where Slurm is not here or does not answer,
@@ -105,10 +104,10 @@ def scripts(plan: Plan, store: Store, data_root: Path, target: Target) -> Iterat
     limits, note = _limits_or_defaults(target.profile)
     batches, _ = divide(missing, store, target, limits)
     yield from (f"# {line}\n" for line in (*(f"missing: {line}" for line in plan.missing), note) if line)
-    work = _Work(plan, store.root.resolve(), new_id(), data_root.resolve(), code_snapshot.folder(store))
+    work = _Work(plan, store.root.resolve(), new_id(), target, code_snapshot.folder(store))
     for batch in batches:
         ids = {number: f"<id of batch {number}>" for number in range(batch.number)}
-        yield arrays.script(work.array(batch, target, ids))
+        yield arrays.script(work.array(batch, ids))
 
 
 def _limits_or_defaults(profile: SlurmProfile) -> tuple[Limits, str]:
@@ -137,7 +136,7 @@ class _Work:
     plan: Plan
     root: Path
     launch: str
-    data_root: Path
+    target: Target
     code: Path
     retry: tuple[str, ...] = ()
     runner: Runner | None = None
@@ -152,41 +151,41 @@ class _Work:
         suite = re.sub(r"[^A-Za-z0-9_.-]", "_", self.plan.suite.name)
         return f"{suite}.{self.launch}.{batch.number}"
 
-    def profile(self, batch: Batch, target: Target) -> SlurmProfile:
+    def profile(self, batch: Batch) -> SlurmProfile:
         part = next((part for part in PARTS if part == batch.stage), None)
-        profile = target.profile if part is None else target.profile.part(part)
+        profile = self.target.profile if part is None else self.target.profile.part(part)
         return profile.model_copy(update={"parallelism": batch.parallelism})
 
-    def array(self, batch: Batch, target: Target, ids: dict[int, str]) -> Array:
+    def array(self, batch: Batch, ids: dict[int, str]) -> Array:
         """The array of a batch; ``ids`` are those of the batches before it. Batches that failed are not waited for."""
         after = [(kind, [ids[number] for number in numbers if number in ids]) for kind, numbers in batch.after]
         dependency = ",".join(f"{kind}:{':'.join(found)}" for kind, found in after if found)
         folder = self.directory / "jobs" / str(batch.number)
-        name, profile = self.name(batch), self.profile(batch, target)
+        name, profile = self.name(batch), self.profile(batch)
         return Array(profile, name, batch.count, folder, self.code, dependency)
 
-    def functions(self, batch: Batch, target: Target) -> list[Callable[[], Any]]:
+    def functions(self, batch: Batch) -> list[Callable[[], Any]]:
         """What the elements call."""
         if batch.stage == "report":
-            plan, again = self.plan, target.profile.resubmit
-            arguments = (*_arguments(plan, self.data_root, target), *_suites_file(plan, Store(self.root)))
+            plan, again = self.plan, self.target.profile.resubmit
+            arguments = (*_arguments(plan, self.target), *_suites_file(plan, Store(self.root)))
             where = (plan.suite.name, plan.scale, plan.dataset)
             return [ReportJob(self.root, *where, self.code, arguments, self.left_over, again)]
-        profile = self.profile(batch, target)
+        profile = self.profile(batch)
         root = self.directory / smoke.FOLDER if batch.stage == "smoke" else self.root
-        stop_file = LaunchDir(self.directory).stop_file
-        options = Options(self.data_root, self.launch, profile.cpus, stop_file, stage_to=profile.stage_to)
+        data, stop_file = self.plan.data_root.resolve(), LaunchDir(self.directory).stop_file
+        options = Options(data, self.launch, profile.cpus, stop_file, stage_to=profile.stage_to)
         stage: Stage = "all" if batch.stage == "smoke" else batch.stage
         tasks = [Task(run.run_id, run.eval_id, run.config) for run in batch.runs]
         work = (root, self.launch, options, stage, self.retry, self.runner)
         return [SlurmJob(*work, task=task, code=self.code) for task in tasks]
 
 
-def _arguments(plan: Plan, data_root: Path, target: Target) -> tuple[str, ...]:
+def _arguments(plan: Plan, target: Target) -> tuple[str, ...]:
     """The command line, after suite, scale and dataset, of a further launch of this plan."""
     request, profile = plan.request, target.profile
     on = str(Path(target.name).resolve()) if target.name.endswith((".yaml", ".yml")) else target.name
-    words = ["--data-root", str(data_root), "--on", on, "--parallelism", str(profile.parallelism)]
+    words = ["--data-root", str(plan.data_root.resolve()), "--on", on, "--parallelism", str(profile.parallelism)]
     for name, value in (("--max-array", profile.max_array), ("--max-submit", profile.max_submit)):
         words += [name, str(value)] if value is not None else []
     words += [word for row in request.rows for word in ("--row", row)]
@@ -203,10 +202,8 @@ def _suites_file(plan: Plan, store: Store) -> tuple[str, ...]:
     return "--suites", str(store.root.resolve() / store.keep_suites_file(source.name, source.text))
 
 
-def _write_launch(
-    work: _Work, target: Target, limits: Limits, started: Sequence[PlannedRun], command: str, own_report: bool
-) -> None:
-    plan = work.plan
+def _write_launch(work: _Work, limits: Limits, started: Sequence[PlannedRun], command: str, own_report: bool) -> None:
+    plan, target = work.plan, work.target
     about = LaunchRecord(
         plan.suite.name, plan.scale, plan.dataset, command, tuple(run.run_id for run in started), time.time(),
         target.profile.notify, executor=SLURM, profile=target.name, cluster=limits.cluster, code=str(work.code),
@@ -217,7 +214,6 @@ def _write_launch(
 
 def _submit(
     work: _Work,
-    target: Target,
     batches: Sequence[Batch],
     cluster: str,
     beginning: Beginning,
@@ -237,7 +233,7 @@ def _submit(
             continue
         try:
             beginning.confirm()
-            ids[batch.number] = _submit_one(work, target, batch, ids, cluster, book)
+            ids[batch.number] = _submit_one(work, batch, ids, cluster, book)
         except SlurmError as error:
             problem = problem or f"sbatch: {error.said}"
         except OSError as error:
@@ -247,13 +243,13 @@ def _submit(
     return problem
 
 
-def _submit_one(work: _Work, target: Target, batch: Batch, ids: dict[int, str], cluster: str, book: Journal) -> str:
-    array = work.array(batch, target, ids)
+def _submit_one(work: _Work, batch: Batch, ids: dict[int, str], cluster: str, book: Journal) -> str:
+    array = work.array(batch, ids)
     runs = tuple(BatchRun(run.run_id, run.eval_id) for run in batch.runs)
     if batch.stage == "smoke":
         smoke.create(work.directory, batch.runs)
-    functions = work.functions(batch, target)
-    where = (target.name, cluster, array.profile.clusters or "", work.launch)
+    functions = work.functions(batch)
+    where = (work.target.name, cluster, array.profile.clusters or "", work.launch)
     about = Submission(batch.number, batch.stage, array.name, runs, time.time(), *where)
     book.submitting(about)
     job_id = _insist(about, book, lambda: arrays.submit(array, functions))
@@ -299,7 +295,7 @@ def _waiting_report(plan: Plan, store: Store) -> _WaitingReport | None:
     return _WaitingReport(str(reports[-1].job_id), reports[-1].clusters, after)
 
 
-def _report_on_the_lost(plan: Plan, store: Store, data_root: Path, target: Target) -> None:
+def _report_on_the_lost(plan: Plan, store: Store, target: Target) -> None:
     """Submit the report of earlier launches of the suite whose launcher died before it could, while their jobs live.
 
     One that is refused is left out: it stops no launch, and the next one tries again.
@@ -316,10 +312,10 @@ def _report_on_the_lost(plan: Plan, store: Store, data_root: Path, target: Targe
         live = {job.name for job in answer.jobs if not job.over}
         ids = {one.batch: one.job_id for one in queued if one.name in live and one.job_id is not None}
         if ids:
-            work = _Work(plan, store.root.resolve(), book.launch, data_root.resolve(), Path(about.code))
+            work = _Work(plan, store.root.resolve(), book.launch, target, Path(about.code))
             report = Batch(1 + max(one.batch for one in batches), "report", (), (("afterany", tuple(ids)),))
             with contextlib.suppress(SlurmError):
-                _submit_one(work, target, report, ids, answer.cluster, book)
+                _submit_one(work, report, ids, answer.cluster, book)
 
 
 def forget_nodes(plan: Plan, store: Store, exclude: str | None) -> int:

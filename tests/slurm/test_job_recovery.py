@@ -213,7 +213,7 @@ def test_a_container_without_slurms_clients_chains_over_time_limits(
     data, store = counting_jobs.data_root(tmp_path), Store(tmp_path / "store")
     plan = counting_jobs.plan(data, seeds=(0,), schedule__max_iter=60)
     plan = replace(plan, runs=plan.runs[:1])
-    done = submission.launch(plan, store, data, Target("test", made), runner=Stepping(1.0))
+    done = submission.launch(plan, store, Target("test", made), runner=Stepping(1.0))
     run, directory = plan.runs[0], store.run(plan.runs[0].run_id)
     folder = done.directory / "jobs" / "0"
     until_done(directory, run, 300, lambda: tiny_jobs.logs(directory, folder) + client("squeue", "-a"))
@@ -234,7 +234,7 @@ def test_what_preemption_cancels_the_last_job_launches_again(devcluster: Callabl
     made = counting_jobs.profile(report=True, resubmit=True, memory="4GB")
     (tmp_path / "site.yaml").write_text(json.dumps(made.model_dump(exclude_unset=True)))
     target = Target(str(tmp_path / "site.yaml"), made)
-    first = submission.launch(plan, store, tmp_path / "data", target, runner=Paced(2.0))
+    first = submission.launch(plan, store, target, runner=Paced(2.0))
     run, directory = plan.runs[0], store.run(plan.runs[0].run_id)
     until(lambda: lines(directory) >= 3, 120, lambda: tiny_jobs.logs(directory, first.directory / "jobs" / "0"))
     client("sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 5")

@@ -69,7 +69,7 @@ def go(made: Plan, store: Store, data: Path, runner: Counting | None = None, **k
     smoke = keys.pop("smoke_too", False)
     retry = keys.pop("retry", ())
     target = Target("test", profile(**keys), smoke)
-    return launch(made, store, data, target, command="test", runner=runner or Counting(), retry=retry)
+    return launch(made, store, target, command="test", runner=runner or Counting(), retry=retry)
 
 
 def client(*command: str) -> str:
@@ -127,7 +127,7 @@ def test_a_launch_on_this_machine_stays_on_it(data: Path, store: Store) -> None:
     """Although srun is on the PATH."""
     made = plan(data)
     before = client("squeue", "-h", "-t", "all", "-o", "%i")
-    started = launching.launch(made, store, data, width=machine.Width(2, 1), runner=Counting())
+    started = launching.launch(made, store, width=machine.Width(2, 1), runner=Counting())
     until(lambda: not started.working())
     assert labels(made, store) == {"DONE"}
     assert client("squeue", "-h", "-t", "all", "-o", "%i") == before
@@ -140,9 +140,9 @@ def test_the_script_of_a_dry_run_is_the_one_submitted(
     monkeypatch.setattr("experiments.launch.begin.new_id", lambda: "20260101-000000-abcdef")
     made = plan(data)
     target = Target("test", profile(evaluate={"cpus": 2}, report=True))
-    printed = list(submission.scripts(made, store, data, target))
+    printed = list(submission.scripts(made, store, target))
     assert len(printed) == 3
-    done = launch(made, store, data, target, runner=Counting())
+    done = launch(made, store, target, runner=Counting())
     for number, text in enumerate(printed):
         (path,) = (done.directory / "jobs" / str(number)).glob("submission.sh")
         for one in done.submissions:
@@ -407,7 +407,7 @@ def test_the_real_thing_from_smoke_runs_to_the_report(tmp_path: Path, store: Sto
     keys = {"report": True, "memory": "4GB", "notify": f"tee '{tmp_path}/told of it'"}
     path.write_text(json.dumps(profile(**keys, max_submit=3).model_dump(exclude_unset=True)))
     target = Target(str(path), profile(**keys, max_submit=3), smoke=True)
-    done = launch(made, store, tmp_path / "data", target)
+    done = launch(made, store, target)
     assert (len(done.started), done.left_over) == (1, 1)
     assert [one.stage for one in done.submissions] == ["smoke", "all", "report"]
     ended(done)

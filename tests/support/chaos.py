@@ -84,7 +84,7 @@ class Chaos:
         """Launch what is missing; a controller that is away says so, and the user tries again later."""
         self.launched_at = time.monotonic()
         try:
-            made = submission.launch(self.plan, self.store, self.data, self.target, runner=Paced(self.pace))
+            made = submission.launch(self.plan, self.store, self.target, runner=Paced(self.pace))
         except UserError as error:
             print(f"  launch refused: {str(error)[:150]}", flush=True)
             self.counts["launches refused"] += 1

@@ -30,7 +30,7 @@ def tiny_plan(data: Path, seeds: tuple[int, ...] = (0,), rows: tuple[str, ...] =
     """Tiny runs of the headline suite, their dataset prepared; ``over`` with ``__`` for dots."""
     overrides = TINY | {key.replace("__", "."): value for key, value in over.items()}
     request = Request("headline", rows=rows, seeds=seeds, overrides=tuple(overrides.items()))
-    return inputs.prepare_data(planning.make(request, data), data)
+    return inputs.prepare_data(planning.make(request, data))
 
 
 def planned(run: PlannedRun, store: Store) -> RunDir:

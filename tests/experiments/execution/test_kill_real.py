@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(data: Path) -> Plan:
     """One piloted run of 24 iterations, its dataset prepared."""
     request = Request("headline", rows=("mp-former",), seeds=(0,), overrides=tuple(TINY.items()))
-    return inputs.prepare_data(planning.make(request, data), data)
+    return inputs.prepare_data(planning.make(request, data))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def undisturbed(tiny: Plan, data: Path, tmp_path_factory: pytest.TempPathFactory
 
 def _finish(plan: Plan, store: Store, data: Path) -> None:
     text = io.StringIO()
-    watching.follow(plan, store, launch(plan, store, data, width=ONE), Console(file=text, width=200))
+    watching.follow(plan, store, launch(plan, store, width=ONE), Console(file=text, width=200))
     assert [state.state for state in choosing.snapshot(plan, store)] == [State.DONE], text.getvalue() + _log(
         plan, store
     )
@@ -71,7 +72,7 @@ def _numbers(plan: Plan, store: Store) -> dict[str, Any]:
 
 def _kill_when(plan: Plan, store: Store, data: Path, moment: Callable[[RunDir], bool], delay: float = 0.0) -> bool:
     """Launch, and SIGKILL worker and attempt at the moment; False if the run was done before it came."""
-    started = launch(plan, store, data, width=ONE)
+    started = launch(plan, store, width=ONE)
     run = store.run(plan.runs[0].run_id)
     end = time.monotonic() + 240
     while not moment(run):
@@ -147,7 +148,7 @@ def test_a_non_finite_loss_fails_the_run_as_nan(data: Path, tiny: Plan, tmp_path
     request = Request("headline", rows=("mask2former",), seeds=(0,), overrides=tuple(overrides.items()))
     plan = planning.make(request, data)
     store = Store(tmp_path)
-    watching.follow(plan, store, launch(plan, store, data, width=ONE), Console(file=io.StringIO()))
+    watching.follow(plan, store, launch(plan, store, width=ONE), Console(file=io.StringIO()))
     (state,) = choosing.snapshot(plan, store)
     assert state.label == "FAILED(nan)"
     assert "non-finite loss at iteration" in state.detail
@@ -159,7 +160,9 @@ def test_a_corrupted_image_fails_the_run_as_data(data: Path, tiny: Plan, tmp_pat
     for image in damaged.glob("shapes/*/train/*.png"):
         image.write_bytes(image.read_bytes()[:200])
     store = Store(tmp_path / "store")
-    watching.follow(tiny, store, launch(tiny, store, damaged, width=ONE), Console(file=io.StringIO()))
+    watching.follow(
+        tiny, store, launch(replace(tiny, data_root=damaged), store, width=ONE), Console(file=io.StringIO())
+    )
     (state,) = choosing.snapshot(tiny, store)
     assert state.label == "FAILED(data)", _log(tiny, store)
     assert ".png" in state.detail

@@ -4,7 +4,6 @@ import json
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
@@ -37,11 +36,9 @@ def test_a_probe_and_the_end_have_their_scores() -> None:
     assert "scores of all images: AP 4.2" in line_of({**probe, "final": True}, 1400, None)
 
 
-def test_what_follows_the_log_sees_training(
-    plan: Plan, store: Store, data_root: Path, counter: Callable[..., Any]
-) -> None:
+def test_what_follows_the_log_sees_training(plan: Plan, store: Store, counter: Callable[..., Any]) -> None:
     """A run of a worker process, followed while it trains."""
-    launched = local.launch(plan, store, data_root, width=Width(1, 1), runner=counter(seconds=0.02))
+    launched = local.launch(plan, store, width=Width(1, 1), runner=counter(seconds=0.02))
     run_id = plan.unique[0].run_id
     while not store.run(run_id).attempts():
         time.sleep(0.02)

@@ -68,8 +68,8 @@ class Here:
     def __init__(self, _: Path, __: pytest.MonkeyPatch) -> None:
         self._launches: list[local.Launch] = []
 
-    def launch(self, plan: Plan, store: Store, data: Path, runner: Any, retry: tuple[str, ...] = ()) -> Begun:
-        done = local.launch(plan, store, data, width=Width(2, 1), runner=runner, retry=retry)
+    def launch(self, plan: Plan, store: Store, runner: Any, retry: tuple[str, ...] = ()) -> Begun:
+        done = local.launch(plan, store, width=Width(2, 1), runner=runner, retry=retry)
         self._launches.append(done)
         return Begun(done.id, tuple(run.run_id for run in done.started), done.left_alone)
 
@@ -96,9 +96,9 @@ class Slurm:
         patch.setenv("PATH", str(self.bin), prepend=":")
         patch.setattr(scheduler, "_CLUSTERS", {})
 
-    def launch(self, plan: Plan, store: Store, data: Path, runner: Any, retry: tuple[str, ...] = ()) -> Begun:
+    def launch(self, plan: Plan, store: Store, runner: Any, retry: tuple[str, ...] = ()) -> Begun:
         done = submission.launch(
-            plan, store, data, Target("test", profile(python=sys.executable)), runner=runner, retry=retry
+            plan, store, Target("test", profile(python=sys.executable)), runner=runner, retry=retry
         )
         assert not done.problem
         return Begun(done.id, tuple(run.run_id for run in done.started), done.left_alone)
@@ -140,13 +140,13 @@ def test_each_missing_run_is_executed_once_whoever_launches_meanwhile(
     executor: Any, two: Plan, store: Store, data_root: Path, counter: Make
 ) -> None:
     ids = tuple(run.run_id for run in two.unique)
-    begun = executor.launch(two, store, data_root, counter(seconds=0.05))
+    begun = executor.launch(two, store, counter(seconds=0.05))
     assert begun.started == ids
     record = launch_dir(store, begun.id).record()
     assert record is not None
     assert (record.runs, record.suite, record.executor or "local") == (ids, "headline", executor.name)
     assert set(_labels(two, store)) <= {"QUEUED", "RUNNING", "DONE"}
-    assert executor.launch(two, store, data_root, counter()).started == (), "they are in hand"
+    assert executor.launch(two, store, counter()).started == (), "they are in hand"
     _ended(executor)
     assert _labels(two, store) == ["DONE"] * len(ids)
     for run_id in ids:
@@ -154,20 +154,20 @@ def test_each_missing_run_is_executed_once_whoever_launches_meanwhile(
         ended = store.run(run_id).attempt(number).record()
         assert ended is not None
         assert (ended.outcome, ended.launch) == ("done", begun.id)
-    assert executor.launch(two, store, data_root, counter()).started == ()
+    assert executor.launch(two, store, counter()).started == ()
 
 
 def test_a_failure_stops_no_other_run_and_is_left_alone_until_it_is_retried(
     executor: Any, two: Plan, store: Store, data_root: Path, counter: Make
 ) -> None:
-    executor.launch(two, store, data_root, counter(fail={"m2f": "nan"}))
+    executor.launch(two, store, counter(fail={"m2f": "nan"}))
     _ended(executor)
     failed = [state.run_id for state in choosing.snapshot(two, store) if state.label == "FAILED(nan)"]
     assert len(failed) == 1
     assert sorted(_labels(two, store)) == ["DONE", "FAILED(nan)"]
-    again = executor.launch(two, store, data_root, counter())
+    again = executor.launch(two, store, counter())
     assert (again.started, again.left_alone) == ((), dict.fromkeys(failed, "nan"))
-    assert set(executor.launch(two, store, data_root, counter(), ("nan",)).started) == set(failed)
+    assert set(executor.launch(two, store, counter(), ("nan",)).started) == set(failed)
     _ended(executor)
     assert set(_labels(two, store)) == {"DONE"}
 
@@ -176,14 +176,14 @@ def test_a_cancelled_run_checkpoints_and_a_later_launch_goes_on_where_it_was(
     executor: Any, two: Plan, store: Store, data_root: Path, counter: Make
 ) -> None:
     first = store.run(two.unique[0].run_id)
-    executor.launch(two, store, data_root, counter(seconds=0.2))
+    executor.launch(two, store, counter(seconds=0.2))
     _until(first.metrics.exists)
     states = choosing.snapshot(two, store)
     cancelling.cancel(store, [state for state in states if state.active])
     _ended(executor)
     assert "CANCELLED" in _labels(two, store)
     assert not {"RUNNING", "QUEUED"} & set(_labels(two, store))
-    executor.launch(two, store, data_root, counter())
+    executor.launch(two, store, counter())
     _ended(executor)
     assert set(_labels(two, store)) == {"DONE"}
     lines = [json.loads(line)["iteration"] for line in first.metrics.read_text().splitlines()]
@@ -193,8 +193,7 @@ def test_a_cancelled_run_checkpoints_and_a_later_launch_goes_on_where_it_was(
 def test_what_is_missing_is_said_before_anything_is_written(
     executor: Any, store: Store, tmp_path: Path, counter: Make
 ) -> None:
-    nowhere = tmp_path / "nothing"
-    missing = make(Request("headline", overrides=(("schedule.max_iter", 12),)), nowhere)
+    missing = make(Request("headline", overrides=(("schedule.max_iter", 12),)), tmp_path / "nothing")
     with pytest.raises(UserError, match="is not under"):
-        executor.launch(missing, store, nowhere, counter())
+        executor.launch(missing, store, counter())
     assert not store.root.exists()

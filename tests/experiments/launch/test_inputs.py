@@ -23,7 +23,7 @@ OWN = {key: value for key, value in small_runs.TINY.items() if not key.startswit
 def planned(data_root: Path, **overrides: Any) -> planning.Plan:
     changes = OWN | {key.replace("__", "."): value for key, value in overrides.items()}
     request = planning.Request("headline", seeds=(0,), overrides=tuple(changes.items()))
-    return inputs.prepare_data(planning.make(request, data_root), data_root)
+    return inputs.prepare_data(planning.make(request, data_root))
 
 
 def test_a_suite_runs_on_a_backbone_that_is_chosen_by_name(data_root: Path, tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ def _attempts(plan: Plan, store: Store) -> list[int]:
     return [len(store.run(run.run_id).attempts()) for run in plan.unique]
 
 
-def test_a_suite_is_launched_followed_and_done(plan: Plan, store: Store, data_root: Path, counter: Make) -> None:
-    started = launch(plan, store, data_root, command="test", width=TWO, runner=counter(seconds=0.02))
+def test_a_suite_is_launched_followed_and_done(plan: Plan, store: Store, counter: Make) -> None:
+    started = launch(plan, store, command="test", width=TWO, runner=counter(seconds=0.02))
     assert len(started.started) == 4
     text = _follow(plan, store, started)
     assert _states(plan, store) == {"DONE"}
@@ -60,35 +60,33 @@ def test_a_suite_is_launched_followed_and_done(plan: Plan, store: Store, data_ro
     assert all(list(started.directory.glob(f"jobs/{origin['job_id']}_*")) for origin in origins)
     assert {origin["environment"]["OMP_NUM_THREADS"] for origin in origins} == {"1"}
 
-    again = launch(plan, store, data_root, width=TWO, runner=counter())
+    again = launch(plan, store, width=TWO, runner=counter())
     assert again.started == ()
     assert _attempts(plan, store) == [1, 1, 1, 1]
 
 
-def test_a_failed_run_stops_neither_the_others_nor_the_worker(
-    plan: Plan, store: Store, data_root: Path, counter: Make
-) -> None:
-    started = launch(plan, store, data_root, width=Width(1, 1), runner=counter(fail={"m2f-s0": "nan"}))
+def test_a_failed_run_stops_neither_the_others_nor_the_worker(plan: Plan, store: Store, counter: Make) -> None:
+    started = launch(plan, store, width=Width(1, 1), runner=counter(fail={"m2f-s0": "nan"}))
     text = _follow(plan, store, started)
     assert sorted(state.label for state in choosing.snapshot(plan, store)) == ["DONE", "DONE", "DONE", "FAILED(nan)"]
     assert "it was asked to fail as nan" in text
     assert _attempts(plan, store) == [1, 1, 1, 1], "a launch tries a failing run once"
 
-    again = launch(plan, store, data_root, width=TWO, runner=counter())
+    again = launch(plan, store, width=TWO, runner=counter())
     assert again.started == ()
     assert list(again.left_alone.values()) == ["nan"]
     failed, kinds = choosing.only_failed(plan, store)
     with pytest.raises(UserError, match="of class oom; failed: nan"):
         choosing.only_failed(plan, store, ("oom",))
-    retried = launch(failed, store, data_root, width=TWO, retry=kinds, runner=counter())
+    retried = launch(failed, store, width=TWO, retry=kinds, runner=counter())
     _follow(failed, store, retried)
     assert _states(plan, store) == {"DONE"}
 
 
 def test_a_killed_attempt_is_taken_up_again_by_the_same_launch(
-    plan: Plan, store: Store, data_root: Path, counter: Make, tmp_path: Path
+    plan: Plan, store: Store, counter: Make, tmp_path: Path
 ) -> None:
-    started = launch(plan, store, data_root, width=Width(1, 1), runner=counter(kill_once=tmp_path / "killed"))
+    started = launch(plan, store, width=Width(1, 1), runner=counter(kill_once=tmp_path / "killed"))
     _follow(plan, store, started)
     assert _states(plan, store) == {"DONE"}
     assert _attempts(plan, store) == [2, 1, 1, 1]
@@ -108,24 +106,22 @@ class _Deadly:
         raise AssertionError("it never comes to an evaluation")
 
 
-def test_a_run_that_always_kills_its_process_is_given_up(plan: Plan, store: Store, data_root: Path) -> None:
+def test_a_run_that_always_kills_its_process_is_given_up(plan: Plan, store: Store) -> None:
     first = replace(plan, runs=plan.runs[:1])
-    started = launch(first, store, data_root, width=Width(1, 1), runner=_Deadly())
+    started = launch(first, store, width=Width(1, 1), runner=_Deadly())
     _follow(first, store, started)
     assert _attempts(first, store) == [MAX_LOST]
     assert _states(first, store) == {"LOST(killed)"}
 
 
-def test_killed_workers_are_replaced_by_the_next_launch(
-    plan: Plan, store: Store, data_root: Path, counter: Make
-) -> None:
-    started = launch(plan, store, data_root, width=TWO, runner=counter(seconds=0.3))
+def test_killed_workers_are_replaced_by_the_next_launch(plan: Plan, store: Store, counter: Make) -> None:
+    started = launch(plan, store, width=TWO, runner=counter(seconds=0.3))
     _wait(lambda: sum(_attempts(plan, store)) >= 2)
     time.sleep(0.7)
     _kill_everything(plan, store, started)
     left = [state.state for state in choosing.snapshot(plan, store)]
     assert State.LOST in left
-    again = launch(plan, store, data_root, width=TWO, runner=counter())
+    again = launch(plan, store, width=TWO, runner=counter())
     assert len(again.started) == 4 - left.count(State.DONE)
     _follow(plan, store, again)
     assert _states(plan, store) == {"DONE"}
@@ -141,9 +137,9 @@ def _kill_everything(plan: Plan, store: Store, started: local.Launch) -> None:
 
 
 def test_ctrl_c_checkpoints_stops_and_the_next_launch_continues(
-    plan: Plan, store: Store, data_root: Path, counter: Make, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, store: Store, counter: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = launch(plan, store, data_root, width=TWO, runner=counter(seconds=0.3))
+    started = launch(plan, store, width=TWO, runner=counter(seconds=0.3))
 
     def interrupted(*_: Any) -> None:
         _wait(lambda: sum(_attempts(plan, store)) >= 2)
@@ -160,24 +156,24 @@ def test_ctrl_c_checkpoints_stops_and_the_next_launch_continues(
     assert {state.state for state in states} <= {State.CANCELLED, State.PLANNED, State.DONE}
     stopped = store.run(next(state.run_id for state in states if state.state is State.CANCELLED))
     reached = read_json(stopped.path / "checkpoints" / "state.json")["iteration"]
-    _follow(plan, store, launch(plan, store, data_root, width=TWO, runner=counter()))
+    _follow(plan, store, launch(plan, store, width=TWO, runner=counter()))
     assert _states(plan, store) == {"DONE"}
     iterations = [json.loads(line)["iteration"] for line in stopped.metrics.read_text().splitlines()]
     assert iterations == [*range(1, 13), 12], f"went on after iteration {reached}, and was scored at the end"
 
 
 def _launch(barrier: Any, arguments: tuple[Any, ...]) -> None:
-    plan, store, data_root, runner = arguments
+    plan, store, runner = arguments
     barrier.wait()
-    started = launch(plan, store, data_root, width=TWO, runner=runner)
+    started = launch(plan, store, width=TWO, runner=runner)
     while started.working():
         time.sleep(0.1)
 
 
-def test_simultaneous_launches_start_nothing_twice(plan: Plan, store: Store, data_root: Path, counter: Make) -> None:
+def test_simultaneous_launches_start_nothing_twice(plan: Plan, store: Store, counter: Make) -> None:
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(4)
-    arguments = (plan, store, data_root, counter(seconds=0.02))
+    arguments = (plan, store, counter(seconds=0.02))
     launchers = [context.Process(target=_launch, args=(barrier, arguments)) for _ in range(4)]
     for process in launchers:
         process.start()
@@ -192,10 +188,10 @@ def test_simultaneous_launches_start_nothing_twice(plan: Plan, store: Store, dat
         assert directory.attempts() == [1]
 
 
-def test_a_launch_while_another_works_waits_for_it(plan: Plan, store: Store, data_root: Path, counter: Make) -> None:
-    first = launch(plan, store, data_root, width=Width(1, 1), runner=counter(seconds=0.05))
+def test_a_launch_while_another_works_waits_for_it(plan: Plan, store: Store, counter: Make) -> None:
+    first = launch(plan, store, width=Width(1, 1), runner=counter(seconds=0.05))
     assert queued_runs(store) == {run.run_id for run in plan.unique}
-    second = launch(plan, store, data_root, width=TWO, runner=counter())
+    second = launch(plan, store, width=TWO, runner=counter())
     assert second.started == ()
     _follow(plan, store, second)
     assert _states(plan, store) == {"DONE"}
@@ -206,21 +202,21 @@ def test_a_launch_while_another_works_waits_for_it(plan: Plan, store: Store, dat
 def test_missing_data_stops_a_launch_before_anything_is_written(store: Store, tmp_path: Path) -> None:
     plan = make(Request("headline", dataset="nuclei"), tmp_path)
     with pytest.raises(UserError, match="mpformer data prepare nuclei SRC"):
-        launch(plan, store, tmp_path)
+        launch(plan, store)
     assert not store.root.exists()
 
 
-def test_a_store_that_cannot_be_written_is_a_clear_error(plan: Plan, data_root: Path, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_is_a_clear_error(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):  # a line of the command's: test_unwritable.py
-        launch(plan, Store(tmp_path / "file"), data_root)
+        launch(plan, Store(tmp_path / "file"))
 
 
-def test_inline_executes_one_run_in_this_process(plan: Plan, store: Store, data_root: Path, counter: Make) -> None:
+def test_inline_executes_one_run_in_this_process(plan: Plan, store: Store, counter: Make) -> None:
     with pytest.raises(UserError, match="executes one run, this is 4"):
-        local.inline(plan, store, data_root, runner=counter())
+        local.inline(plan, store, runner=counter())
     single = replace(plan, runs=plan.runs[:1])
-    assert local.inline(single, store, data_root, runner=counter()).outcome == "done"
+    assert local.inline(single, store, runner=counter()).outcome == "done"
 
 
 def test_the_width_fits_cores_memory_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,16 +230,14 @@ def test_the_width_fits_cores_memory_and_runs(monkeypatch: pytest.MonkeyPatch) -
     assert machine.fit(Width(50, 4), 5) == Width(5, 4)
 
 
-def test_a_waiting_run_can_be_cancelled_before_it_begins(
-    plan: Plan, store: Store, data_root: Path, counter: Make
-) -> None:
-    started = launch(plan, store, data_root, width=Width(1, 1), runner=counter(seconds=0.1))
+def test_a_waiting_run_can_be_cancelled_before_it_begins(plan: Plan, store: Store, counter: Make) -> None:
+    started = launch(plan, store, width=Width(1, 1), runner=counter(seconds=0.1))
     last = store.run(plan.runs[-1].run_id)
     write_json(last.cancel_file, {})
     _follow(plan, store, started)
     assert [state.label for state in choosing.snapshot(plan, store)] == ["DONE", "DONE", "DONE", "CANCELLED"]
     assert not last.attempts()
-    again = launch(plan, store, data_root, width=Width(1, 1), runner=counter())
+    again = launch(plan, store, width=Width(1, 1), runner=counter())
     assert [run.run_id for run in again.started] == [last.run_id]
     _follow(plan, store, again)
     assert _states(plan, store) == {"DONE"}
@@ -256,8 +250,8 @@ class _Unpicklable:
         return (int, ("not a number",))
 
 
-def test_a_worker_that_cannot_begin_says_why(plan: Plan, store: Store, data_root: Path) -> None:
-    started = launch(plan, store, data_root, width=Width(1, 1), runner=_Unpicklable())  # type: ignore[arg-type]
+def test_a_worker_that_cannot_begin_says_why(plan: Plan, store: Store) -> None:
+    started = launch(plan, store, width=Width(1, 1), runner=_Unpicklable())  # type: ignore[arg-type]
     _follow(plan, store, started)
     assert "invalid literal for int" in " ".join(started.problems())
     assert _states(plan, store) == {"PLANNED"}

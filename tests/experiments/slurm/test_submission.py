@@ -87,7 +87,7 @@ def test_a_smoke_run_is_short_and_one_a_row(data: Path) -> None:
 
 
 def dry(made: Plan, store: Store, data: Path, **keys: Any) -> list[str]:
-    return list(submission.scripts(made, store, data, Target("test", profile(**keys))))
+    return list(submission.scripts(made, store, Target("test", profile(**keys))))
 
 
 def test_a_dry_run_prints_the_scripts_and_writes_nothing(data: Path, store: Store, no_slurm: None) -> None:
@@ -134,7 +134,7 @@ def test_without_the_dataset_the_line_says_so(
     monkeypatch.setattr(site, "require", lambda: None)
     made = plan(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"shapes .* is not under"):
-        submission.launch(made, store, tmp_path / "nothing", Target("test", profile()))
+        submission.launch(made, store, Target("test", profile()))
     missing, _, script = dry(made, store, tmp_path / "nothing")
     assert missing.startswith("# missing: shapes ")
     assert script.startswith("#!/bin/bash")
@@ -258,7 +258,7 @@ def test_what_does_not_fit_is_launched_as_it_was_asked_for(data: Path, tmp_path:
     overrides = (("schedule.max_iter", 12), ("model.init_weights", ""), ("model.init_checksum", NASTY + "\n"))
     request = Request("headline", rows=("mp-former",), seeds=(3, 1), overrides=overrides)
     made = planning.make(request, data)
-    words = list(submission._arguments(made, data, Target("mine.yaml", profile(max_submit=5), smoke=True)))
+    words = list(submission._arguments(made, Target("mine.yaml", profile(max_submit=5), smoke=True)))
     given = dict(zip(words[::2], words[1::2], strict=True))
     assert given["--on"] == str(Path("mine.yaml").resolve())
     assert (given["--parallelism"], given["--max-submit"]) == ("4", "5")
@@ -276,8 +276,8 @@ def test_the_last_job_launches_what_was_left_over_and_what_was_preempted(
     data: Path, store: Store, monkeypatch: pytest.MonkeyPatch, left: bool, again: bool
 ) -> None:
     target = Target("mine.yaml", profile(report=True, resubmit=again))
-    work = submission._Work(plan(data), store.root, "x", data, ROOT, left_over=left)
-    (job,) = work.functions(Batch(1, "report"), target)
+    work = submission._Work(plan(data), store.root, "x", target, ROOT, left_over=left)
+    (job,) = work.functions(Batch(1, "report"))
     assert isinstance(job, ReportJob)
     called: list[list[str]] = []
 
@@ -301,14 +301,14 @@ def test_a_report_that_waits_waits_for_the_next_launch_too(data: Path, store: St
     (shaky / "failures").write_text("0")
     target = Target("test", profile(report=True))
     (shaky / "sbatch").write_text(SBATCH.replace("echo 77", "echo $((76 + $(wc -l < sbatch.calls)))"))
-    submission.launch(plan(data, seeds=(0,)), store, data, target)
+    submission.launch(plan(data, seeds=(0,)), store, target)
     first, report = journal.submissions(store)
     assert (first.job_id, report.job_id) == ("77", "78")
     lines = [f"77_{index}|{79 + index}|RUNNING|None|1767268800|N/A|n0|{first.name}" for index in range(2)]
     state = "RUNNING|None" if begun else "PENDING|Dependency"
     lines.append(f"78_0|78|{state}|1767268800|N/A||{report.name}")
     (shaky / "squeue.out").write_text("\n".join(lines) + "\n")
-    submission.launch(plan(data, seeds=(0, 1)), store, data, target)
+    submission.launch(plan(data, seeds=(0, 1)), store, target)
     later = [one for one in journal.submissions(store) if one.launch != first.launch]
     asked = (shaky / "scontrol.calls").read_text().splitlines()
     if begun:
@@ -347,7 +347,7 @@ def test_a_retry_grows_what_was_short_for_the_runs_that_it_helps(data: Path, sto
 def test_nodes_are_forgotten_for_the_suites_waiting_jobs(data: Path, store: Store, shaky: Path) -> None:
     (shaky / "failures").write_text("0")
     target = Target("test", profile())
-    first = submission.launch(plan(data), store, data, target).submissions[0]
+    first = submission.launch(plan(data), store, target).submissions[0]
     launched = launch_dir(store, first.launch)
     line = (
         f"77_0|78|PENDING|BeginTime|1767268800|N/A||{first.name}\n77_1|79|RUNNING|None|1767268800|N/A|n0|{first.name}\n"
@@ -414,7 +414,7 @@ def test_a_controller_that_does_not_answer_is_one_line(
     with pytest.raises(
         UserError, match=r"^Slurm does not answer: .*Unable to contact slurm controller; try again later$"
     ):
-        submission.launch(plan(data), store, data, Target("test", profile()))
+        submission.launch(plan(data), store, Target("test", profile()))
     assert journal.submissions(store) == []
     assert {state.label for state in standing.look_at_plan(plan(data), store).values()} == {"PLANNED"}
     note, _ = dry(plan(data), store, data)
@@ -457,7 +457,7 @@ def shaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def submitted(data: Path, store: Store, shaky: Path, failures: int) -> tuple[submission.Submitted, int]:
     """What became of a launch of one array, and how often ``sbatch`` was called."""
     (shaky / "failures").write_text(str(failures))
-    done = submission.launch(plan(data), store, data, Target("test", profile()))
+    done = submission.launch(plan(data), store, Target("test", profile()))
     return done, len((shaky / "sbatch.calls").read_text().splitlines())
 
 
@@ -489,12 +489,12 @@ def test_every_client_is_called_for_the_profiles_cluster(data: Path, store: Stor
         (shaky / name).chmod(0o755)
     (shaky / "failures").write_text("1")
     target = Target("test", profile(report=True, clusters="gpus"))
-    submission.launch(plan(data, seeds=(0,)), store, data, target)
+    submission.launch(plan(data, seeds=(0,)), store, target)
     first, report = journal.submissions(store)
     lines = (f"77_0|78|PENDING|BeginTime|1767268800|N/A||{first.name}", f"77_0|79|PENDING||1|N/A||{report.name}")
     (shaky / "squeue.out").write_text("\n".join(("CLUSTER: gpus", *lines)) + "\n")
     made = plan(data)
-    submission.launch(made, store, data, target)
+    submission.launch(made, store, target)
     launch_dir(store, first.launch).deaths_file.write_text("1 78 0 n1 105 9\n")
     assert submission.forget_nodes(made, store, None) == 1
     assert check.refusals(target.profile) == {"runs": "", "report": ""}
@@ -553,18 +553,18 @@ def test_a_launch_whose_launcher_died_before_the_report_gets_it_from_the_next(
 
     monkeypatch.setattr(arrays, "submit", dying)
     with pytest.raises(KeyboardInterrupt):
-        submission.launch(plan(data), store, data, target)
+        submission.launch(plan(data), store, target)
     monkeypatch.setattr(arrays, "submit", real)
     first = journal.submissions(store)[0]
     (shaky / "squeue.out").write_text(
         "".join(f"77_{index}|{78 + index}|PENDING|None|1767268800|N/A||{first.name}\n" for index in range(4))
     )
-    again = submission.launch(plan(data), store, data, target)
+    again = submission.launch(plan(data), store, target)
     assert again.started == ()
     array, died, report = journal.submissions(store)
     assert (array.stage, died.stage, report.stage) == ("all", "report", "report")
     assert (died.error is not None, report.job_id, report.launch) == (True, "77", first.launch)
     text = (store.launches / first.launch / "jobs" / "2" / "submission.sh").read_text()
     assert "#SBATCH --dependency=afterany:77" in text.replace("'", "")
-    submission.launch(plan(data), store, data, target)
+    submission.launch(plan(data), store, target)
     assert len(journal.submissions(store)) == 3, "once"

@@ -179,7 +179,7 @@ def trained(tmp_path: Path) -> tuple[Plan, Path]:
     """One piloted run of a real model, its dataset prepared; and where the datasets are."""
     data = tmp_path / "data"
     request = Request("headline", rows=("mp-former",), seeds=(0,), overrides=tuple(SMALL.items()))
-    return inputs.prepare_data(planning.make(request, data), data), data
+    return inputs.prepare_data(planning.make(request, data)), data
 
 
 @contextlib.contextmanager
@@ -238,13 +238,13 @@ def mpformer(*words: str) -> str:
 def test_a_training_killed_and_resumed_while_its_server_dies_is_there_once(
     server: Server, trained: tuple[Plan, Path], tmp_path: Path
 ) -> None:
-    plan, data = trained
+    plan, _ = trained
     store = Store(tmp_path / "store")
     run = store.run(plan.runs[0].run_id)
 
     with mirroring(store, server.url):
         # slowed down: a quick training would be over before a slow server had told of it
-        started = local.launch(plan, store, data, width=Width(1, 1), runner=Paced(0.1))
+        started = local.launch(plan, store, width=Width(1, 1), runner=Paced(0.1))
         wait(server.metrics, "nothing was mirrored while it trained")
         server.kill()
         before = written(run)
@@ -252,7 +252,7 @@ def test_a_training_killed_and_resumed_while_its_server_dies_is_there_once(
         wait(lambda: checkpoints(run), "no checkpoint was written")
         kill_training(started, run)
         server.start()
-        watching.follow(plan, store, local.launch(plan, store, data, width=Width(1, 1)), Console(file=io.StringIO()))
+        watching.follow(plan, store, local.launch(plan, store, width=Width(1, 1)), Console(file=io.StringIO()))
 
     mpformer("mlflow", "sync", "--root", str(store.root), "--uri", server.url)
     assert run.attempts() == [1, 2]
