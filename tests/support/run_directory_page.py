@@ -23,7 +23,8 @@ def _pattern(path: str) -> str:
 
 
 def unknown_files(store: Path) -> list[str]:
-    """Return the files of a store that the page does not name."""
+    """Return the files of a store that the page does not name, but for those that a killed process was writing."""
     known = re.compile("|".join(f"(?:{pattern})" for pattern in patterns()))
     names = (path.relative_to(store).as_posix() for path in sorted(store.rglob("*")) if path.is_file())
-    return [name for name in names if not known.fullmatch(name)]
+    torn = re.compile(r"(?:.*/)?\.[^/]+\.\d+\.[0-9a-f]{8}")
+    return [name for name in names if not known.fullmatch(name) and not torn.fullmatch(name)]
