@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments.store.files import replacing
 from experiments.store.run_dir import RunDir, Store
@@ -37,13 +36,6 @@ def recall(store: Store) -> None:
     for record in store.suite_records():
         if record.registration:
             registration.know(record.registration, store.root)
-
-
-def registered(name: str, data_root: Path) -> dict[str, Any]:
-    """Return the registration of a set of the user's own, for the record of a launch; {} for other sets."""
-    from mpformer.data.own import registration
-
-    return registration.load(name, data_root).plain() if dataset(name).added else {}
 
 
 def resolve(config: Config, data_root: Path) -> tuple[Config, DataState]:

@@ -11,6 +11,7 @@ from typing import Any
 from experiments.suites import scales
 from experiments.suites.ablations import GUIDED_FIRST, MASK2FORMER, MP_FORMER, RELEASE
 from experiments.suites.rows import SUITES, Row, suite
+from mpformer.config import paper_settings
 from mpformer.config.schema import Config, SwinConfig
 
 _NOTHING_RELEASED = "nobody released checkpoints for it; they are of coco, ade20k and cityscapes: --scale paper"
@@ -52,11 +53,11 @@ def changes_to(setting: str, first: str, name: str, scale: str, dataset: str) ->
     """Return what turns the base of suite ``name`` into a setting of the paper, or into what stands for it at mini."""
     base = SUITES[name].base(scale, dataset)
     if scale == "paper":
-        return difference(base, scales.paper(setting))
+        return difference(base, paper_settings.setting(setting))
     changes: dict[str, Any] = {}
     if "swin" in setting:
         changes["model.backbone"] = _MINI_SWIN.model_dump()
-    ratio = scales.paper(setting).schedule.max_iter / scales.paper(first).schedule.max_iter
+    ratio = paper_settings.setting(setting).schedule.max_iter / paper_settings.setting(first).schedule.max_iter
     if ratio != 1:
         changes["schedule.max_iter"] = round(base.schedule.max_iter * min(ratio, _LONGEST_AT_MINI))
     return changes
@@ -207,6 +208,6 @@ def _released(method: str, label: str, toggles: Mapping[str, Any], setting: str,
     text = f"{label}, {task}, {_BACKBONE_LABELS[backbone]}, {length}"
     if scale != "paper":
         return Row(name, text, baseline=name)
-    changes = difference(SUITES["released"].base(scale, dataset), scales.paper(setting)) | dict(toggles)
+    changes = difference(SUITES["released"].base(scale, dataset), paper_settings.setting(setting)) | dict(toggles)
     file = f"{method}_{dataset}_{task}_{backbone}.pkl"
     return Row(name, text, changes | {"model.init_weights": file, "schedule.evaluation_only": True}, baseline=name)

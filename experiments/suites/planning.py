@@ -14,6 +14,7 @@ from experiments.store.run_dir import Store
 from experiments.store.suite_record import SuiteRecord, SuiteRow, SuiteRun
 from experiments.suites import catalogue, datasets, scales
 from experiments.suites.rows import Row, Suite
+from mpformer.config.datasets import dataset as dataset_entry
 from mpformer.config.schema import MAX_SEED, Config
 from mpformer.data.own import registration
 from mpformer.runtime.errors import UserError, choices
@@ -262,6 +263,8 @@ def _refuse_merged_rows(runs: Sequence[PlannedRun], request: Request, base: Conf
 
 
 def record_of(plan: Plan, command: str = "") -> SuiteRecord:
+    """Return the record of a plan; of a set of the user's own with its registration."""
+    added = dataset_entry(plan.dataset).added
     return SuiteRecord(
         suite=plan.suite.name,
         scale=plan.scale,
@@ -281,7 +284,7 @@ def record_of(plan: Plan, command: str = "") -> SuiteRecord:
         command=command,
         evaluations={run.eval_id: run.config.evaluation.model_dump(mode="json") for run in plan.runs},
         data_root=str(plan.data_root.resolve()),
-        registration=datasets.registered(plan.dataset, plan.data_root),
+        registration=registration.load(plan.dataset, plan.data_root).plain() if added else {},
     )
 
 

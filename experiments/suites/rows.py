@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from experiments.suites import scales
+from mpformer.config import paper_settings
 from mpformer.config.schema import Config
 from mpformer.runtime.errors import UserError, choices
 
@@ -90,7 +91,7 @@ class Suite:
     def base(self, scale: str, dataset: str) -> Config:
         """Return the configuration that the rows change."""
         if self._own_settings(scale):
-            config = scales.paper(self.paper[self.datasets(scale).index(dataset)])
+            config = paper_settings.setting(self.paper[self.datasets(scale).index(dataset)])
         else:
             config = scales.base(scale, dataset)
         if self.why_not(dataset):

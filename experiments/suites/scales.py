@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
+from mpformer.config import paper_settings
 from mpformer.config.datasets import DATASETS, Dataset
 from mpformer.config.datasets import dataset as dataset_entry
 from mpformer.config.schema import (
@@ -67,8 +68,10 @@ def base(scale: str, dataset: str | None = None) -> Config:
     Raises UserError that lists the valid choices.
     """
     _, chosen = check(scale, dataset)
+    if scale != "paper":
+        return _mini(dataset_entry(chosen))
     setting = _SETTING.get()
-    return moved_to(paper(setting), chosen, setting) if scale == "paper" else _mini(dataset_entry(chosen))
+    return moved_to(paper_settings.setting(setting), chosen, setting)
 
 
 _SETTING: ContextVar[str] = ContextVar("setting", default=ABLATIONS)
@@ -205,13 +208,6 @@ def _object_threshold(panoptic: bool) -> float:
     """Evaluations without panoptic segments do not use it, and keep the id that they have with the default."""
     default: float = EvaluationConfig.model_fields["object_mask_threshold"].default
     return MINI_OBJECT_THRESHOLD if panoptic else default
-
-
-def paper(name: str) -> Config:
-    """Return a setting of the paper; raises UserError for an unknown one."""
-    from mpformer.config.paper_settings import setting
-
-    return setting(name)
 
 
 def check(scale: str, dataset: str | None, known: tuple[str, ...] = ()) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from experiments.store.run_dir import Store
 from experiments.suites import catalogue, datasets, planning, scales
 from experiments.suites.planning import Plan, PlannedRun, Request
 from mpformer.config.classes import num_classes
+from mpformer.config.paper_settings import setting
 from mpformer.config.schema import Config
 
 pytestmark = pytest.mark.slow
@@ -187,7 +188,7 @@ def test_full_widths_have_the_published_numbers_of_parameters() -> None:
     """
     norms = 2 * (64 + 3 * (2 * 64 + 256) + 4 * (2 * 128 + 512) + 6 * (2 * 256 + 1024) + 3 * (2 * 512 + 2048))
     norms += 2 * (256 + 512 + 1024 + 2048)  # of the shortcuts
-    plain = {"resnet": scales.paper("coco/instance/r50-50ep"), "swin": scales.paper("coco/instance/swin-l-100ep")}
+    plain = {"resnet": setting("coco/instance/r50-50ep"), "swin": setting("coco/instance/swin-l-100ep")}
     published = {kind: parameters(config) for kind, config in plain.items()}
     assert {kind: round(count / MILLION) for kind, count in published.items()} == {"resnet": 44, "swin": 216}
     models = full_models()

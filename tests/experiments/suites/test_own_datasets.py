@@ -12,6 +12,7 @@ from experiments.store.run_dir import Store
 from experiments.suites import catalogue, datasets, planning, scales
 from experiments.suites.planning import Request
 from mpformer.config.datasets import DATASETS, added, know
+from mpformer.config.paper_settings import setting
 from mpformer.data.own import registration
 from mpformer.data.validation import validation_items
 from mpformer.runtime.errors import UserError
@@ -94,7 +95,7 @@ def test_a_setting_of_the_paper_is_trained_on_whole_images(root: Path, store: St
     request = Request("headline", "paper", "plates", base=BASE, overrides=(("model.init_weights", ""),))
     plan = planning.make(request, root)
     assert not plan.missing
-    config, usual = plan.base, scales.paper(BASE)
+    config, usual = plan.base, setting(BASE)
     assert config.dataset.crop is None
     assert config.dataset.augmentation == usual.dataset.augmentation
     assert (config.schedule, config.model.queries) == (usual.schedule, usual.model.queries)
@@ -123,7 +124,7 @@ def test_a_base_that_does_not_fit_is_refused(root: Path) -> None:
         planning.make(Request("headline", "paper", "plates", base="r50"), root)
     know(added("nothing_but_things", ["a", "b"], []))
     with pytest.raises(UserError, match="trains for the panoptic task, and nothing_but_things has instance alone"):
-        scales.moved_to(scales.paper(BASE), "nothing_but_things", BASE)
+        scales.moved_to(setting(BASE), "nothing_but_things", BASE)
 
 
 def test_train_takes_it_as_a_dataset(root: Path) -> None:
