@@ -103,7 +103,7 @@ def run_attempt(
     UserError if the run's record is damaged, or ``config`` is another run's.
     """
     run = Store(root).run(run_id)
-    config = _checked(run, config)
+    config = _checked(run, config, options)
     if run.packed:
         if not options.anew and complete(run, stage, config):
             return Ending(Outcome.SKIPPED, detail="nothing is left to do")
@@ -133,14 +133,13 @@ def follow(run: RunDir, config: Config, stage: Stage, options: Options, runner: 
         if number is None:
             return Ending(Outcome.SKIPPED, detail="nothing is left to do")
         directory = run.attempt(number).path
-        threads = {} if options.threads is None else {"runtime.threads": options.threads}
         with captured(directory / f"log.{current_rank().number}.txt", options.capture), _rendezvous(directory):
             try:
                 if stage != "evaluate" and run.trained() is None:
                     callbacks = TrainCallbacks(stop=stop.text)
-                    runner.train(config.replace(threads), run.path, options.data(config), callbacks)
+                    runner.train(config, run.path, options.data(config), callbacks)
                 if stage != "train":
-                    _help_to_evaluate(run, config.replace(threads), options, runner, stop)
+                    _help_to_evaluate(run, config, options, runner, stop)
             except Interrupted as stopped:
                 return Ending(Outcome.INTERRUPTED, detail=str(stopped), attempt=number)
             except BaseException as error:
@@ -195,11 +194,13 @@ def _rendezvous(directory: Path) -> Iterator[None]:
         yield
 
 
-def _checked(run: RunDir, config: Config | None) -> Config:
+def _checked(run: RunDir, config: Config | None, options: Options) -> Config:
+    """The configuration to execute, with the threads of this attempt."""
     own = run.config()
     if config is not None and _run_id(config) != run.run_id:
         raise UserError(f"{run.run_id} is not the run of this configuration, which is {_run_id(config)}")
-    return config or own
+    threads = {} if options.threads is None else {"runtime.threads": options.threads}
+    return (config or own).replace(threads)
 
 
 def complete(run: RunDir, stage: Stage, config: Config) -> bool:
@@ -220,7 +221,7 @@ def _note_lost_predecessors(run: RunDir, number: int) -> None:
 
 def _lost(run: RunDir, number: int) -> Ending:
     """What is known of the end of an attempt that did not say how it ended."""
-    last = run.attempt(number).last_event()
+    last = next(reversed(run.attempt(number).events()), None)
     signalled = f" after {last.detail}" if last is not None and last.state == "SIGNAL" else ""
     owner = claims.read(run.claims, number)
     where = f" on {owner.host}" if owner.host else ""
@@ -235,13 +236,12 @@ class _Attempt:
     def __init__(
         self, run: RunDir, config: Config, claim: claims.Claim, stage: Stage, options: Options, runner: Runner
     ) -> None:
-        self.run, self.claim, self.stage, self.options, self.runner = run, claim, stage, options, runner
+        self.run, self.config, self.claim, self.stage, self.options = run, config, claim, stage, options
+        self.runner = runner
         self.attempt = run.attempt(claim.number)
         self.noted = Noted()
         self.stopping: StopReason | None = None
         self.heartbeat = claims.Heartbeat(claim)
-        threads = {} if options.threads is None else {"runtime.threads": options.threads}
-        self.config = config.replace(threads)
         self._eta_seconds: float | None = None
         self._progress_at = 0.0
         self._progress_seconds = 1.0

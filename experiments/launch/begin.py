@@ -68,7 +68,7 @@ def begin(plan: Plan, store: Store, command: str = "", retry: tuple[str, ...] = 
     """
     if plan.missing:
         raise UserError("; ".join(plan.missing))
-    with _alone(store) as claim:
+    with claims.held(_acquired(store.root / "launching")) as claim:
         recover(store)
         record(plan, store, command)
         missing, left_alone = to_start(plan, store, retry)
@@ -79,19 +79,8 @@ def begin(plan: Plan, store: Store, command: str = "", retry: tuple[str, ...] = 
         yield Beginning(name, store.launches / name, tuple(missing), left_alone, claim)
 
 
-@contextlib.contextmanager
-def _alone(store: Store) -> Iterator[Claim]:
-    """Hold the store's launch claim, once no other launch does; its heartbeat goes on while the block runs."""
-    claim = _acquired(store.root / "launching")
-    try:
-        with claims.Heartbeat(claim):
-            yield claim
-    finally:
-        with contextlib.suppress(OSError):  # a full disk: the claim is free once this process has ended
-            claim.release()
-
-
 def _acquired(directory: Path) -> Claim:
+    """Return the store's launch claim, once no other launch holds it."""
     began, said = time.monotonic(), False
     while True:
         if (claim := claims.acquire(directory)) is not None:

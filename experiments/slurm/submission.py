@@ -31,7 +31,7 @@ from experiments.status.slurm_client import SlurmError
 from experiments.store import journal
 from experiments.store.files import append_line
 from experiments.store.journal import BatchRun, Journal, Submission
-from experiments.store.launches import FORGET, SLURM, LaunchDir, LaunchRecord, recorded, with_deaths
+from experiments.store.launches import DEATHS, FORGET, SLURM, LaunchDir, LaunchRecord, recorded
 from experiments.store.run_dir import Store
 from experiments.suites import catalogue
 from experiments.suites.planning import Plan, PlannedRun
@@ -173,8 +173,8 @@ class _Work:
             return [ReportJob(self.root, *where, self.code, arguments, self.left_over, again)]
         profile = self.profile(batch)
         root = self.directory / smoke.FOLDER if batch.stage == "smoke" else self.root
-        data, stop_file = self.plan.data_root.resolve(), LaunchDir(self.directory).stop_file
-        options = Options(data, self.launch, profile.cpus, stop_file, stage_to=profile.stage_to)
+        data = self.plan.data_root.resolve()
+        options = Options(data, self.launch, profile.cpus, stage_to=profile.stage_to)
         stage: Stage = "all" if batch.stage == "smoke" else batch.stage
         tasks = [Task(run.run_id, run.eval_id, run.config) for run in batch.runs]
         work = (root, self.launch, options, stage, self.retry, self.runner)
@@ -217,7 +217,7 @@ def _submit(
     batches: Sequence[Batch],
     cluster: str,
     beginning: Beginning,
-    last: "_WaitingReport | None" = None,
+    last: "_Waiting | None" = None,
 ) -> str:
     """Submit the batches one after the other; returns why not all of them were, empty if they were.
 
@@ -229,7 +229,7 @@ def _submit(
     for batch in batches:
         if problem and (batch.stage != "report" or not ids):
             continue
-        if batch.stage == "report" and last is not None and last.waits_for(ids.values()):
+        if batch.stage == "report" and last is not None and _waits_for(last, ids.values()):
             continue
         try:
             beginning.confirm()
@@ -257,24 +257,19 @@ def _submit_one(work: _Work, batch: Batch, ids: dict[int, str], cluster: str, bo
     return job_id
 
 
-@dataclass(frozen=True)
-class _WaitingReport:
-    """A report job of the suite that has not begun: one is enough."""
+_Waiting = tuple[Submission, tuple[str, ...]]
+"""A report job of the suite that has not begun (one is enough), and the ids of the suite's arrays that Slurm has."""
 
-    job_id: str
-    clusters: str
-    after: tuple[str, ...]
-    """The suite's arrays that Slurm still has."""
 
-    def waits_for(self, ids: Iterable[str]) -> bool:
-        """Have it wait for these arrays too; False if Slurm does not let it: it may have begun."""
-        after = ":".join(dict.fromkeys((*self.after, *ids)))
-        try:
-            words = (f"JobId={self.job_id}", f"Dependency=afterany:{after}")
-            slurm_client.call("scontrol", "update", *words, clusters=self.clusters)
-        except SlurmError:
-            return False
-        return True
+def _waits_for(last: _Waiting, ids: Iterable[str]) -> bool:
+    """Have the report wait for these arrays too; False if Slurm does not let it: it may have begun."""
+    report, after = last
+    words = (f"JobId={report.job_id}", f"Dependency=afterany:{':'.join(dict.fromkeys((*after, *ids)))}")
+    try:
+        slurm_client.call("scontrol", "update", *words, clusters=report.clusters)
+    except SlurmError:
+        return False
+    return True
 
 
 def _launches(plan: Plan, every: Iterable[tuple[LaunchDir, LaunchRecord]]) -> list[tuple[LaunchDir, LaunchRecord]]:
@@ -283,7 +278,7 @@ def _launches(plan: Plan, every: Iterable[tuple[LaunchDir, LaunchRecord]]) -> li
     return [each for each in every if (each[1].suite, each[1].scale, each[1].dataset) == whose]
 
 
-def _waiting_report(plan: Plan, store: Store) -> _WaitingReport | None:
+def _waiting_report(plan: Plan, store: Store) -> _Waiting | None:
     ours = [launched.id for launched, _ in _launches(plan, recorded(store))]
     batches = [one for one in journal.submissions(store, ours) if one.job_id is not None]
     jobs = [job for job in scheduler.ask(batches).jobs if not job.over] if batches else []
@@ -292,7 +287,7 @@ def _waiting_report(plan: Plan, store: Store) -> _WaitingReport | None:
     if not reports:
         return None
     after = tuple(one.job_id for one in batches if one.stage != "report" and one.name in live and one.job_id)
-    return _WaitingReport(str(reports[-1].job_id), reports[-1].clusters, after)
+    return reports[-1], after
 
 
 def _report_on_the_lost(plan: Plan, store: Store, target: Target) -> None:
@@ -324,7 +319,7 @@ def forget_nodes(plan: Plan, store: Store, exclude: str | None) -> int:
     ``exclude`` are the nodes that they avoid all the same, the profile's. Raises SlurmError.
     """
     names = set()
-    for launched, _ in _launches(plan, with_deaths(store)):
+    for launched, _ in _launches(plan, recorded(store, DEATHS)):
         names |= {one.name for one in journal.of_launch(store, launched.id).submissions()}
         append_line(launched.deaths_file, FORGET)
     jobs, _ = scheduler.live_elements(store, {run.run_id for run in plan.unique})

@@ -174,22 +174,16 @@ class SuiteView:
         return {
             **{name: getattr(self, name) for name in _HEAD},
             "counts": self.counts,
-            "scheduler": _plain_answer(self.answer),
+            "scheduler": _plain_answer(self.answer) if self.answer is not None else None,
             "left": vars(self.left),
             "bad_nodes": dict(self.bad_nodes),
             "runs": [run.plain() for run in self.runs],
         }
 
 
-def _plain_answer(answer: Answer | None) -> dict[str, Any] | None:
-    if answer is None:
-        return None
-    return {
-        "time": answer.time,
-        "controller": answer.controller,
-        "accounting": answer.accounting,
-        "problems": list(answer.problems),
-    }
+def _plain_answer(answer: Answer) -> dict[str, Any]:
+    said = {name: getattr(answer, name) for name in ("time", "controller", "accounting")}
+    return {**said, "problems": list(answer.problems)}
 
 
 def chosen(root: Path, suite: str | None, scale: str, dataset: str | None) -> list[SuiteRecord]:
@@ -263,7 +257,7 @@ def _bad_nodes(store: Store, record: SuiteRecord, found: Standing) -> tuple[dict
     waiting = {run_id for (run_id, _), state in found.states.items() if state.live}
     nodes: dict[str, int] = {}
     profile = ""
-    for launched, about in launches.with_deaths(store):
+    for launched, about in launches.recorded(store, launches.DEATHS):
         ours = (about.suite, about.scale, about.dataset) == (record.suite, record.scale, record.dataset)
         if ours and not waiting.isdisjoint(about.runs):
             bad = launches.bad_nodes(launched.deaths_file)

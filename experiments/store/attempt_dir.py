@@ -141,16 +141,6 @@ class AttemptRecord(Record):
         """Whether the attempt itself has not said how it ended."""
         return self.outcome in (None, Outcome.LOST)
 
-    def concluded(self, ending: Ending) -> "AttemptRecord":
-        """Return the record of an attempt that ended like this; the time of its end stays if it was known."""
-        return replace(
-            self,
-            ended=self.ended or time.time(),
-            outcome=ending.outcome,
-            failure_class=ending.failure_class,
-            detail=ending.detail,
-        )
-
 
 @dataclass(frozen=True)
 class Progress(Record):
@@ -259,13 +249,14 @@ class AttemptDir:
         records.save(self.path / self.RECORD, record)
 
     def conclude(self, ending: Ending, only_if_open: bool = False) -> None:
-        """Write how it ended, over what was known before; with ``only_if_open`` unless an ending is known.
+        """Write how it ended, over what was known before but for the time; ``only_if_open``: unless an ending is known.
 
         Nothing is written of an attempt that has no record, or a damaged one.
         """
         record = self.sound_record()
         if record is not None and not (only_if_open and record.outcome is not None):
-            records.save(self.path / self.RECORD, record.concluded(ending))
+            how = {name: value for name, value in vars(ending).items() if name != "attempt"}
+            records.save(self.path / self.RECORD, replace(record, ended=record.ended or time.time(), **how))
 
     def progress(self) -> Progress:
         """Return the last sign of what it does; an empty one if there is none."""
@@ -301,10 +292,6 @@ class AttemptDir:
         """Return the events in order; lines that are damaged are left out."""
         lines = json_lines(self.path / "events.jsonl")
         return tuple(_event(line) for line in lines if isinstance(line.get("state"), str))
-
-    def last_event(self) -> Event | None:
-        """Return the last event, None if there is none."""
-        return next(reversed(self.events()), None)
 
     def write_rank_failure(self, failure: RankFailure) -> None:
         """Write how another rank's process failed, unless that is known."""

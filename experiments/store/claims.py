@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -182,6 +182,17 @@ class Heartbeat:
             with contextlib.suppress(OSError):  # a file server that is away for a moment
                 self._claim.beat()
                 self.lost = self.lost or highest(self._claim.directory) != self._claim.number
+
+
+@contextlib.contextmanager
+def held(claim: Claim) -> Iterator[Claim]:
+    """Renew a claim while the block runs, then release it."""
+    try:
+        with Heartbeat(claim):
+            yield claim
+    finally:
+        with contextlib.suppress(OSError):  # a full disk: the claim is free once this process has ended
+            claim.release()
 
 
 def machine() -> str:

@@ -13,7 +13,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from mpformer.config.schema import Config, EvaluationConfig, ModelConfig, Toggles, plain
+from mpformer.config.schema import Config, ModelConfig, Toggles, plain
 from mpformer.runtime.errors import UserError
 
 SCHEME = 1
@@ -29,9 +29,8 @@ def run_id(config: Config) -> str:
 
 def eval_id(config: Config) -> str:
     """Return the name of the evaluation setting of ``config``, such as ``instance-panoptic-0123456789ab``."""
-    setting = config.evaluation
-    kinds = [name for name in ("instance", "panoptic", "semantic") if getattr(setting, name)]
-    return f"{'-'.join(kinds) or 'none'}-{_digest(evaluation_identity(setting))}"
+    kinds = [name for name in ("instance", "panoptic", "semantic") if getattr(config.evaluation, name)]
+    return f"{'-'.join(kinds) or 'none'}-{_digest({'scheme': SCHEME, 'evaluation': plain(config.evaluation)})}"
 
 
 def run_identity(config: Config) -> dict[str, Any]:
@@ -45,11 +44,6 @@ def run_identity(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "extra_cfg": dict(config.extra_cfg),
     }
-
-
-def evaluation_identity(setting: EvaluationConfig) -> dict[str, Any]:
-    """Return everything that can change the scores of given weights, as plain data."""
-    return {"scheme": SCHEME, "evaluation": plain(setting)}
 
 
 def part_of(key: str) -> Literal["run", "piloted run", "evaluation", ""]:

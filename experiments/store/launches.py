@@ -198,11 +198,6 @@ def launch_dir(store: Store, launch: str) -> LaunchDir:
     return LaunchDir(store.launches / launch)
 
 
-def with_deaths(store: Store) -> Iterator[tuple[LaunchDir, LaunchRecord]]:
-    """Yield the launches, with their records, of whose jobs the infrastructure ended starts."""
-    return recorded(store, DEATHS)
-
-
 def recorded(store: Store, file: str = "launch.json") -> Iterator[tuple[LaunchDir, LaunchRecord]]:
     """Yield the launches that have this file, with their records, in the order of their ids.
 

@@ -94,18 +94,27 @@ def _damaged(kind: type[Record], where: str, why: str) -> RecordError:
 
 
 def _built(kind: Any, content: Mapping[str, Any], where: str) -> Any:
-    values: dict[str, Any] = {}
-    for name, read, required in _fields(kind):
-        if name in content:
-            try:
-                values[name] = read(content[name])
-            except (TypeError, ValueError, KeyError) as error:
-                raise _damaged(kind, where, f"{name}: {error}") from None
-        elif required:
-            raise _damaged(kind, where, f"{name} is missing")
+    try:
+        values = _values(kind, content)
+    except (TypeError, ValueError) as error:
+        raise _damaged(kind, where, str(error)) from None
     if _keeps_more(kind):
         values[MORE] = {key: value for key, value in content.items() if key not in values and key != "schema"}
     return kind(**values)
+
+
+def _values(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that plain data has; raises ValueError that names the first wrong one."""
+    values: dict[str, Any] = {}
+    for name, read, required in _fields(kind):
+        if required and name not in content:
+            raise ValueError(f"{name} is missing")
+        if name in content:
+            try:
+                values[name] = read(content[name])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name}: {error}") from None
+    return values
 
 
 _Reader = Callable[[Any], Any]
@@ -176,8 +185,7 @@ def _member(kind: type[Enum], value: Any) -> Enum:
 
 
 def _nested(kind: Any, value: Any) -> Any:
-    content = _checked(value, dict)
-    return kind(**{name: read(content[name]) for name, read, required in _fields(kind) if required or name in content})
+    return kind(**_values(kind, _checked(value, dict)))
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
 from experiments.status.states import State, derive
 from experiments.store import claims
@@ -41,7 +40,7 @@ LOWEST = 19
 RETRY_PERIOD = 60.0
 """Seconds until it tries again after a failure."""
 
-_PASSWORD = re.compile(r"//[^/@\s]+@")
+_PASSWORD = re.compile(r"//[^/\s]+@")
 
 _STATUS = {State.DONE: "FINISHED", State.FAILED: "FAILED", State.VOID: "KILLED", State.CANCELLED: "KILLED"}
 _STATUS |= {State.TIMEOUT: "KILLED", State.LOST: "KILLED"}
@@ -69,9 +68,8 @@ def default_uri(root: Path) -> str:
 
 
 def shown(uri: str) -> str:
-    """Return the address without a password."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+    """Return an address, or a text that has one in it, without a password."""
+    return _PASSWORD.sub("//", uri)
 
 
 def sync(store: Store, uri: str | None = None, patience: float = 20.0) -> Summary:
@@ -97,11 +95,8 @@ def _only_one(store: Store, patience: float = 0.0) -> Iterator[None]:
         raise UserError(
             "another process mirrors this store to MLflow already, until its runs end; nothing needs to be done"
         )
-    with claims.Heartbeat(claim):
-        try:
-            yield
-        finally:
-            claim.release()
+    with claims.held(claim):
+        yield
 
 
 @contextlib.contextmanager
@@ -114,7 +109,7 @@ def _one_line(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        first = _PASSWORD.sub("//", " ".join(str(error).split()))[:200]
+        first = shown(" ".join(str(error).split()))[:200]
         raise UserError(
             f"MLflow at {shown(uri)} failed ({first}); no run is affected, fill it in later: mpformer mlflow sync"
         ) from error
