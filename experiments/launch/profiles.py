@@ -79,7 +79,6 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    environment: dict[str, str] = Field(default_factory=dict, description="variables of every job")
     notify: Line | None = Field(
         None, description="command, or http(s) webhook, notified when a suite ends or stalls: notify.py says how"
     )
@@ -88,14 +87,6 @@ class Section(BaseModel):
     @classmethod
     def _words(cls, value: str | None) -> str | None:
         shlex.split(value or "")  # ValueError: no closing quotation
-        return value
-
-    @field_validator("environment")
-    @classmethod
-    def _names(cls, value: dict[str, str]) -> dict[str, str]:
-        for name in value:
-            if not _VARIABLE.fullmatch(name):
-                raise ValueError(f"{name!r} is not a variable's name")
         return value
 
 
@@ -135,6 +126,7 @@ class SlurmProfile(Section):
         validate_default=True,
         description="seconds before the limit at which a run checkpoints and requeues",
     )
+    environment: dict[str, str] = Field(default_factory=dict, description="variables of every job")
     modules: tuple[Line, ...] = Field((), description="environment modules to load")
     setup: tuple[Line, ...] = Field((), description="shell lines before the job, as they are")
     container: Line | None = Field(None, description="image that the jobs run in")
@@ -159,6 +151,14 @@ class SlurmProfile(Section):
     evaluate: dict[str, Any] | None = Field(None, description="keys that differ for evaluation: jobs of its own")
     report: dict[str, Any] | bool = Field(True, description="keys that differ for the report; false: no report job")
     smoke: dict[str, Any] | None = Field(None, description="keys that differ for the short jobs of --smoke")
+
+    @field_validator("environment")
+    @classmethod
+    def _names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"{name!r} is not a variable's name")
+        return value
 
     @field_validator("time")
     @classmethod
@@ -346,23 +346,26 @@ Profile = Annotated[LocalProfile | SlurmProfile, Field(discriminator="executor")
 
 
 def minutes(value: str | int) -> int:
-    """Return a limit in minutes, rounded up, as sbatch reads it; 0 if it is not one.
+    """Return a limit in minutes, rounded up; 0 if it is not one."""
+    return -(-(seconds(value) or 0) // 60)
+
+
+def seconds(value: str | int) -> int | None:
+    """Return a limit in seconds as sbatch reads it, or a time as squeue writes it; None if it is neither.
 
     ``90`` and ``"90"`` are minutes, ``"90:30"`` minutes and seconds, ``"1:30:00"`` hours, ``"2-12"`` days and hours,
     ``"2-12:30"`` days, hours and minutes.
     """
-    if isinstance(value, bool):
-        return 0
     found = _TIME.fullmatch(str(value))
     if found is None:
-        return 0
-    days, hours, middle, seconds = (int(part or 0) for part in found.group("days", "hours", "minutes", "seconds"))
+        return None
+    days, hours, middle, last = (int(part or 0) for part in found.group("days", "hours", "minutes", "seconds"))
     if found["days"] is not None and found["seconds"] is None:
         # after days the first number is hours
         hours, middle = (hours, middle) if found["hours"] is not None else (middle, 0)
     elif found["days"] is None and found["hours"] is not None and found["seconds"] is None:
-        middle, seconds, hours = hours, middle, 0
-    return days * 1440 + hours * 60 + middle + (seconds + 59) // 60
+        middle, last, hours = hours, middle, 0
+    return ((days * 24 + hours) * 60 + middle) * 60 + last
 
 
 def names() -> tuple[str, ...]:

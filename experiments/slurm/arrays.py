@@ -9,16 +9,19 @@ array too: element i of array A is always ``A_i``.
 import functools
 import os
 import shlex
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.launch.profiles import SlurmProfile
+from experiments.launch.profiles import PARTS, SlurmProfile
 from experiments.slurm import batch_shell
 from experiments.slurm.job import MAX_TIMEOUTS, Coded
 from experiments.status import slurm_client
+from experiments.status.slurm_client import SlurmError
 from experiments.store.launches import DEATHS
+from mpformer.runtime.code import ROOT
 
 _LINK = '[ -e "$jobs/$element" ] || ln -s "$SLURM_ARRAY_TASK_ID.pkl" "$jobs/$element"'
 
@@ -122,3 +125,22 @@ def clean_environment() -> dict[str, str]:
 
 
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+
+
+def refusals(profile: SlurmProfile) -> dict[str, str]:
+    """Ask the site (``sbatch --test-only``) what it has against each kind of array of a profile; empty: it takes it."""
+    parts = {"runs": profile} | {name: profile.part(name) for name in PARTS if getattr(profile, name)}
+    return {name: _refusal(name, part) for name, part in parts.items()}
+
+
+def _refusal(name: str, profile: SlurmProfile) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        array = Array(profile, f"check.{name}", 1, Path(folder) / "jobs" / "0", ROOT)
+        path = Path(folder) / "script.sh"
+        path.write_text(script(array))
+        try:
+            environment = clean_environment()
+            slurm_client.call("sbatch", "--test-only", str(path), clusters=profile.clusters, environment=environment)
+        except SlurmError as error:
+            return error.said
+    return ""

@@ -1,12 +1,14 @@
 """What a job can ask of Slurm and of the kernel about itself."""
 
 import contextlib
+import math
 import os
 import re
 import time
 from pathlib import Path
 
 from experiments.execution import provenance
+from experiments.launch import profiles
 from experiments.slurm.batch_shell import DEATHS
 from experiments.status import failures, slurm_client
 from experiments.status.slurm_client import SlurmError
@@ -34,12 +36,9 @@ def time_left() -> str:
 
 
 def seconds(left: str) -> float:
-    """Return a time as Slurm writes it, ``[[days-]hours:]minutes:seconds``, in seconds; infinity if it is none."""
-    found = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d\d)", left)
-    if found is None:
-        return float("inf")
-    days, hours, minutes, rest = (int(part or 0) for part in found.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60.0 + rest
+    """Return a time as Slurm writes it in seconds; infinity if it is none."""
+    found = profiles.seconds(left)
+    return math.inf if found is None else found
 
 
 def oom_kills(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:

@@ -42,7 +42,7 @@ def test_limits_are_read_as_sbatch_does(limit: Any, expected: int) -> None:
     [
         ({"executor": "pbs"}, "unknown executor 'pbs'; valid: local, slurm"),
         ({"executor": None}, "unknown executor None; valid: local, slurm"),
-        ({"partitoin": "gpu"}, r"unknown key 'partitoin'; valid: environment, notify, executor, partition, account"),
+        ({"partitoin": "gpu"}, r"unknown key 'partitoin'; valid: notify, executor, partition, account"),
         ({"partition": "gpu; rm -rf ~"}, "partition: must be one word"),
         ({"constraint": "$(id)"}, "constraint: must be one word"),
         ({"time": "tomorrow"}, "time: must be minutes"),

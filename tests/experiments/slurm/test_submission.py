@@ -21,7 +21,7 @@ from experiments.execution.worker import Task
 from experiments.launch import begin as beginning
 from experiments.launch import choosing, profiles, smoke
 from experiments.runs import cancelling
-from experiments.slurm import arrays, check, code_snapshot, submission
+from experiments.slurm import arrays, code_snapshot, submission
 from experiments.slurm import limits as site
 from experiments.slurm.arrays import Array
 from experiments.slurm.batches import Batch, Target
@@ -497,7 +497,7 @@ def test_every_client_is_called_for_the_profiles_cluster(data: Path, store: Stor
     submission.launch(made, store, target)
     launch_dir(store, first.launch).deaths_file.write_text("1 78 0 n1 105 9\n")
     assert submission.forget_nodes(made, store, None) == 1
-    assert check.refusals(target.profile) == {"runs": "", "report": ""}
+    assert arrays.refusals(target.profile) == {"runs": "", "report": ""}
     assert cancelling.cancel(store, list(standing.look_at_plan(made, store).values())).jobs
     asked = [line.split() for line in (shaky / "asked").read_text().splitlines()]
     assert {client for client, *_ in asked} == {"sbatch", "squeue", "sacct", "scontrol", "scancel", "sacctmgr"}
