@@ -53,7 +53,10 @@ class Finding:
 
 def run(*, root: Path, data_root: Path, as_json: bool = False) -> int:
     """Print the findings; returns 1 if something needed is missing, else 0."""
-    found = _with_spinner(root, data_root) if not as_json else list(examine(root, data_root))
+    from rich.console import Console
+
+    with Console(stderr=True, quiet=as_json).status("looking around, then training two iterations ..."):
+        found = list(examine(root, data_root))
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], indent=1))
     else:
@@ -74,15 +77,6 @@ def examine(root: Path, data_root: Path) -> Iterator[Finding]:
     yield writable("data root", data_root, "--data-root")
     yield disk(root)
     yield from trial()
-
-
-def _with_spinner(root: Path, data_root: Path) -> list[Finding]:
-    from rich.console import Console
-
-    found: list[Finding] = []
-    with Console(stderr=True).status("looking around, then training two iterations ..."):
-        found.extend(examine(root, data_root))
-    return found
 
 
 def _show(found: Sequence[Finding]) -> None:
@@ -111,10 +105,7 @@ def _show(found: Sequence[Finding]) -> None:
 def python() -> Finding:
     """The interpreter and its environment."""
     detail = f"{platform.python_version()} at {sys.executable}, {platform.system()} {platform.machine()}"
-    fits = (3, 11) <= sys.version_info < (3, 14)
-    return (
-        Finding("Python", OK, detail) if fits else Finding("Python", MISSING, detail, "use Python 3.11, 3.12 or 3.13")
-    )
+    return Finding("Python", OK, detail)
 
 
 NEEDED = ("torch", "torchvision", "numpy", "scipy", "pyarrow", "pycocotools", "submitit", "mlflow")
@@ -128,8 +119,6 @@ def packages() -> Finding:
     detail = ", ".join(f"{name} {number}" for name, number in found.items() if number)
     if absent:
         return Finding("packages", MISSING, f"{detail}; not installed: {', '.join(absent)}", SETUP)
-    if tuple(map(int, found["numpy"].split(".")[:2])) >= (2, 3):
-        return Finding("packages", NOTE, detail, "numpy >= 2.3 breaks cityscapesscripts: pip install 'numpy<2.3'")
     return Finding("packages", OK, detail)
 
 
@@ -151,16 +140,7 @@ def detectron2() -> Finding:
     where = Path(spec.origin).parent
     if number := version("sal-detectron2"):
         return Finding("detectron2", OK, f"the registry's redistribution, sal-detectron2 {number}, {where}")
-    return Finding("detectron2", OK, f"upstream {version('detectron2') or 'of unknown version'}{_commit()}, {where}")
-
-
-def _commit() -> str:
-    """The git commit that upstream's detectron2 was installed from, if pip knows it."""
-    try:
-        text = importlib.metadata.distribution("detectron2").read_text("direct_url.json") or "{}"
-        return f" at commit {json.loads(text)['vcs_info']['commit_id'][:12]}"
-    except (importlib.metadata.PackageNotFoundError, ValueError, KeyError):
-        return ""
+    return Finding("detectron2", OK, f"upstream {version('detectron2') or 'of unknown version'}, {where}")
 
 
 # --- where it runs ------------------------------------------------------------------------------------------------

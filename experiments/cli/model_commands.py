@@ -63,12 +63,9 @@ def train(
     from experiments.store.run_dir import Store
 
     del resume  # it always is
-    config, overrides = (config_file, words) if config_file else (words[0] if words else None, words[1:])
-    if config is None:
-        raise UserError("train what? give a Mask2Former-style YAML file, or a setting such as coco/instance/r50-12ep")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     changes = weights_changes(weights, reinit_class_head) | ({} if seed is None else {"seed": seed})
-    chosen = single.read_config(config, overrides, dataset).replace(changes)
+    chosen = single.read_config(*_config_and_overrides(words, config_file), dataset).replace(changes)
     if eval_only:
         return _print_scores(single.evaluate(chosen, single.whole_model(chosen, data_root), out, data_root), out)
     chosen, runtime = processes.on_gpus(chosen, num_gpus), {"runtime.threads": threads}
@@ -80,6 +77,15 @@ def train(
     for line in single.score_lines(single.metrics(run, chosen)):
         click.echo(line)
     return code
+
+
+def _config_and_overrides(words: Sequence[str], config_file: str | None) -> tuple[str, Sequence[str]]:
+    """What to train, and what to change of it; raises UserError if nothing is named."""
+    if config_file:
+        return config_file, words
+    if not words:
+        raise UserError("train what? give a Mask2Former-style YAML file, or a setting such as coco/instance/r50-12ep")
+    return words[0], words[1:]
 
 
 @cli.command("eval", epilog=_CONFIG)
