@@ -137,40 +137,56 @@ def _resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
 
 
-def main() -> None:
+def _clocks() -> NDArray[np.float64]:
+    """CPU and wall seconds."""
+    return np.array([time.process_time(), time.perf_counter()])
+
+
+def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=625)
     parser.add_argument("--task", choices=("instance", "panoptic"), default="instance")
     parser.add_argument("--side", type=int, default=0, help="shorter side of the model's input; 0: as the image")
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = _asked()
     prepare_process("cpu", 1)
-    case = Case.of(asked.task, asked.side)
+    result = _measured(Case.of(asked.task, asked.side), asked.images, asked.task)
+    print(json.dumps(result, indent=1))
+    if asked.out:
+        asked.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _measured(case: Case, count: int, task: str) -> dict[str, Any]:
+    """What scoring this many images takes."""
     for number in (1, 2):  # libraries allocate when they are first used
         Collector(case.config).add(image_output(case, number))
     before = peak_memory(torch.device("cpu"))
-    collected, cpu, wall, resident = Collector(case.config, range(1, 17)), 0.0, 0.0, {}
-    for number in range(1, asked.images + 1):
+    collected, spent, resident = Collector(case.config, range(1, 17)), np.zeros(2), {}
+    for number in range(1, count + 1):
         image = image_output(case, number)
-        start = time.process_time(), time.perf_counter()
+        start = _clocks()
         collected.add(image)
-        cpu, wall = cpu + time.process_time() - start[0], wall + time.perf_counter() - start[1]
-        if number % max(1, asked.images // 5) == 0:
+        spent += _clocks() - start
+        if number % max(1, count // 5) == 0:
             resident[number] = _resident()
-    images, seen = cpu, peak_memory(torch.device("cpu"))
-    start = time.process_time(), time.perf_counter()
+    images, seen = spent[0], peak_memory(torch.device("cpu"))
+    start = _clocks()
     with tempfile.TemporaryDirectory() as folder:
         summary = collected.summary()
         collected.write(Path(folder))
-    cpu, wall = cpu + time.process_time() - start[0], wall + time.perf_counter() - start[1]
-    result: dict[str, Any] = {
-        "what": f"{asked.images} images of {HEIGHT} x {WIDTH}, input {case.size}, {asked.task}",
+    cpu, wall = spent + _clocks() - start
+    return {
+        "what": f"{count} images of {HEIGHT} x {WIDTH}, input {case.size}, {task}",
         "queries": QUERIES,
         "layers": LAYERS,
         "cpu_seconds": round(cpu, 1),
         "wall_seconds": round(wall, 1),
-        "milliseconds_an_image": round(1000 * images / asked.images, 1),
-        "cpu_seconds_of_625_images": round(625 * images / asked.images + cpu - images, 1),
+        "milliseconds_an_image": round(1000 * images / count, 1),
+        "cpu_seconds_of_625_images": round(625 * images / count + cpu - images, 1),
         "goal_seconds_of_625_images": GOAL_SECONDS,
         "peak_memory_mib": round(peak_memory(torch.device("cpu")) / 2**20),
         "of_it_after_two_images_mib": round(before / 2**20),
@@ -181,9 +197,6 @@ def main() -> None:
         "torch": torch.__version__,
         "AP_by_layer": [round(ap, 3) for ap in summary["layers"]["AP"]],
     }
-    print(json.dumps(result, indent=1))
-    if asked.out:
-        asked.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

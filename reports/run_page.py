@@ -15,7 +15,7 @@ from experiments.status import usage
 from experiments.store import mlflow_record
 from experiments.store.mlflow_record import Copied
 from experiments.store.suite_record import SuiteRecord
-from mpformer.config.dotted import leaves
+from mpformer.config.dotted import MISSING, difference, leaves
 from reports import caption, chart
 from reports.collect import RowRuns, SuiteReport, trusted
 from reports.escape import clean, slug
@@ -34,16 +34,12 @@ class Change:
 
 def changes(here: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[Change]:
     """The keys that differ between two flat configurations, seed apart."""
-    keys = [key for key in dict.fromkeys([*here, *baseline]) if key != "seed"]
-    differ = [key for key in keys if here.get(key, _ABSENT) != baseline.get(key, _ABSENT)]
-    return [Change(key, *(_shown(tree.get(key, _ABSENT)) for tree in (baseline, here))) for key in differ]
-
-
-_ABSENT = object()
+    found = difference(here, baseline, MISSING)
+    return [Change(key, _shown(theirs), _shown(mine)) for key, (mine, theirs) in found.items() if key != "seed"]
 
 
 def _shown(value: Any) -> str:
-    return "—" if value is _ABSENT else _json(value)
+    return "—" if value is MISSING else _json(value)
 
 
 def _json(value: Any) -> str:

@@ -119,6 +119,8 @@ def packages() -> Finding:
     detail = ", ".join(f"{name} {number}" for name, number in found.items() if number)
     if absent:
         return Finding("packages", MISSING, f"{detail}; not installed: {', '.join(absent)}", SETUP)
+    if tuple(map(int, found["numpy"].split(".")[:2])) >= (2, 3):
+        return Finding("packages", NOTE, detail, "numpy >= 2.3 breaks cityscapesscripts: pip install 'numpy<2.3'")
     return Finding("packages", OK, detail)
 
 

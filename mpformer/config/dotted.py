@@ -29,10 +29,10 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keys in which two flat mappings differ, each with both values; None for a key that one lacks."""
-    keys = dict.fromkeys((*one, *other))
-    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
+def difference(one: Mapping[str, Any], other: Mapping[str, Any], absent: Any = None) -> dict[str, tuple[Any, Any]]:
+    """Return the keys in which two flat mappings differ, each with both values; ``absent`` where one lacks the key."""
+    both = {key: (one.get(key, absent), other.get(key, absent)) for key in (*one, *other)}
+    return {key: pair for key, pair in both.items() if pair[0] != pair[1]}
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
