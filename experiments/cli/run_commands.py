@@ -180,10 +180,7 @@ def prune(runs: tuple[str, ...], dry_run: bool, yes: bool, root: Path, as_json: 
     store = Store(root)
     leavings, kept = pruning.find(store, [store.find(name) for name in runs])
     if as_json:
-        shown = [
-            {"path": str(one.path), "reason": one.reason, "bytes": one.bytes, "files": one.files} for one in leavings
-        ]
-        print_json(shown)
+        print_json([asdict(one) | {"path": str(one.path)} for one in leavings])
     else:
         for one in leavings:
             click.echo(f"{one.bytes / 1e6:9.1f} MB  {one.path.relative_to(store.root)}  ({one.reason})")

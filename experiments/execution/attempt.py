@@ -273,7 +273,7 @@ class _Attempt:
         origin = provenance.collect(self.config.runtime.threads)
         self.attempt.write_provenance(replace(origin, runtime=self.config.runtime.model_dump()))
         self.attempt.add_event("RUNNING", f"attempt {self.claim.number}, stage {self.stage}")
-        self._write_progress({"stage": "start"})
+        self._write_progress("start", {}, at_once=True)
         self._warn_of_other_threads()
 
     def _end(self, ending: Ending) -> None:
@@ -398,24 +398,20 @@ class _Attempt:
 
     def _progress(self, values: Mapping[str, Any]) -> None:
         self._eta_seconds = values.get("eta_seconds")
-        now = time.monotonic()
-        if now - self._progress_at < self._progress_seconds and values.get("iteration") != values.get("max_iter"):
-            return
-        self._progress_at = now
-        self._write_progress({"stage": "train", **values})
+        self._write_progress("train", values, at_once=values.get("iteration") == values.get("max_iter"))
 
     def _evaluation_progress(self, values: Mapping[str, Any]) -> None:
         reason = self._stop()
         if reason:
             raise Interrupted(reason, self.config.schedule.max_iter)
-        now = time.monotonic()
-        if now - self._progress_at >= self._progress_seconds:
-            self._progress_at = now
-            self._write_progress({"stage": "evaluate", **values})
+        self._write_progress("evaluate", values)
 
-    def _write_progress(self, values: Mapping[str, Any]) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a picture of progress is not worth a run
-            self.attempt.write_progress(values)
+    def _write_progress(self, stage: str, values: Mapping[str, Any], at_once: bool = False) -> None:
+        now = time.monotonic()
+        if at_once or now - self._progress_at >= self._progress_seconds:
+            self._progress_at = now
+            with contextlib.suppress(OSError, ValueError):  # a picture of progress is not worth a run
+                self.attempt.write_progress({"stage": stage, **values})
 
     def _warn_of_other_threads(self) -> None:
         now = self.config.runtime.threads

@@ -23,7 +23,7 @@ _LEFT_OUT = ("__pycache__", ".pyc")
 def take(store: Store) -> Path:
     """Return the snapshot of the code as it is now, made if it is not there; raises OSError if it cannot be."""
     files = _files()
-    target = _folder(store, files)
+    target = folder(store, files)
     try:
         if not target.is_dir():
             with replacing(target) as temporary:
@@ -34,12 +34,9 @@ def take(store: Store) -> Path:
     return target
 
 
-def folder(store: Store) -> Path:
-    """Return where the snapshot of the code as it is now lies, or would lie."""
-    return _folder(store, _files())
-
-
-def _folder(store: Store, files: dict[str, bytes]) -> Path:
+def folder(store: Store, files: dict[str, bytes] | None = None) -> Path:
+    """Return where the snapshot of the code as it is now (``files``, if they were read) lies, or would lie."""
+    files = _files() if files is None else files
     digest = hashlib.sha256(str(provenance.git().sha).encode())
     for name in sorted(files):
         digest.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())

@@ -68,11 +68,9 @@ def save(path: Path, record: Record) -> None:
 
 def encode(record: Record) -> dict[str, Any]:
     """Return a record as plain data, its schema first."""
-    plain = {"schema": record.schema}
-    for field in dataclasses.fields(record):
-        if field.name != MORE:
-            plain[field.name] = _plain(getattr(record, field.name))
-    return plain | dict(getattr(record, MORE, {}))
+    plain = {"schema": record.schema, **_plain(record)}
+    more = plain.pop(MORE, {})
+    return plain | more
 
 
 def decode(kind: type[R], content: Any, where: str) -> R:
@@ -98,7 +96,7 @@ def _built(kind: Any, content: Mapping[str, Any], where: str) -> Any:
         values = _values(kind, content)
     except (TypeError, ValueError) as error:
         raise _damaged(kind, where, str(error)) from None
-    if _keeps_more(kind):
+    if MORE in kind.__dataclass_fields__:
         values[MORE] = {key: value for key, value in content.items() if key not in values and key != "schema"}
     return kind(**values)
 
@@ -130,11 +128,6 @@ def _fields(kind: Any) -> tuple[tuple[str, _Reader, bool], ...]:
         for field in dataclasses.fields(kind)
         if field.name != MORE
     )
-
-
-@functools.cache
-def _keeps_more(kind: Any) -> bool:
-    return any(field.name == MORE for field in dataclasses.fields(kind))
 
 
 def _reader(hint: Any) -> _Reader:

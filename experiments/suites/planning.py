@@ -269,13 +269,7 @@ def record_of(plan: Plan, command: str = "") -> SuiteRecord:
         suite=plan.suite.name,
         scale=plan.scale,
         dataset=plan.dataset,
-        title=plan.suite.title,
-        paper_table=plan.suite.paper_table,
-        baseline=plan.suite.baseline,
-        columns=plan.suite.columns,
         not_applicable_columns=_column_reasons(plan),
-        primary=plan.suite.primary,
-        ticks=plan.suite.ticks,
         overrides=dict(plan.request.overrides),
         setting=canonical([dict(plan.request.overrides), plan.data.fingerprint, *filter(None, [plan.request.base])]),
         base=plan.request.base or "",
@@ -285,7 +279,12 @@ def record_of(plan: Plan, command: str = "") -> SuiteRecord:
         evaluations={run.eval_id: run.config.evaluation.model_dump(mode="json") for run in plan.runs},
         data_root=str(plan.data_root.resolve()),
         registration=registration.load(plan.dataset, plan.data_root).plain() if added else {},
+        **{name: getattr(plan.suite, name) for name in _SHARED},
     )
+
+
+_SHARED = ("title", "paper_table", "baseline", "columns", "primary", "ticks")
+"""Fields of a suite that its record has too."""
 
 
 def _column_reasons(plan: Plan) -> dict[str, str]:
