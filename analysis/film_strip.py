@@ -22,15 +22,18 @@ if TYPE_CHECKING:
     from analysis.layer_table import LayerTable
 
 AREA, GOOD = 0.05, 0.5
-_LARGE = f"Objects by rule: things of at least {100 * AREA:.0f} % of the image"
-_OPPOSITE = "Small: the opposite extreme by the same rule."
-RULE = (
-    f"{_LARGE} on which both runs end with IoU and score ≥ {GOOD}; the largest difference in jumps (first run − "
-    f"second), ties by the difference of the worst step. {_OPPOSITE}"
-)
-RULE_OF_ONE = (
-    f"{_LARGE} on which the run ends with IoU and score ≥ {GOOD}; the most jumps, ties by the worst step. {_OPPOSITE}"
-)
+
+
+def rule(runs: int, *, met: bool) -> str:
+    """How :func:`choose` finds the strips' objects among ``runs`` runs, or that none of the images has one."""
+    ends = f"{'both runs end' if runs > 1 else 'the run ends'} with IoU and score ≥ {GOOD}"
+    large = f"Objects by rule: things of at least {100 * AREA:.0f} % of the image on which {ends}"
+    if not met:
+        return f"{large}. None of these images has one, so that no strip is shown."
+    of_two = "the largest difference in jumps (first run − second), ties by the difference of the worst step"
+    most = of_two if runs > 1 else "the most jumps, ties by the worst step"
+    beside = "Small: the opposite extreme by the same rule. On target: IoU of the mask with the object (outlined)."
+    return f"{large}; {most}. {beside}"
 
 
 def choose(found: Aligned) -> tuple[Case, ...]:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from analysis import layer_table
 from analysis.failure_cases import Aligned, Case, Track
-from analysis.film_strip import RULE, RULE_OF_ONE, Barcode, RunJumps, barcode, choose, claim, layer_name, on_target
+from analysis.film_strip import Barcode, RunJumps, barcode, choose, claim, layer_name, on_target, rule
 from analysis.jumps import THRESHOLD, jump_curve, jump_rates, jumps
 from experiments.store.run_dir import RunDir
 from reports import mask_pictures
@@ -48,14 +48,13 @@ class JumpPicture:
     def caption(self) -> str:
         """How everything was chosen and counted."""
         stored = len(self.found.tracks) if self.found else 0
-        rule = RULE if len(self.runs) > 1 else RULE_OF_ONE
         masks = (
             f"Masks are stored of {stored} of {self.images} images (evaluation.layer_mask_images); objects are chosen "
             "among those. "
         )
+        chosen = f"Seed {self.runs[0].seed}. {masks}{rule(len(self.runs), met=bool(self.cases))}"
         return (
-            f"Seed {self.runs[0].seed}. {masks}{rule} On target: IoU of the mask with the object (outlined). Red: a "
-            f"jump, IoU with the mask before < {THRESHOLD}. Barcodes: every matched object of the "
+            f"{chosen} Red: a jump, IoU with the mask before < {THRESHOLD}. Barcodes: every matched object of the "
             "validation images a line, each run sorted by itself, those that jump latest on top."
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from analysis import film_strip
 from reports import jump_picture, pages
 from reports.collect import SuiteReport
 from reports.explorer import build_explorer
@@ -61,6 +62,16 @@ def test_barcodes_alone_without_masks(gather: Gather, store: Path) -> None:
     found = jump_picture.view(picture, strips=True)
     assert (found["cases"], found["strips"], found["unmet"]) == ([], [], False)
     assert inflate(found["index"])["kept"] == "0 of 10 images keep theirs"
+
+
+def test_a_picture_without_an_object_that_meets_the_rule_says_so(gather: Gather, monkeypatch: Any) -> None:
+    monkeypatch.setattr(film_strip, "GOOD", 1.1)
+    picture = of(gather("headline"))
+    assert picture is not None
+    assert picture.cases == ()
+    assert "None of these images has one, so that no strip is shown. Red: " in picture.caption()
+    assert "On target" not in picture.caption()
+    assert jump_picture.view(picture, strips=True)["unmet"]
 
 
 def test_no_picture_without_layer_tables(gather: Gather, store: Path) -> None:
