@@ -144,14 +144,14 @@ class _Sample:
 
 def estimates(plan: Plan, store: Store, where: Capacity) -> dict[str, Estimate]:
     """Return the expected cost of each of the plan's runs where they are to execute."""
-    survey = _survey(store)
+    measured, finished = _survey(store)
     disks: dict[str, Disk] = {}
     found: dict[str, Estimate] = {}
     for run in plan.unique:
         kind = _kind(run.config.model_dump(mode="json", include={"model": True, "dataset": {"name"}}))
         if kind not in disks:
-            disks[kind] = _disk(survey.runs.get(kind, ()), plan.scale)
-        samples = survey.samples.get(cost_key(run.config), ())
+            disks[kind] = _disk(finished.get(kind, ()), plan.scale)
+        samples = measured.get(cost_key(run.config), ())
         found[run.run_id] = _estimate(run.config, plan, samples, disks[kind], where)
     return found
 
@@ -219,17 +219,10 @@ def cost_key(config: Config) -> str:
     return canonical({**tree, "batch": config.schedule.batch_size, "threads": config.runtime.threads})
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """What the trained runs of a store, and its launches' smoke runs, have measured."""
-
-    samples: Mapping[str, Sequence[_Sample]]
-    """By cost key."""
-    runs: Mapping[str, Sequence[RunDir]]
-    """A few finished runs of each kind, whose files can be counted."""
-
-
-def _survey(store: Store) -> _Survey:
+def _survey(store: Store) -> tuple[Mapping[str, Sequence[_Sample]], Mapping[str, Sequence[RunDir]]]:
+    """What the trained runs of a store, and its launches' smoke runs, have measured, by cost key; and a few finished
+    runs of each kind, whose files can be counted.
+    """
     samples: dict[str, list[_Sample]] = {}
     runs: dict[str, list[RunDir]] = {}
     keys: dict[str, str] = {}
@@ -243,7 +236,7 @@ def _survey(store: Store) -> _Survey:
             alike = runs.setdefault(_kind(config), []) if not launch else []
             if not launch and len(alike) < SAMPLE and not run.packed and _evaluated(run):
                 alike.append(run)
-    return _Survey(samples, runs)
+    return samples, runs
 
 
 def _config(run: RunDir) -> Mapping[str, Any]:

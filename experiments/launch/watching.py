@@ -125,7 +125,7 @@ class _Lines:
             label, at = self._shown.get(state.run_id, ("", 0.0))
             if state.label != label or (state.state is State.RUNNING and now - at >= LINE_PERIOD):
                 self._shown[state.run_id] = (state.label, now)
-                self._console.print(_line(run, view.primary), highlight=False, markup=False, soft_wrap=True)
+                self._console.print(_line(run, view.record.primary), highlight=False, markup=False, soft_wrap=True)
 
 
 def _line(run: RunLine, primary: str) -> str:

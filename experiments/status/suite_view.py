@@ -132,12 +132,7 @@ class WorkLeft:
 class SuiteView:
     """A launched suite and where each of its runs stands."""
 
-    suite: str
-    scale: str
-    dataset: str
-    title: str
-    primary: str
-    baseline: str
+    record: SuiteRecord
     answer: Answer | None
     """What Slurm answered; None where no unfinished run was ever given to it."""
     runs: tuple[RunLine, ...]
@@ -149,7 +144,7 @@ class SuiteView:
     @property
     def name(self) -> str:
         """The suite's name with its scale and dataset."""
-        return f"{self.suite}@{self.scale} on {self.dataset}"
+        return f"{self.record.suite}@{self.record.scale} on {self.record.dataset}"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -172,7 +167,7 @@ class SuiteView:
     def plain(self) -> dict[str, Any]:
         """Return it as ``status --json`` prints it."""
         return {
-            **{name: getattr(self, name) for name in _HEAD},
+            **{name: getattr(self.record, name) for name in _HEAD},
             "counts": self.counts,
             "scheduler": _plain_answer(self.answer) if self.answer is not None else None,
             "left": vars(self.left),
@@ -247,9 +242,7 @@ def _view(store: Store, record: SuiteRecord, found: Standing) -> SuiteView:
     lines = (
         replace(run, left=_time_left(store, run, speeds), delta=delta) for run, delta in zip(runs, deltas, strict=True)
     )
-    head = {name: getattr(record, name) for name in _HEAD}
-    nodes, profile = _bad_nodes(store, record, found)
-    return SuiteView(**head, answer=found.answer, runs=tuple(lines), bad_nodes=nodes, profile=profile)
+    return SuiteView(record, found.answer, tuple(lines), *_bad_nodes(store, record, found))
 
 
 def _bad_nodes(store: Store, record: SuiteRecord, found: Standing) -> tuple[dict[str, int], str]:

@@ -131,15 +131,15 @@ def table(view: SuiteView) -> Compact:
     shown = [run for run in view.runs if not run.done] if len(view.runs) > LONG else view.runs
     lines = []
     for run in shown:
-        cells = [escape(cell) for cell in _cells(run, view.primary)]
+        cells = [escape(cell) for cell in _cells(run, view.record.primary)]
         cells[_STATE] = coloured(run.state)
         lines.append(cells)
-    return Compact(_title(view), _names(view.primary), lines)
+    return Compact(_title(view), _names(view.record.primary), lines)
 
 
 def text(view: SuiteView, width: int) -> str:
     """Return a suite as plain aligned text, every run of it, in lines of about ``width`` characters."""
-    lines = [_names(view.primary), *(_cells(run, view.primary) for run in view.runs)]
+    lines = [_names(view.record.primary), *(_cells(run, view.record.primary) for run in view.runs)]
     kept = fitting(lines[0], lines[1:], width)
     widths = [max(len(line[index]) for line in lines) for index in kept[:-1]] + [0]
     shown = ("  ".join(line[i].ljust(w) for i, w in zip(kept, widths, strict=True)).rstrip() for line in lines)
@@ -151,7 +151,7 @@ def notes(views: Sequence[SuiteView]) -> list[str]:
     problems = [problem for view in views if view.answer for problem in view.answer.problems]
     silent = [f"{problem}: states are what files and accounting say" for problem in dict.fromkeys(problems)]
     return silent + [
-        f"node {node} is left out: the infrastructure ended {count} starts of {view.suite} there; "
+        f"node {node} is left out: the infrastructure ended {count} starts of {view.record.suite} there; "
         f"{_forgetting(view)} takes it back (with the rows, seeds, --set and --root of the launch)"
         for view in views
         for node, count in view.bad_nodes.items()
@@ -160,8 +160,8 @@ def notes(views: Sequence[SuiteView]) -> list[str]:
 
 def _forgetting(view: SuiteView) -> str:
     """The command that lets the suite's jobs begin on any node again."""
-    about = ("--scale", view.scale, "--dataset", view.dataset, "--on", view.profile)
-    return shlex.join(["mpformer", "launch", view.suite, *about, "--forget-nodes"])
+    about = ("--scale", view.record.scale, "--dataset", view.record.dataset, "--on", view.profile)
+    return shlex.join(["mpformer", "launch", view.record.suite, *about, "--forget-nodes"])
 
 
 def _title(view: SuiteView) -> str:

@@ -14,6 +14,7 @@ from experiments.status.states import RunState, State
 from experiments.status.suite_view import Delta, RunLine, Score, SuiteView
 from experiments.store.attempt_dir import FailureClass, Progress
 from experiments.store.files import write_json
+from experiments.store.suite_record import SuiteRecord
 from tests.support.fake_slurm import FakeSlurm, Submitted, suite_record
 
 
@@ -59,7 +60,7 @@ def _wide() -> SuiteView:
         found = RunState(run_id, state, detail, failure, 1, progress, {"AP": 12.34}, job="123456_789")
         score = Score({"AP": 12.34}, 1234)
         rows.append(RunLine("mp-former,swin-l-160k", number, "e", found, score, delta=Delta(12.34, 10.06, 1234)))
-    return SuiteView("headline", "mini", "shapes", "", "AP", "mask2former", None, tuple(rows))
+    return SuiteView(SuiteRecord("headline", "mini", "shapes", (), primary="AP"), None, tuple(rows))
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 250])
