@@ -136,9 +136,8 @@ def detectron2() -> Finding:
     """Which of the two routes detectron2 came by."""
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None:
-        return Finding(
-            "detectron2", MISSING, "not installed", f"{SETUP}, or `make setup DETECTRON2=git` for upstream's git"
-        )
+        advice = f"{SETUP}, or `make setup DETECTRON2=git` for upstream's git"
+        return Finding("detectron2", MISSING, "not installed", advice)
     where = Path(spec.origin).parent
     if number := version("sal-detectron2"):
         return Finding("detectron2", OK, f"the registry's redistribution, sal-detectron2 {number}, {where}")
@@ -256,38 +255,27 @@ def _existing(path: Path) -> Path:
 def trial() -> Iterator[Finding]:
     """Train two iterations of a tiny model on tiny images; what torch says of the machine comes with it."""
     with tempfile.TemporaryDirectory(prefix="mpformer-doctor-") as folder:
-        command = [
-            sys.executable,
-            "-c",
-            "import sys; from experiments.cli import doctor; doctor.try_out(sys.argv[1])",
-            folder,
-        ]
+        code = "import sys; from experiments.cli import doctor; doctor.try_out(sys.argv[1])"
+        command = [sys.executable, "-c", code, folder]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_SECONDS)
         except subprocess.TimeoutExpired:
-            yield Finding(
-                "training", MISSING, f"two iterations took more than {TRIAL_SECONDS} s", "is the machine busy?"
-            )
+            took = f"two iterations took more than {TRIAL_SECONDS} s"
+            yield Finding("training", MISSING, took, "is the machine busy?")
             return
-        yield from _trial_findings(
-            done, read_json(Path(folder) / "torch.json"), read_json(Path(folder) / "trained.json")
-        )
+        torch, trained = (read_json(Path(folder, name)) for name in ("torch.json", "trained.json"))
+        yield from _trial_findings(done, torch, trained)
 
 
 def _trial_findings(
     done: "subprocess.CompletedProcess[str]", torch: dict[str, Any] | None, trained: dict[str, Any] | None
 ) -> Iterator[Finding]:
     if torch:
-        yield Finding(
-            "GPU", OK if torch["gpus"] else NOTE, ", ".join(torch["gpus"]) or f"none (torch {torch['torch']})"
-        )
-        slow = (
-            ""
-            if torch["kernel"] != "grid_sample"
-            else f"same numbers, slower than the package's kernel for GPUs; for that: {SETUP}"
-        )
+        gpus, slow = torch["gpus"], torch["kernel"] == "grid_sample"
+        yield Finding("GPU", OK if gpus else NOTE, ", ".join(gpus) or f"none (torch {torch['torch']})")
+        advice = f"same numbers, slower than the package's kernel for GPUs; for that: {SETUP}" if slow else ""
         kernel = f"{torch['kernel']}, {torch['threads']} threads"
-        yield Finding("deformable attention", NOTE if slow else OK, kernel, slow)
+        yield Finding("deformable attention", NOTE if slow else OK, kernel, advice)
     if done.returncode == 0 and trained:
         each = f"{trained['iterations']} iterations in {trained['seconds']:.1f} s, loss {trained['loss']:.1f}"
         yield Finding("training", OK, f"{each}, {trained['peak_memory_bytes'] / 2**20:.0f} MiB")
