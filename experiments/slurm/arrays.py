@@ -106,7 +106,7 @@ def _executor_type() -> type[Any]:
 
         @classmethod
         def affinity(cls) -> int:
-            return 2  # a dry run needs no srun; a launch has looked for Slurm before
+            return 2  # "it can run here", which submitit asks: a dry run needs no srun, a launch has looked before
 
         @classmethod
         def name(cls) -> str:

@@ -30,7 +30,6 @@ from experiments.store.scheduler_record import JobRecord, KeptJob, SchedulerReco
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 
-
 ENDED: Mapping[str, Ending] = {
     "COMPLETED": Ending(Outcome.LOST, FailureClass.NONE, "Slurm says COMPLETED, but there is no result"),
     "FAILED": Ending(Outcome.FAILED, FailureClass.KILLED, "the job failed"),
@@ -499,3 +498,4 @@ def log_of(store_root: Path, placement: Placement) -> Path | None:
 
 
 NOWHERE: Mapping[str, Placement] = MappingProxyType({})
+"""Placements of runs of which none was given to Slurm."""

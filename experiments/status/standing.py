@@ -47,7 +47,8 @@ def _open(store: Store, key: Key, queued: frozenset[str], placements: Mapping[st
     """The state of a run that was not done before Slurm was asked; it may have got its result meanwhile."""
     run = store.reading(key[0])
     state = unfinished(run, queued, placements)
-    return (state.state in (State.TRAINED, State.UNKNOWN) and finished(run, key[1])) or state
+    done = finished(run, key[1]) if state.state in (State.TRAINED, State.UNKNOWN) else None
+    return done or state
 
 
 def look_at_plan(plan: "Plan", store: Store) -> dict[str, RunState]:

@@ -23,7 +23,6 @@ GUIDED_FIRST: dict[str, Any] = {**_GUIDED, "toggles.guided_layers": "first"}
 
 _BASELINE = Row("mask2former", "Mask2Former", MASK2FORMER)
 
-
 _SAME_LABEL = "a flipped label is the same label"
 
 
