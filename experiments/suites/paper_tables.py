@@ -133,11 +133,8 @@ _table(
 _table(_COCO_PANOPTIC, "R50 with 12 and 50 epochs, Swin-L with 100.")
 for _settings in (_ADE_INSTANCE, _ADE_PANOPTIC, _ADE_SEMANTIC):
     _table(_settings, "R50 and Swin-L, 160,000 iterations.")
-_table(
-    _CITY_INSTANCE,
-    "R50 (the abstract: AP +2.3) and Swin-L, 90,000 iterations.",
-    ("AP", "AP50", "mIoU-L", "Util"),
-)
+_CITY_COLUMNS = ("AP", "AP50", "mIoU-L", "Util")
+_table(_CITY_INSTANCE, "R50 (the abstract: AP +2.3) and Swin-L, 90,000 iterations.", _CITY_COLUMNS)
 _table(_CITY_PANOPTIC, "R50 and Swin-L, 90,000 iterations (the release has a step schedule alone).")
 _table(_CITY_SEMANTIC, "R50 (the abstract: mIoU +1.6) and Swin-L, 90,000 iterations.")
 
