@@ -332,19 +332,13 @@ def _delta(run: RunLine, other: RunLine, primary: str, scored: _Scored) -> Delta
     """Final scores with final ones, probes with probes of the same iteration."""
     mine, theirs = run.score, other.score
     if run.done and other.done:
-        return _difference(mine, theirs, primary)
+        first, second = mine.metrics.get(primary), theirs.metrics.get(primary)
+        return Delta() if first is None or second is None else Delta(first, second, mine.iteration)
     if not mine.metrics or not theirs.metrics:
         return Delta()
-    if mine.iteration == theirs.iteration and not (mine.final or theirs.final):
-        return _difference(mine, theirs, primary)
     one, two = (_probes(scored(each.state.run_id), primary) for each in (run, other))
     both = one.keys() & two.keys()
     return Delta(one[max(both)], two[max(both)], max(both)) if both else Delta()
-
-
-def _difference(mine: Score, theirs: Score, primary: str) -> Delta:
-    one, two = mine.metrics.get(primary), theirs.metrics.get(primary)
-    return Delta() if one is None or two is None else Delta(one, two, mine.iteration)
 
 
 def _probes(lines: Sequence[Mapping[str, Any]], primary: str) -> dict[int, float]:
