@@ -273,13 +273,15 @@ def forest(frame: "pd.DataFrame", measure: str, baseline: str) -> "Figure":
     left, right = 0.15 + text_width("\n".join(names).split("\n"), 8), 0.2 + text_width(said, 8.5)
     width, height = max(0.78 * WIDTH, left + right + 2), 0.9 + 0.34 * len(labels)
     figure, (axis,) = new_figure(1, 1, width=width, height=height, margins=Margins(left, right, top=0.1))
-    for place, style in enumerate(looks(labels).values()):
-        values, bounds = found[place], intervals[place]
-        if bounds is not None:
-            axis.plot(bounds, (place, place), color=style["color"], linewidth=1.8)
-        axis.plot(values, np.full(len(values), place + 0.2), "o", color=style["color"], markersize=3, alpha=0.6)
-        axis.plot([values.mean()], [place], "s", color=style["color"], markersize=5)
-        axis.annotate(said[place], (1.02, place), xycoords=("axes fraction", "data"), va="center")
+    colours = [style["color"] for style in looks(labels).values()]
+    ends = np.array([bounds or (np.nan, np.nan) for bounds in intervals])
+    places = np.arange(len(labels))
+    of = np.repeat(places, [len(values) for values in found])
+    axis.hlines(places, *ends.T, colors=colours, linewidth=1.8)
+    axis.scatter(np.concatenate(found), of + 0.2, 9, [colours[place] for place in of], alpha=0.6, linewidths=0)
+    axis.scatter([values.mean() for values in found], places, 25, colours, marker="s", linewidths=0)
+    for place, text in enumerate(said):
+        axis.annotate(text, (1.02, place), xycoords=("axes fraction", "data"), va="center")
     axis.axvline(0, color="#444444", linewidth=0.8)
     axis.set_yticks(range(len(labels)), names)
     axis.set(ylim=(len(labels) - 0.5, -0.5), xlabel=f"{measure}: difference to {baseline} (points)")

@@ -136,9 +136,14 @@ def test_the_forest_is_the_paired_interval_and_every_seed() -> None:
     lines = [("A", seed, value) for seed, value in enumerate((1.0, 2.0, 4.5))] + [("B", 0, -1.0), ("B", 1, -2.0)]
     figure = figures.forest(pd.DataFrame(lines, columns=["row", "seed", "value"]), "AP", "Mask2Former")
     (axis,) = figure.axes
-    drawn = [np.asarray(line.get_xdata()).tolist() for line in axis.get_lines()]
-    assert drawn[0] == pytest.approx(bounded_interval([1.0, 2.0, 4.5], -100.0, 100.0))
-    assert drawn[1:] == [[1.0, 2.0, 4.5], [2.5], [-1.0, -2.0], [-1.5], [0, 0]]  # no interval of two seeds
+    intervals, seeds, means = axis.collections
+    first, none = intervals.get_segments()  # type: ignore[attr-defined]
+    np.testing.assert_allclose(first[:, 0], bounded_interval([1.0, 2.0, 4.5], -100.0, 100.0))
+    assert not len(none)  # no interval of two seeds
+    assert [seeds.get_offsets()[:, 0].tolist(), means.get_offsets()[:, 0].tolist()] == [
+        [1.0, 2.0, 4.5, -1.0, -2.0],
+        [2.5, -1.5],
+    ]
     assert [text.get_text() for text in axis.texts] == ["+2.5 (−2.0 … +7.0), n = 3", "−1.5, n = 2"]
     assert axis.get_xlabel() == "AP: difference to Mask2Former (points)"
 
