@@ -197,7 +197,7 @@ def _curve(
     A mean over whichever seeds have a value at x would jump with their number, not with what was measured.
     """
     seeds = frame["seed"].nunique()
-    shared = _shared(frame, bands, x)
+    shared = _shared(bands, seeds, x)
     axis.plot(shared[x], shared["mean"], label=f"{label} (n = {seeds})", markevery=_every(len(shared)), **style)
     if seeds >= MIN_SEEDS:
         _band(axis, shared, x, style["color"])
@@ -222,9 +222,9 @@ def _every(points: int) -> int:
     return 1 if points <= 40 else points // 12
 
 
-def _shared(frame: "pd.DataFrame", bands: "pd.DataFrame", x: str) -> "pd.DataFrame":
+def _shared(bands: "pd.DataFrame", seeds: int, x: str) -> "pd.DataFrame":
     """:func:`seed_bands` of one row at the x where every seed has a value, by rising x."""
-    return bands[bands["n"] == frame["seed"].nunique()].sort_values(x)
+    return bands[bands["n"] == seeds].sort_values(x)
 
 
 def _dress(axis: "Axes", x: str, measure: str) -> None:
@@ -274,10 +274,10 @@ def forest(frame: "pd.DataFrame", measure: str, baseline: str) -> "Figure":
     width, height = max(0.78 * WIDTH, left + right + 2), 0.9 + 0.34 * len(labels)
     figure, (axis,) = new_figure(1, 1, width=width, height=height, margins=Margins(left, right, top=0.1))
     colours = [style["color"] for style in looks(labels).values()]
-    ends = np.array([bounds or (np.nan, np.nan) for bounds in intervals])
+    low, high = np.array([bounds or (np.nan, np.nan) for bounds in intervals]).T
     places = np.arange(len(labels))
     of = np.repeat(places, [len(values) for values in found])
-    axis.hlines(places, *ends.T, colors=colours, linewidth=1.8)
+    axis.hlines(places, low, high, colors=colours, linewidth=1.8)
     axis.scatter(np.concatenate(found), of + 0.2, 9, [colours[place] for place in of], alpha=0.6, linewidths=0)
     axis.scatter([values.mean() for values in found], places, 25, colours, marker="s", linewidths=0)
     for place, text in enumerate(said):
@@ -326,7 +326,7 @@ def schedule_curves(frame: "pd.DataFrame", measure: str = "AP", rows: Sequence[s
             if not one.empty:
                 bands, unmarked = seed_bands(one, "iteration"), {**style, "linestyle": dashes, "marker": None}
                 _curve(axis, one, bands, "iteration", f"{label}, {schedule}", unmarked)
-                _mark_end(axis, _shared(one, bands, "iteration"), style)
+                _mark_end(axis, _shared(bands, one["seed"].nunique(), "iteration"), style)
     _dress(axis, "iteration", measure)
     axis.set_title(f"{measure} over training")
     axis.margins(x=0.08)

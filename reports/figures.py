@@ -17,7 +17,6 @@ from markupsafe import Markup
 
 from analysis.style import CELLS, assigned, cell, look_of, styled
 from experiments.store.files import read_json, write_json, write_text
-from mpformer.config.dotted import leaves
 from reports.collect import RowRuns, SuiteReport, number
 from reports.escape import SPELT, clean, csv, is_spelt
 from reports.escape import figure as figure_text
@@ -311,8 +310,8 @@ def _along_numbers(rows: Sequence[RowRuns], most: int = 3) -> list[tuple[str, li
 
 def _flat(row: RowRuns) -> Mapping[str, Any]:
     """The row's configuration as dotted keys, the seed left out."""
-    config = next((view.config for view in row.views if view.config), {})
-    return {key: value for key, value in leaves(config) if key != "seed"}
+    config = next((view.flat for view in row.views if view.config), {})
+    return {key: value for key, value in config.items() if key != "seed"}
 
 
 MANY = 4

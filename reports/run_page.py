@@ -15,7 +15,7 @@ from experiments.status import usage
 from experiments.store import mlflow_record
 from experiments.store.mlflow_record import Copied
 from experiments.store.suite_record import SuiteRecord
-from mpformer.config.dotted import MISSING, difference, leaves
+from mpformer.config.dotted import MISSING, difference
 from reports import caption, chart
 from reports.collect import RowRuns, SuiteReport, trusted
 from reports.escape import clean, slug
@@ -145,14 +145,10 @@ class RunSection:
         return [(key, _json(value)) for key, value in self.row.toggles.items()]
 
     @cached_property
-    def _leaves(self) -> Mapping[str, Any]:
-        return dict(leaves(self.view.config))
-
-    @cached_property
     def changes(self) -> list[Change]:
         """In what the run's configuration differs from that of its row's baseline."""
         base = _baseline_config(self.report, self.row, self.view.seed)
-        return changes(self._leaves, base) if base and self._leaves else []
+        return changes(self.view.flat, base) if base and self.view.flat else []
 
     @cached_property
     def curves(self) -> tuple[Markup, ...]:
@@ -174,12 +170,12 @@ class RunSection:
         """The uncommitted changes."""
         return _diff(self.view)
 
-    @property
+    @cached_property
     def config(self) -> str:
         """The full configuration, a key a line."""
-        return "\n".join(f"{key} = {_json(value)}" for key, value in self._leaves.items())
+        return "\n".join(f"{key} = {_json(value)}" for key, value in self.view.flat.items())
 
-    @property
+    @cached_property
     def metrics(self) -> list[tuple[str, str]]:
         """The numbers of its result, by name."""
         found = (self.view.result or {}).get("metrics", {})
@@ -220,7 +216,7 @@ def _baseline_config(report: SuiteReport, row: RowRuns, seed: int) -> Mapping[st
     baseline = report.baseline_of(row)
     views = baseline.views if baseline else ()
     found = next((view for view in sorted(views, key=lambda view: view.seed != seed) if view.config), None)
-    return dict(leaves(found.config)) if found else {}
+    return found.flat if found else {}
 
 
 def _diff(view: RunView) -> str:

@@ -19,6 +19,7 @@ from experiments.store.files import json_lines
 from experiments.store.identity import SCHEME
 from experiments.store.records import RecordError
 from experiments.store.run_dir import RunDir, RunRecord, Store, Trained, Void
+from mpformer.config.dotted import leaves
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,6 +105,11 @@ class RunView:
     def config(self) -> Mapping[str, Any]:
         """The full configuration as plain data; empty if it is not known."""
         return self.record.config if self.record is not None else {}
+
+    @cached_property
+    def flat(self) -> Mapping[str, Any]:
+        """The configuration by dotted keys."""
+        return dict(leaves(self.config))
 
     @cached_property
     def trained(self) -> Trained:
