@@ -7,7 +7,7 @@ import base64
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,21 +95,17 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 def fill_path(mask: Mask) -> str:
     """SVG path of the mask's cells, one rectangle a horizontal run, in cell units."""
-    return "".join(f"M{x} {y}h{n}v1h-{n}z" for y, x, n in _runs(mask))
-
-
-def _runs(mask: Mask) -> Iterator[tuple[int, int, int]]:
-    padded = np.pad(mask.astype(np.int8), ((0, 0), (1, 1)))
-    edges = np.diff(padded, axis=1)
-    for (y, start), (_, end) in zip(np.argwhere(edges == 1), np.argwhere(edges == -1), strict=True):
-        yield int(y), int(start), int(end - start)
+    edges = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    starts, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
+    lengths = ends[:, 1] - starts[:, 1]
+    return "".join(f"M{x} {y}h{n}v1h-{n}z" for (y, x), n in zip(starts.tolist(), lengths.tolist(), strict=True))
 
 
 def outline_path(mask: Mask) -> str:
     """SVG path of the mask's boundary: the cell edges between inside and outside."""
     padded = np.pad(mask, 1)
-    across = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])  # horizontal edges: (y, x) is their left end
-    down = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])
+    across = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]).tolist()  # horizontal edges: (y, x) is their left end
+    down = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]).tolist()
     return "".join(f"M{x} {y}h1" for y, x in across) + "".join(f"M{x} {y}v1" for y, x in down)
 
 
