@@ -1,6 +1,7 @@
 """The figures: what is drawn is what was given, the files are reproducible, and the gallery follows its rule."""
 
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -136,9 +137,10 @@ def test_the_forest_is_the_paired_interval_and_every_seed() -> None:
     lines = [("A", seed, value) for seed, value in enumerate((1.0, 2.0, 4.5))] + [("B", 0, -1.0), ("B", 1, -2.0)]
     figure = figures.forest(pd.DataFrame(lines, columns=["row", "seed", "value"]), "AP", "Mask2Former")
     (axis,) = figure.axes
-    intervals, seeds, means = axis.collections
-    first, none = intervals.get_segments()  # type: ignore[attr-defined]
-    np.testing.assert_allclose(first[:, 0], bounded_interval([1.0, 2.0, 4.5], -100.0, 100.0))
+    drawn: Any = axis.collections
+    intervals, seeds, means = drawn
+    first, none = intervals.get_segments()
+    assert first[:, 0].tolist() == pytest.approx(bounded_interval([1.0, 2.0, 4.5], -100.0, 100.0))
     assert not len(none)  # no interval of two seeds
     assert [seeds.get_offsets()[:, 0].tolist(), means.get_offsets()[:, 0].tolist()] == [
         [1.0, 2.0, 4.5, -1.0, -2.0],
