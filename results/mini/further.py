@@ -9,8 +9,18 @@ from typing import Any
 from experiments.suites.ablations import MASK2FORMER, MP_FORMER
 from experiments.suites.rows import Row, suite
 
-LENGTH: dict[str, Any] = {"schedule.max_iter": 1400, "runtime.eval_period": 350}
 SHAPES: dict[str, Any] = {"evaluation.val_images": 250}
+SEEDS = {"mini": tuple(range(5))}
+COLUMNS = ("AP", "PQ", "mIoU", "mIoU-L", "jump-rate-late", "Util")
+
+
+def _steps(count: int) -> dict[str, Any]:
+    """A schedule of so many steps, evaluated each quarter."""
+    return {"schedule.max_iter": count, "runtime.eval_period": count // 4}
+
+
+def _shapes_alone(dataset: str) -> str:
+    return "" if dataset == "shapes" else "hypotheses 2 and 3 are tested on shapes"
 
 
 def _piloted(label: str, **toggles: Any) -> Row:
@@ -21,10 +31,10 @@ def _piloted(label: str, **toggles: Any) -> Row:
 @suite(
     title="How far guidance reaches, and how true it is",
     baseline="mask2former",
-    columns=("AP", "PQ", "mIoU", "mIoU-L", "jump-rate-late", "Util"),
-    settings=LENGTH,
-    seeds={"mini": tuple(range(5))},
-    not_applicable=lambda dataset: "" if dataset == "shapes" else "hypothesis 2 is about shapes",
+    columns=COLUMNS,
+    settings=_steps(1400),
+    seeds=SEEDS,
+    not_applicable=_shapes_alone,
 )
 def further_guidance(scale: str, dataset: str) -> Iterator[Row]:
     """Hypothesis 2; of its runs only those with two guided layers are of no suite of the protocol."""
@@ -34,3 +44,21 @@ def further_guidance(scale: str, dataset: str) -> Iterator[Row]:
     yield Row("mp-former", "MP-Former, as the paper has it", {**SHAPES, **MP_FORMER})
     for noise in (0.0, 0.4, 0.8):
         yield _piloted(f"point noise {noise:g}", point_noise=noise)
+
+
+@suite(
+    title="Half the iterations of a short and of a longer training",
+    baseline="mask2former",
+    columns=COLUMNS,
+    settings=_steps(1400),
+    seeds=SEEDS,
+    not_applicable=_shapes_alone,
+)
+def further_length(scale: str, dataset: str) -> Iterator[Row]:
+    """Hypothesis 3; Mask2Former with 700 and with 2,800 steps is of no suite of the protocol."""
+    plain, piloted = {**SHAPES, **MASK2FORMER}, {**SHAPES, **MP_FORMER}
+    yield Row("mask2former-half", "Mask2Former, 700 steps", {**plain, **_steps(700)})
+    yield Row("mp-former-half", "MP-Former, 700 steps", {**piloted, **_steps(700)})
+    yield Row("mask2former", "Mask2Former, 1,400 steps", plain)
+    yield Row("mp-former", "MP-Former, 1,400 steps", piloted)
+    yield Row("mask2former-double", "Mask2Former, 2,800 steps", {**plain, **_steps(2800)})

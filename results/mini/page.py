@@ -21,7 +21,7 @@ from answers import (
     quality,
 )
 from claims import CLAIMS, SETS
-from guidance import section
+from hypotheses import sections
 
 from analysis.statistics import PairedTest, summarise
 from experiments.suites import catalogue
@@ -92,7 +92,7 @@ def page(kept: Kept, folder: Path) -> str:
         *_included(folder, "deviations.md", "Deviations from the protocol", "None."),
         *_included(folder, "hypotheses.md", "What did not fit, looked into", "Nothing yet."),
         *_measured(folder),
-        *section(kept),
+        *sections(kept),
         *_LIMITS,
     ]
     return "\n".join(parts).rstrip() + "\n"

@@ -1,0 +1,90 @@
+"""Hypotheses 2 and 3 of hypotheses.md, judged from the runs of further.py's suites by the rules that stand there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from answers import Kept, effect, p_text, values
+from claims import AP, GRADIENT, Metric, smallest
+
+from analysis.statistics import PairedTest, claim_verdict, holm, paired_t, summarise
+
+SET = "shapes"
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """Contrasts of a suite's rows that are predicted to be positive."""
+
+    number: int
+    suite: str
+    metric: Metric
+    predicted: Mapping[str, Mapping[str, int]]
+    """What is said of a contrast, and the factor of each of its rows."""
+
+    def contrast(self, kept: Kept, factors: Mapping[str, int]) -> dict[int, float]:
+        """By seed, where all its rows have it."""
+        rows = {name: values(kept.row(self.suite, SET, name), self.metric) for name in factors}
+        seeds = set.intersection(*(set(by_seed) for by_seed in rows.values()))
+        return {seed: sum(factor * rows[name][seed] for name, factor in factors.items()) for seed in seeds}
+
+    def tests(self, kept: Kept) -> dict[str, PairedTest]:
+        """The contrasts whose runs are there, each tested against 0 over seeds."""
+        found = {said: self.contrast(kept, factors) for said, factors in self.predicted.items()}
+        return {said: paired_t(dict.fromkeys(by_seed, 0.0), by_seed) for said, by_seed in found.items() if by_seed}
+
+    def outcome(self, found: Mapping[str, PairedTest]) -> str:
+        """*supported*, *refuted* or *undecided*."""
+        corrected = holm({said: test.p for said, test in found.items()})
+        verdicts = [claim_verdict(test, corrected[said], smallest(self.metric, SET)) for said, test in found.items()]
+        if "opposite" in verdicts:
+            return "refuted"
+        return "supported" if verdicts == ["seen"] * len(self.predicted) else "undecided"
+
+    def section(self, kept: Kept) -> list[str]:
+        """What came out, as Markdown; nothing before the suite was launched."""
+        report = kept.report(self.suite, SET)
+        if report is None:
+            return []
+        means = {row.label: list(values(row, self.metric).values()) for row in report.rows}
+        found = self.tests(kept)
+        said = [f"{name}: {effect(test)}, n = {test.n}, p = {p_text(test.p)}" for name, test in found.items()]
+        return [
+            f"Hypothesis {self.number}, measured (`{self.suite}`):",
+            "",
+            f"| row | {self.metric.name} |",
+            "|---|---|",
+            *(f"| {label} | {summarise(known).text(1)} |" for label, known in means.items() if known),
+            "",
+            f"{'; '.join(said) or 'No test yet'} (p uncorrected). By the rule: **{self.outcome(found)}**.",
+            "",
+        ]
+
+
+ALL = (
+    Hypothesis(
+        2,
+        "further-guidance",
+        GRADIENT,
+        {
+            "one guided layer less all of them": {"guided-first": 1, "mp-former": -1},
+            "point noise 0.8 less none": {"point-noise-0.8": 1, "point-noise-0": -1},
+        },
+    ),
+    Hypothesis(
+        3,
+        "further-length",
+        AP,
+        {
+            "MP-Former less Mask2Former, both with 700 steps": {"mp-former-half": 1, "mask2former-half": -1},
+            "what 1,400 steps lack of 2,800 less than what 700 lack of 1,400": {
+                **{"mp-former": 1, "mask2former-double": -1},
+                **{"mp-former-half": -1, "mask2former": 1},
+            },
+        },
+    ),
+)
+
+
+def sections(kept: Kept) -> list[str]:
+    """What came out of every hypothesis whose suite was launched."""
+    return [line for one in ALL for line in one.section(kept)]
