@@ -269,23 +269,28 @@ def forest(frame: "pd.DataFrame", measure: str, baseline: str) -> "Figure":
     found = [frame.loc[frame["row"] == label, "value"].to_numpy(float) for label in labels]
     intervals = [bounded_interval(values.tolist(), -100.0, 100.0) for values in found]
     said = [_effect(*pair) for pair in zip(found, intervals, strict=True)]
-    names = [wrapped(label, 8, 1.5) for label in labels]
-    left, right = 0.15 + text_width("\n".join(names).split("\n"), 8), 0.2 + text_width(said, 8.5)
-    width, height = max(0.78 * WIDTH, left + right + 2), 0.9 + 0.34 * len(labels)
-    figure, (axis,) = new_figure(1, 1, width=width, height=height, margins=Margins(left, right, top=0.1))
+    width, side = 3.5, 0.15  # inches: a phone's page is no wider, and shows the figure at its own size
+    of_name = width - 2 * side - text_width(said, 8) - 0.1
+    figure, (axis,) = new_figure(
+        1, 1, width=width, height=0.75 + 0.55 * len(labels), margins=Margins(side, side, top=0.1)
+    )
     colours = [style["color"] for style in looks(labels).values()]
     low, high = np.array([bounds or (np.nan, np.nan) for bounds in intervals]).T
     places = np.arange(len(labels))
     of = np.repeat(places, [len(values) for values in found])
+    axis.vlines(np.zeros(len(labels)), places - 0.12, places + 0.32, color="#777777", linewidth=0.8)
     axis.hlines(places, low, high, colors=colours, linewidth=1.8)
     axis.scatter(np.concatenate(found), of + 0.2, 9, [colours[place] for place in of], alpha=0.6, linewidths=0)
     axis.scatter([values.mean() for values in found], places, 25, colours, marker="s", linewidths=0)
-    for place, text in enumerate(said):
-        axis.annotate(text, (1.02, place), xycoords=("axes fraction", "data"), va="center")
-    axis.axvline(0, color="#444444", linewidth=0.8)
-    axis.set_yticks(range(len(labels)), names)
-    axis.set(ylim=(len(labels) - 0.5, -0.5), xlabel=f"{measure}: difference to {baseline} (points)")
-    axis.grid(axis="y", visible=False)
+    for place, (label, text) in enumerate(zip(labels, said, strict=True)):
+        for x, words, side_of in ((0, wrapped(label, 8, of_name), "left"), (1, text, "right")):
+            axis.annotate(
+                words, (x, place - 0.18), xycoords=("axes fraction", "data"), ha=side_of, va="bottom", fontsize=8
+            )
+    axis.set(ylim=(len(labels) - 0.5, -0.75), xlabel=f"{measure}: difference to {baseline} (points)")
+    axis.set_yticks([])
+    axis.grid(visible=False)
+    axis.spines["left"].set_visible(False)
     return figure
 
 

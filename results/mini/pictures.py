@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from claims import SETS
 
 from analysis.figures import per_layer_curves
-from analysis.style import WIDTH, in_style, look, new_figure, styled
+from analysis.style import Margins, in_style, look, new_figure, styled, wrapped
 from reports import figures, jump_picture, mask_pictures
 from reports.mask_pictures import LayerMasks
 
@@ -47,28 +47,29 @@ def save(figure: "Figure", path: Path) -> None:
 def effects(answers: "Sequence[Answer]") -> "Figure":
     """A forest of the claims' comparisons, in the claim's direction: one axes a set that has runs, lines by metric.
 
-    Each is shown in multiples of its smallest effect that matters, since the metrics have different units.
+    Each is shown in multiples of its smallest effect that matters, since the metrics have different units. The axes
+    stand below each other, so that a phone shows them at a size that can be read.
     """
-    names = list(dict.fromkeys(f"{a.claim} {a.of.metric.name}" for a in answers))
+    answers = sorted(answers, key=lambda answer: answer.claim)
     sets = [name for name in SETS if any(a.set == name for a in answers)]
-    width = WIDTH * (0.75 + 0.25 * len(sets))
-    figure, axes = new_figure(1, len(sets), width=width, height=0.9 + 0.34 * len(names), sharey=True)
+    most = max(sum(a.set == name for a in answers) for name in sets)
+    margins = Margins(left=2.15, right=0.8, top=0.35, bottom=0.5)
+    figure, axes = new_figure(len(sets), 1, width=5.6, height=0.85 + 0.2 * most, margins=margins)
     for axis, name in zip(axes, sets, strict=True):
-        for answer, test in ((a, a.test) for a in answers if a.set == name and a.test is not None):
-            y = names.index(f"{answer.claim} {answer.of.metric.name}")
+        shown = [(answer, answer.test) for answer in answers if answer.set == name and answer.test is not None]
+        colour = look(SETS.index(name))["color"]
+        for y, (answer, test) in enumerate(shown):
             unit = 1 / answer.of.smallest
-            colour = look(SETS.index(name))["color"]
             if test.low is not None and test.high is not None:
                 axis.plot([unit * test.low, unit * test.high], [y, y], color=colour, linewidth=1.8)
             axis.plot([unit * test.effect], [y], "s", color=colour, markersize=5)
-            axis.annotate(
-                f"n = {answer.n}", (1.0, y - 0.28), xycoords=("axes fraction", "data"), ha="right", fontsize=6
-            )
+            axis.annotate(f"n = {answer.n}", (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=7)
         axis.axvline(0, color="#444444", linewidth=0.8)
         axis.axvspan(-1, 1, color="#777777", alpha=0.12, linewidth=0)
-        axis.set(title=name, xlabel="effect / smallest that matters", ylim=(len(names) - 0.5, -0.5))
+        axis.set(title=name, xlabel="effect / smallest that matters", ylim=(len(shown) - 0.5, -0.5))
+        axis.set_yticks(range(len(shown)), [wrapped(f"{a.claim} {a.of.metric.name}", 7, 2.0) for a, _ in shown])
+        axis.tick_params(axis="y", labelsize=7)
         axis.grid(axis="y", visible=False)
-    axes[0].set_yticks(range(len(names)), names)
     return figure
 
 

@@ -138,7 +138,7 @@ def test_the_forest_is_the_paired_interval_and_every_seed() -> None:
     figure = figures.forest(pd.DataFrame(lines, columns=["row", "seed", "value"]), "AP", "Mask2Former")
     (axis,) = figure.axes
     drawn: Any = axis.collections
-    intervals, seeds, means = drawn
+    _zero, intervals, seeds, means = drawn
     first, none = intervals.get_segments()
     assert first[:, 0].tolist() == pytest.approx(bounded_interval([1.0, 2.0, 4.5], -100.0, 100.0))
     assert not len(none)  # no interval of two seeds
@@ -146,7 +146,8 @@ def test_the_forest_is_the_paired_interval_and_every_seed() -> None:
         [1.0, 2.0, 4.5, -1.0, -2.0],
         [2.5, -1.5],
     ]
-    assert [text.get_text() for text in axis.texts] == ["+2.5 (−2.0 … +7.0), n = 3", "−1.5, n = 2"]
+    assert [text.get_text() for text in axis.texts] == ["A", "+2.5 (−2.0 … +7.0), n = 3", "B", "−1.5, n = 2"]
+    assert 96 * figure.get_figwidth() < 390 - 36, "CSS pixels of a phone's page: shown at its own size"
     assert axis.get_xlabel() == "AP: difference to Mask2Former (points)"
 
 
