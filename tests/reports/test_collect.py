@@ -14,7 +14,7 @@ from experiments.store.files import write_json
 from experiments.store.run_dir import Store
 from experiments.suites.scales import suite_name
 from mpformer.runtime.errors import UserError
-from reports import escape, pages, run_page, text
+from reports import definitions, escape, pages, run_page, text
 from reports.collect import SuiteReport, collect, records, tick
 from reports.formats import render
 from reports.model import Cell, Kind, grouped
@@ -277,9 +277,8 @@ def test_caption_names_scale_dataset_preset_and_hardware(gather: Gather) -> None
 
 
 def test_definitions_of_every_column_are_stated(gather: Gather) -> None:
-    texts = " ".join(n.text for n in gather("headline").table.footnotes)
-    assert "mIoU-L (this project's formula" in texts
-    assert "Util (this project's formula" in texts
+    texts = [note.text for note in gather("headline", columns=list(definitions.COLUMNS)).table.footnotes]
+    assert not [column.key for column in definitions.COLUMNS.values() if column.definition not in texts]
 
 
 def test_component_table_ticks_what_differs(gather: Gather) -> None:

@@ -15,7 +15,7 @@ from experiments.execution.attempt import Options, run_attempt
 from experiments.store.files import read_json
 from experiments.store.identity import eval_id, run_id
 from experiments.store.run_dir import Store
-from experiments.suites import catalogue, datasets, planning, scales
+from experiments.suites import catalogue, datasets, planning
 from experiments.suites.planning import Plan, PlannedRun, Request
 from mpformer.config.classes import num_classes
 from mpformer.config.paper_settings import setting
@@ -50,16 +50,12 @@ def cases() -> Iterator[Any]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mpformer.data.convert import convert
     from mpformer.data.sets.nuclei_set import prepare_nuclei
-    from mpformer.data.sets.shapes_set import prepare_shapes
     from tests.support.miniature import write_miniature
 
     root = tmp_path_factory.mktemp("data")
     for name in RELEASES:
         write_miniature(name, root, images=8, side=64)  # and 4 to validate: a dozen
         convert(name, root, workers=1)
-    shapes = narrow(scales.base("mini", "shapes"), root).dataset.shapes
-    assert shapes is not None
-    prepare_shapes(shapes, root, workers=1)
     write_bowl(root / "bowl", images=12)
     prepare_nuclei(root / "bowl", root, crop=64)
     return root
@@ -133,13 +129,13 @@ def narrowed(plan: Plan, data_root: Path) -> Plan:
 @pytest.mark.parametrize(("name", "scale", "dataset"), cases())
 def test_every_row_trains_scores_and_reports(name: str, scale: str, dataset: str, data: Path, store: Store) -> None:
     from experiments.launch import begin
-    from mpformer.data.sets.shapes_set import prepare_shapes
+    from mpformer.data.prepare import prepare
     from reports.build import build
 
     overrides = (("dataset.crop", 64),) if dataset == "nuclei" else ()
     plan = narrowed(planning.make(Request(name, scale, dataset, seeds=(0,), overrides=overrides), data), data)
-    if plan.base.dataset.shapes is not None:
-        prepare_shapes(plan.base.dataset.shapes, data, workers=1)  # a suite may draw its own images
+    if datasets.resolve(plan.base, data)[1].preparable:  # drawn: nobody has to name the set here
+        prepare(plan.base.dataset, data, workers=1)
     begin.record(plan, store, "the sweep")
     for run in plan.unique:
         ending = run_attempt(store.root, run.run_id, "all", Options(data, capture=False), None, run.config)
