@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from analysis.matching import MatchWeights
-from mpformer.config.schema import Toggles, toggle_names
+from mpformer.config.schema import WITHOUT_PILOTING, Toggles, toggle_names
 from mpformer.modeling.criterion import Criterion, LossSettings
 from mpformer.modeling.decoder import open_blocked_rows
 from mpformer.modeling.mask_piloting import PilotBatch, Size, pilot_batch
@@ -30,7 +30,7 @@ from mpformer.modeling.outputs import Targets, padded_targets
 from mpformer.modeling.points import Points, PointSettings
 from mpformer.runtime.errors import UserError, choices
 
-TOGGLES = tuple(name for name in toggle_names() if name not in ("mp_queries", "query_position"))
+TOGGLES = tuple(name for name in toggle_names() if name not in WITHOUT_PILOTING)
 """Toggles that :meth:`MaskPiloting.for_huggingface` takes; learnable query positions are part of the model."""
 
 

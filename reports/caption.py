@@ -11,12 +11,10 @@ from experiments.store.suite_record import SuiteRecord
 from mpformer.config.datasets import DATASETS
 from mpformer.config.paper_settings import setting, setting_names
 from mpformer.config.presets import BESIDES, PRESETS
-from mpformer.config.schema import BACKBONE_CONFIGS, ModelConfig, Toggles
+from mpformer.config.schema import BACKBONE_CONFIGS, ModelConfig, effective_toggles
 from reports.definitions import definitions
 from reports.model import Table
 from reports.runs import RunView
-
-_DEFAULTS = Toggles().model_dump(mode="json")
 
 
 def preset(
@@ -63,16 +61,10 @@ def preset_toggles(toggles: Mapping[str, Any], changes: Mapping[str, Any] = Mapp
     """
     for name, known in PRESETS.items():
         besides: Mapping[str, Any] = BESIDES.get(name, {})
-        same = _effective(known.model_dump(mode="json")) == _effective(toggles)
+        same = effective_toggles(known.model_dump(mode="json")) == effective_toggles(toggles)
         if same and besides == {key: changes.get(key) for key in besides}:
             return name
     return ""
-
-
-def _effective(toggles: Mapping[str, Any]) -> dict[str, Any]:
-    if not toggles.get("mp_queries"):
-        return {"query_position": toggles.get("query_position", True)}
-    return {**_DEFAULTS, **toggles}  # a stored run has no toggle that is younger than it
 
 
 def caption(table: Table, views: Sequence[RunView], record: SuiteRecord) -> str:

@@ -13,6 +13,7 @@ from experiments.store.run_dir import Store
 from experiments.store.suite_record import SuiteRecord, SuiteRow
 from experiments.suites import catalogue
 from experiments.suites.scales import suite_name
+from mpformer.config.schema import WITHOUT_PILOTING, effective_toggles
 from mpformer.runtime.errors import UserError, choices
 from reports import caption, compare, definitions
 from reports.model import Cell, Column, Footnote, Kind, SeedValue, Table, TableRow, TickColumn
@@ -28,7 +29,6 @@ _TICK_LABELS = {
     "mp_groups": "groups",
     "query_position": "query position",
 }
-_EVERYWHERE = ("mp_queries", "query_position")  # the toggles that mean something without piloting too
 
 
 @dataclass(frozen=True)
@@ -345,15 +345,8 @@ def tick_columns(rows: Sequence[RowRuns]) -> tuple[TickColumn, ...]:
     settings = [effective_toggles(row.toggles) for row in rows if row.toggles]
     piloted = [toggles for toggles in settings if toggles["mp_queries"]]
     names = list(dict.fromkeys([*_TICK_LABELS, *(name for toggles in piloted for name in toggles)]))
-    varying = [n for n in names if len({str(t[n]) for t in (settings if n in _EVERYWHERE else piloted)}) > 1]
+    varying = [n for n in names if len({str(t[n]) for t in (settings if n in WITHOUT_PILOTING else piloted)}) > 1]
     return tuple(TickColumn(name, _TICK_LABELS.get(name, name.replace("_", " "))) for name in varying)
-
-
-def effective_toggles(toggles: Mapping[str, Any]) -> dict[str, Any]:
-    """The toggles that change something: without ``mp_queries`` only the position embedding is left."""
-    if toggles.get("mp_queries"):
-        return dict(toggles)
-    return {"mp_queries": False, "query_position": toggles.get("query_position", True)}
 
 
 def tick(value: Any) -> str:

@@ -29,6 +29,7 @@ from experiments.suites import catalogue
 from experiments.suites.rows import Row, Suite
 from mpformer.config.dotted import leaves
 from mpformer.config.paper_settings import BACKBONES
+from mpformer.config.schema import effective_toggles
 from mpformer.runtime.errors import UserError
 from reports import caption, definitions, text
 from reports.collect import RowRuns, SuiteReport, config_of
@@ -254,7 +255,7 @@ _NOT_SETTING = ("model.init_weights",)
 def _without_piloting(config: Mapping[str, Any]) -> dict[str, Any]:
     """What two rows must share: everything but piloting, the seed, and what cannot change a result."""
     shared = {key: config[key] for key in ("dataset", "model", "schedule", "evaluation") if key in config}
-    return {**shared, "toggles": {"query_position": config["toggles"].get("query_position", True)}}
+    return {**shared, "toggles": effective_toggles({**config["toggles"], "mp_queries": False})}
 
 
 def _compare(report: SuiteReport, row: RowRuns, number: Number) -> Published:

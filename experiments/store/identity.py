@@ -13,13 +13,11 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from mpformer.config.schema import Config, ModelConfig, Toggles, plain
+from mpformer.config.schema import WITHOUT_PILOTING, Config, ModelConfig, Toggles, plain
 from mpformer.runtime.errors import UserError
 
 SCHEME = 1
 """Version of the rules in this file; part of every id."""
-
-_NOT_PILOTING = ("mp_queries", "query_position")
 
 
 def run_id(config: Config) -> str:
@@ -51,7 +49,7 @@ def part_of(key: str) -> Literal["run", "piloted run", "evaluation", ""]:
     section, _, name = key.partition(".")
     if section == "runtime" or key == "model.init_weights":
         return ""
-    if section == "toggles" and name not in _NOT_PILOTING:
+    if section == "toggles" and name not in WITHOUT_PILOTING:
         return "piloted run"
     return "evaluation" if section == "evaluation" else "run"
 
@@ -77,7 +75,7 @@ def _model(model: ModelConfig) -> dict[str, Any]:
 def _toggles(toggles: Toggles, layers: int) -> dict[str, Any]:
     tree = plain(toggles)
     if not toggles.mp_queries:  # the other fields then change nothing
-        return {name: value for name, value in tree.items() if name in _NOT_PILOTING}
+        return {name: value for name, value in tree.items() if name in WITHOUT_PILOTING}
     if "guided_layers" in tree:
         tree["guided_layers"] = _guided(toggles.guided_layers, layers)
     return tree

@@ -9,6 +9,7 @@ only when it differs from that value, so that it orphans no earlier run.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
@@ -408,6 +409,10 @@ class Toggles(Section):
         return value
 
 
+WITHOUT_PILOTING = ("mp_queries", "query_position")
+"""The toggles that mean something with ``mp_queries`` off too."""
+
+
 class ScheduleConfig(Section):
     """Optimisation. ``max_iter`` counts optimiser steps of ``batch_size`` images, however many devices share them."""
 
@@ -578,6 +583,12 @@ def validate(tree: dict[str, Any]) -> Config:
 def toggle_names() -> tuple[str, ...]:
     """Names of the toggles, each an axis of the ablations."""
     return tuple(Toggles.model_fields)
+
+
+def effective_toggles(toggles: Mapping[str, Any]) -> dict[str, Any]:
+    """What of stored toggles changes something, with the defaults of toggles that are younger than the store."""
+    known = {**Toggles().model_dump(mode="json"), **toggles}
+    return known if known["mp_queries"] else {name: known[name] for name in WITHOUT_PILOTING}
 
 
 NEVER_SET = ("extra_cfg", "added")

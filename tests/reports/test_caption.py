@@ -9,6 +9,7 @@ from experiments.store.suite_record import SuiteRecord
 from mpformer.config.paper_settings import BACKBONES, setting
 from mpformer.config.presets import PRESETS, changes
 from reports import caption
+from reports.collect import RowRuns, tick_columns
 
 
 @pytest.mark.parametrize(
@@ -72,3 +73,5 @@ def test_a_run_from_before_a_toggle_was_added_still_has_its_preset() -> None:
     del stored["redraw"]
     assert caption.preset_toggles(stored) == "mp-former/paper"
     assert caption.preset_toggles({**stored, "point_noise": 0.3}) == ""
+    rows = [RowRuns("row", "row", toggles, {}, ()) for toggles in (stored, {**stored, "redraw": "once"})]
+    assert [column.key for column in tick_columns(rows)] == ["redraw"]
