@@ -179,10 +179,13 @@ class DatasetConfig(Section):
 
 
 class BackboneConfig(Section):
-    """Base of the backbones' configurations; :mod:`mpformer.modeling.backbones` has what builds each."""
+    """Base of the backbones' configurations."""
 
     detectron2_name: ClassVar[str]
     """Its name in a Mask2Former configuration."""
+    builder: ClassVar[str]
+    """Module and name of what builds it from its configuration and the names of its outputs, ``res2`` ... (strides 4,
+    8, ...)."""
 
     @property
     def title(self) -> str:
@@ -194,6 +197,7 @@ class ResNetConfig(BackboneConfig):
     """A detectron2 ResNet of any depth and width."""
 
     detectron2_name = "build_resnet_backbone"
+    builder = "mpformer.modeling.resnet:build_resnet"
 
     kind: Literal["resnet"] = Field(
         "resnet", description="resnet or swin; a row that changes it gives the whole section"
@@ -218,6 +222,7 @@ class SwinConfig(BackboneConfig):
     """A Swin transformer (Liu et al., ICCV 2021); the defaults are Swin-T."""
 
     detectron2_name = "D2SwinTransformer"
+    builder = "mpformer.modeling.swin:Swin"
 
     kind: Literal["swin"] = Field("swin", description="resnet or swin; a row that changes it gives the whole section")
     embed_dim: int = Field(96, ge=1, description="channels of the first stage; they double per stage")
@@ -241,6 +246,7 @@ class TimmConfig(BackboneConfig):
     """A model of timm; :mod:`mpformer.modeling.timm_backbone` says which, and what its stages are."""
 
     detectron2_name = "timm"
+    builder = "mpformer.modeling.timm_backbone:build_timm"
 
     kind: Literal["timm"] = "timm"
     name: str = Field(description="timm/ and the name of timm's model, such as timm/convnext_tiny")

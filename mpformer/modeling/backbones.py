@@ -1,23 +1,12 @@
-"""The backbones: one entry each, by the type of its configuration. Features come by stride."""
+"""The backbone of a configuration, built by what its entry names. Features come by stride."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from importlib import import_module
 
 import torch
 from detectron2.modeling.backbone import Backbone
 
-from mpformer.config.schema import BackboneConfig, ModelConfig, ResNetConfig, SwinConfig, TimmConfig
-from mpformer.modeling.resnet import build_resnet
-from mpformer.modeling.swin import Swin
-from mpformer.modeling.timm_backbone import build_timm
-
-BACKBONES: dict[type[BackboneConfig], Callable[[Any, Sequence[str]], Backbone]] = {
-    ResNetConfig: build_resnet,
-    SwinConfig: Swin,
-    TimmConfig: build_timm,
-}
-"""What builds a backbone from its configuration and the names of its outputs, ``res2`` ... (strides 4, 8, ...)."""
+from mpformer.config.schema import BackboneConfig, ModelConfig
 
 
 def build_backbone(config: BackboneConfig, coarsest_stride: int) -> Backbone:
@@ -26,7 +15,9 @@ def build_backbone(config: BackboneConfig, coarsest_stride: int) -> Backbone:
     Its outputs are named ``res2`` ... ``res5`` (strides 4 ... 32).
     """
     names = tuple(f"res{i}" for i in range(2, int(math.log2(coarsest_stride)) + 1))
-    return BACKBONES[type(config)](config, names)
+    module, _, name = config.builder.partition(":")
+    backbone: Backbone = getattr(import_module(module), name)(config, names)
+    return backbone
 
 
 def check_backbone(model: ModelConfig) -> None:
