@@ -199,9 +199,7 @@ class ResNetConfig(BackboneConfig):
     detectron2_name = "build_resnet_backbone"
     builder = "mpformer.modeling.resnet:build_resnet"
 
-    kind: Literal["resnet"] = Field(
-        "resnet", description="resnet or swin; a row that changes it gives the whole section"
-    )
+    kind: Literal["resnet"] = Field("resnet", description="which backbone; another one begins with its own defaults")
     depth: Literal[18, 34, 50, 101, 152] = Field(50, description="layers")
     stem_channels: int = Field(64, ge=1, description="channels of the first convolution")
     res2_channels: int = Field(256, ge=1, description="output channels of res2; they double per stage")
@@ -224,7 +222,7 @@ class SwinConfig(BackboneConfig):
     detectron2_name = "D2SwinTransformer"
     builder = "mpformer.modeling.swin:Swin"
 
-    kind: Literal["swin"] = Field("swin", description="resnet or swin; a row that changes it gives the whole section")
+    kind: Literal["swin"] = "swin"
     embed_dim: int = Field(96, ge=1, description="channels of the first stage; they double per stage")
     depths: tuple[int, int, int, int] = Field((2, 2, 6, 2), description="blocks of each stage")
     heads: tuple[int, int, int, int] = Field((3, 6, 12, 24), description="attention heads of each stage")
@@ -549,26 +547,27 @@ class Config(Section):
     def replace(self, changes: dict[str, Any]) -> "Config":
         """Return a copy with dotted keys set, such as ``{"toggles.point_noise": 0.2}``, validated again.
 
-        ``model.backbone.name`` chooses a timm model: the keys of another backbone go. Raises UserError for an unknown
-        key or an invalid value.
+        ``model.backbone.kind`` chooses another backbone, ``model.backbone.name`` a timm model: the keys of the one
+        before go. Raises UserError for an unknown key or an invalid value.
         """
         tree = self.model_dump()
-        if _TIMM_NAME in changes and self.model.backbone.kind != "timm":
+        kind = "timm" if _TIMM_NAME in changes else changes.get(_KIND, self.model.backbone.kind)
+        if kind != self.model.backbone.kind:
             if self.model.init_weights and "model.init_weights" not in changes:
                 raise _other_weights(self.model.init_weights)
-            tree["model"]["backbone"] = {"kind": "timm"}
+            tree["model"]["backbone"] = {"kind": kind}
         for key, value in changes.items():
             _set(tree, key, value)
         return validate(tree)
 
 
-_TIMM_NAME = "model.backbone.name"
+_KIND, _TIMM_NAME = "model.backbone.kind", "model.backbone.name"
 
 
 def _other_weights(name: str) -> UserError:
     return UserError(
-        f"{name} are weights of another backbone: with {_TIMM_NAME} set model.init_weights too, to a file, to "
-        "timm://MODEL.TAG, or to nothing for random weights"
+        f"{name} are weights of another backbone: set model.init_weights too, to a file, to timm://MODEL.TAG of a timm "
+        "model, or to nothing for random weights"
     )
 
 

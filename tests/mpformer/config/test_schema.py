@@ -4,7 +4,7 @@ import pytest
 
 from experiments.store.identity import run_id
 from experiments.suites.scales import base
-from mpformer.config.schema import Config, TimmConfig
+from mpformer.config.schema import Config, SwinConfig, TimmConfig
 from mpformer.runtime.errors import UserError
 
 MINI = base("mini")
@@ -18,6 +18,16 @@ def test_a_name_chooses_a_timm_backbone_and_leaves_the_other_keys_of_the_model()
     assert chosen.replace({"model.backbone": MINI.model.backbone.model_dump()}) == MINI
     other = chosen.replace({NAME: "timm/convnext_atto"})
     assert other.model.backbone == TimmConfig(name="timm/convnext_atto", freeze_at=2), "one timm model after another"
+
+
+def test_a_kind_chooses_a_backbone_that_begins_with_its_own_defaults() -> None:
+    chosen = MINI.replace({"model.backbone.window": 4, "model.backbone.kind": "swin"})
+    assert chosen.model.backbone == SwinConfig(window=4)
+    assert chosen.replace({"model.backbone.kind": "swin"}) == chosen
+    with pytest.raises(UserError, match=r"model\.backbone: .*'nin'.*'resnet', 'swin', 'timm'"):
+        MINI.replace({"model.backbone.kind": "nin"})
+    with pytest.raises(UserError, match="weights of another backbone"):
+        base("paper").replace({"model.backbone.kind": "swin"})
 
 
 def test_name_arguments_and_weights_of_a_backbone_are_part_of_the_run_id() -> None:
