@@ -288,8 +288,10 @@ def collate(items: list[dict[str, Tensor]]) -> dict[str, Any]:
     return named | {"pixel_values": torch.stack(named["pixel_values"])}
 
 
-def test_in_a_trainer(tmp_path: Path) -> None:
+def test_in_a_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("accelerate")
+    # the default data root, ./datasets, would be taken for Hugging Face's package of that name
+    monkeypatch.setattr("transformers.trainer.is_datasets_available", lambda: False)
     from transformers import Trainer, TrainingArguments
 
     arguments: dict[str, Any] = {
