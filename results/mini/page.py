@@ -91,8 +91,9 @@ def page(kept: Kept, folder: Path) -> str:
         *_runs(kept, commit),
         *_included(folder, "deviations.md", "Deviations from the protocol", "None."),
         *_included(folder, "hypotheses.md", "What did not fit, looked into", "Nothing yet."),
-        *_measured(folder),
+        *_measured(folder, 1, "attention_masks"),
         *sections(kept),
+        *_measured(folder, 4, "cost_share"),
         *_LIMITS,
     ]
     return "\n".join(parts).rstrip() + "\n"
@@ -343,10 +344,10 @@ def _included(folder: Path, name: str, title: str, nothing: str) -> list[str]:
     return [f"## {title}", "", "\n".join(line for line in text.splitlines() if not line.startswith("# ")).strip(), ""]
 
 
-def _measured(folder: Path) -> list[str]:
-    """The table of the first hypothesis, if it was measured."""
-    path = folder / "attention_masks.md"
-    return ["Hypothesis 1, measured (`attention_masks.py`):", "", path.read_text()] if path.exists() else []
+def _measured(folder: Path, number: int, script: str) -> list[str]:
+    """The table of a hypothesis that has a script of its own, if it was measured."""
+    path = folder / f"{script}.md"
+    return [f"Hypothesis {number}, measured (`{script}.py`):", "", path.read_text()] if path.exists() else []
 
 
 _LIMITS = (
