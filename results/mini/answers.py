@@ -18,6 +18,7 @@ from analysis.statistics import PairedTest, Summary, claim_verdict, detectable, 
 from experiments.store.run_dir import Store
 from experiments.store.suite_record import SuiteRecord
 from experiments.suites import catalogue, datasets
+from mpformer.data.own import registration
 from mpformer.runtime.errors import UserError
 from reports.collect import RowRuns, SuiteReport, collect, number
 from reports.runs import Reader, RunView
@@ -29,6 +30,15 @@ DRAWN = "shapes"
 
 
 # ------------------------------------------------------------------ the kept runs
+
+
+def opened(root: Path, data_root: Path) -> Store:
+    """A store of the study's runs, for what trains or predicts: its suites and the sets of the data root are known."""
+    catalogue.add_file(Path(__file__).resolve().with_name("suites.py"))
+    store = Store(root)
+    datasets.recall(store)
+    registration.know_all(data_root)
+    return store
 
 
 class Kept:

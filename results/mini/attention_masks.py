@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from answers import effect, p_text, signed
+from answers import effect, opened, p_text, signed
 from claims import BASELINE, PILOTED, SETS
 
 from analysis.gradients import compare_gradients
@@ -24,8 +24,6 @@ from analysis.statistics import paired_t, summarise
 from experiments.execution import provenance
 from experiments.store.run_dir import RunDir, Store
 from experiments.store.suite_record import SuiteRecord
-from experiments.suites import catalogue, datasets
-from mpformer.data.own import registration
 from mpformer.data.validation import validation_items
 from mpformer.evaluation.gradient_accuracy import Under, under_masks
 from mpformer.modeling.meta_arch import build_model
@@ -107,10 +105,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--dataset", action="append", choices=SETS, help="only this set; repeatable")
     parser.add_argument("--out", type=Path, default=HERE / "attention_masks.json")
     options = parser.parse_args(words)
-    catalogue.add_file(HERE / "suites.py")
-    store = Store(options.root)
-    datasets.recall(store)
-    registration.know_all(options.data_root)
+    store = opened(options.root, options.data_root)
     prepare_process("cpu", 1)
     known: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     asked = options.dataset or SETS

@@ -13,14 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from answers import BARELY
+from answers import BARELY, opened
 from claims import BASELINE, PILOTED
 from costs import configured, training
 
 from experiments.execution import provenance
-from experiments.store.run_dir import Store
-from experiments.suites import catalogue, datasets
-from mpformer.data.own import registration
 from mpformer.runtime.errors import UserError
 
 HERE = Path(__file__).resolve().parent
@@ -69,10 +66,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--pairs", type=int, default=60, help="pairs of steps")
     parser.add_argument("--out", type=Path, default=HERE / "cost_share.json")
     options = parser.parse_args(words)
-    catalogue.add_file(HERE / "suites.py")
-    store = Store(options.runs)
-    datasets.recall(store)
-    registration.know_all(options.data_root)
+    store = opened(options.runs, options.data_root)
     (_, plain), (_, piloted) = (configured(store, SET, row) for row in (BASELINE, PILOTED))
     found = {
         name: training(plain.replace(dict(changes)), piloted.replace(dict(changes)), options.data_root, options.pairs)

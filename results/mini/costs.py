@@ -23,7 +23,6 @@ from typing import Any
 
 from analysis.statistics import mean_interval
 from experiments.store.run_dir import RunDir, Store
-from experiments.suites import catalogue
 from mpformer.config.schema import Config, validate
 from mpformer.runtime.errors import UserError
 
@@ -183,13 +182,9 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--pairs", type=int, default=60, help="pairs of steps")
     parser.add_argument("--out", type=Path, default=HERE / "costs.json")
     options = parser.parse_args(words)
-    from experiments.suites import datasets
-    from mpformer.data.own import registration
+    from answers import opened  # not in the workers, whose memory is measured
 
-    catalogue.add_file(HERE / "suites.py")
-    store = Store(options.runs)
-    datasets.recall(store)
-    registration.know_all(options.data_root)
+    store = opened(options.runs, options.data_root)
     known = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in options.dataset or ("shapes", "nuclei", "facades"):
         (_, plain), (run, piloted) = (configured(store, name, row) for row in (BASELINE, PILOTED))
