@@ -103,16 +103,18 @@ def mpformer(*words: str) -> int:
 def main(options: Namespace) -> int:
     """Launch every suite and keep its runs; returns how many suites have runs that failed, or are not there."""
     catalogue.add_file(SUITES)
-    keep, lacking = Store(options.keep.resolve()), missing_sets(options.data_root)
+    keep, asked = Store(options.keep.resolve()), set(options.sets)
+    lacking = {name: how for name, how in missing_sets(options.data_root).items() if name in asked}
     for name, how in lacking.items():
         print(f"{name} is not in {options.data_root}. {how}", file=sys.stderr)
     check_commit(keep)
     if (keep.root / "runs").is_dir():
         mpformer("import-runs", str(keep.root), "--root", str(options.root))
-    steps = [(suite, name) for suite, name in ORDER if name not in lacking and _applies(suite, name)]
+    there = asked - lacking.keys()
+    steps = [(suite, name) for suite, name in ORDER if name in there and _applies(suite, name)]
     failed = sum(_suite(suite, name, options, keep) for suite, name in steps)
-    failed += sum(_suite(HEADLINE, name, options, keep, MORE_SEEDS) for name in undecided(keep) if name not in lacking)
-    failed += sum(_suite(suite, name, options, keep, suites=FURTHER) for suite, name in HYPOTHESES)
+    failed += sum(_suite(HEADLINE, name, options, keep, MORE_SEEDS) for name in undecided(keep) if name in there)
+    failed += sum(_suite(suite, name, options, keep, suites=FURTHER) for suite, name in HYPOTHESES if name in there)
     return min(1, failed + len(lacking))
 
 
@@ -157,6 +159,7 @@ def parse(words: Sequence[str]) -> Namespace:
     parser.add_argument("--root", type=Path, default=Path("store"), help="run store")
     parser.add_argument("--data-root", type=Path, default=Path("datasets"), help="where the sets are")
     parser.add_argument("--keep", type=Path, default=HERE / "runs", help="store of the kept archives")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="these sets alone; default: all")
     parser.add_argument("--workers", type=int, default=0, help="runs at a time; default: as a launch chooses")
     return parser.parse_args(words)
 

@@ -64,6 +64,24 @@ def test_what_is_done_is_kept_where_a_launch_is_stopped(store: Store, monkeypatc
     assert said == [("launch", run.HEADLINE), ("archive", run.HEADLINE), ("archive", run.HEADLINE)]
 
 
+def test_the_sets_can_be_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between processes, or machines: what one is asked for, of every kind of suite, and nothing else."""
+    said: list[tuple[str, ...]] = []
+    monkeypatch.setattr(run, "mpformer", lambda *words: said.append(words))
+    monkeypatch.setattr(run, "check_commit", lambda _: None)
+    monkeypatch.setattr(run, "missing_sets", lambda _: {"facades": "a way to get it"})
+    monkeypatch.setattr(run, "undecided", lambda _: ["shapes", "nuclei"])
+
+    def launched(*sets: str) -> set[tuple[str, str]]:
+        said.clear()
+        assert run.main(run.parse(["--keep", str(tmp_path / "none"), "--sets", *sets])) == ("facades" in sets)
+        return {(words[1], words[3]) for words in said if words[0] == "launch"}
+
+    assert launched("facades") == set()
+    assert {name for _, name in launched("nuclei", "facades")} == {"nuclei"}
+    assert launched("shapes") == {step for step in (*run.ORDER, *run.HYPOTHESES) if step[1] == "shapes"}
+
+
 def test_a_whole_headline_that_is_underpowered_gets_more_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(name: str, verdict: str, claim: str = "C1", *, still: bool = False) -> SimpleNamespace:
         of = SimpleNamespace(suite=run.HEADLINE)
