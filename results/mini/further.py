@@ -20,7 +20,7 @@ def _steps(count: int) -> dict[str, Any]:
 
 
 def _shapes_alone(dataset: str) -> str:
-    return "" if dataset == "shapes" else "hypotheses 2 and 3 are tested on shapes"
+    return "" if dataset == "shapes" else "the further hypotheses are tested on shapes"
 
 
 def _piloted(label: str, **toggles: Any) -> Row:
@@ -55,10 +55,30 @@ def further_guidance(scale: str, dataset: str) -> Iterator[Row]:
     not_applicable=_shapes_alone,
 )
 def further_length(scale: str, dataset: str) -> Iterator[Row]:
-    """Hypothesis 3; Mask2Former with 700 and with 2,800 steps is of no suite of the protocol."""
+    """Hypotheses 3 and 6; Mask2Former with 700 and with 2,800 steps is of no suite of the protocol."""
     plain, piloted = {**SHAPES, **MASK2FORMER}, {**SHAPES, **MP_FORMER}
     yield Row("mask2former-half", "Mask2Former, 700 steps", {**plain, **_steps(700)})
     yield Row("mp-former-half", "MP-Former, 700 steps", {**piloted, **_steps(700)})
     yield Row("mask2former", "Mask2Former, 1,400 steps", plain)
     yield Row("mp-former", "MP-Former, 1,400 steps", piloted)
     yield Row("mask2former-double", "Mask2Former, 2,800 steps", {**plain, **_steps(2800)})
+
+
+COARSE: dict[str, Any] = {"model.attention_strides": (32, 16, 8), "model.size_divisibility": 32}
+
+
+@suite(
+    title="Attention at strides that hold fewer of the objects",
+    baseline="mask2former",
+    columns=COLUMNS,
+    settings=_steps(1400),
+    seeds=SEEDS,
+    not_applicable=_shapes_alone,
+)
+def further_strides(scale: str, dataset: str) -> Iterator[Row]:
+    """Hypothesis 5; its first two rows are runs of the headline."""
+    plain, piloted = {**SHAPES, **MASK2FORMER}, {**SHAPES, **MP_FORMER}
+    yield Row("mask2former", "Mask2Former, strides 16, 8, 4", plain)
+    yield Row("mp-former", "MP-Former, strides 16, 8, 4", piloted)
+    yield Row("mask2former-coarse", "Mask2Former, strides 32, 16, 8", {**plain, **COARSE})
+    yield Row("mp-former-coarse", "MP-Former, strides 32, 16, 8", {**piloted, **COARSE})

@@ -1,10 +1,10 @@
-"""Hypotheses 2 and 3 of hypotheses.md, judged from the runs of further.py's suites by the rules that stand there."""
+"""The hypotheses of hypotheses.md that have a suite in further.py, judged from its runs by the rules stated there."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from answers import Kept, effect, p_text, values
-from claims import AP, GRADIENT, Metric, smallest
+from claims import AP, CONSISTENCY, GRADIENT, Metric, smallest
 
 from analysis.statistics import PairedTest, claim_verdict, holm, paired_t, summarise
 
@@ -60,6 +60,11 @@ class Hypothesis:
         ]
 
 
+def _gains(more: str, less: str) -> dict[str, int]:
+    """What piloting gains in the rows that end so, less what it gains in those that end otherwise."""
+    return {f"mp-former{more}": 1, f"mask2former{more}": -1, f"mp-former{less}": -1, f"mask2former{less}": 1}
+
+
 ALL = (
     Hypothesis(
         2,
@@ -82,6 +87,13 @@ ALL = (
             },
         },
     ),
+    Hypothesis(
+        5,
+        "further-strides",
+        CONSISTENCY,
+        {"the gain with strides 32, 16, 8 less that with 16, 8, 4": _gains("-coarse", "")},
+    ),
+    Hypothesis(6, "further-length", CONSISTENCY, {"the gain with 700 steps less that with 1,400": _gains("-half", "")}),
 )
 
 

@@ -164,7 +164,7 @@ def _verdicts(found: Sequence[Answer], measured: Mapping[str, Any]) -> list[str]
         "## The claims",
         "",
         *_claims(found, measured),
-        *([f"With another backbone ({catalogue.find(BACKBONE).title}, on shapes): {other}.", ""] if other else []),
+        *([f"With timm's EfficientNet-B0 as the backbone, on shapes: {other}.", ""] if other else []),
     ]
 
 

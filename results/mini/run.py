@@ -33,7 +33,7 @@ ORDER: tuple[tuple[str, str], ...] = (
 )
 """Suites and sets, those first that the verdicts of the page's table need most."""
 
-HYPOTHESES = (("further-guidance", "shapes"), ("further-length", "shapes"))
+HYPOTHESES = tuple((suite, "shapes") for suite in ("further-guidance", "further-length", "further-strides"))
 """Suites of further.py, after all that the protocol asks for: they share most runs with it."""
 
 SET: dict[str, tuple[str, ...]] = {"nuclei": ("dataset.crop=96",)}

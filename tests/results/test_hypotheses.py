@@ -13,11 +13,15 @@ from analysis.statistics import PairedTest
 from experiments.suites import catalogue
 
 MINI = Path(run.__file__).parent
-NEW = {2: ["guided-first-2"], 3: ["mask2former-half", "mask2former-double"]}
+NEW = {
+    "further-guidance": ["guided-first-2"],
+    "further-length": ["mask2former-half", "mask2former-double"],
+    "further-strides": ["mask2former-coarse", "mp-former-coarse"],
+}
 
 
 @pytest.mark.usefixtures("study_suites")
-@pytest.mark.parametrize("one", hypotheses.ALL, ids=lambda one: one.suite)
+@pytest.mark.parametrize("one", hypotheses.ALL, ids=lambda one: str(one.number))
 def test_only_these_rows_are_none_of_the_protocols_suites(one: hypotheses.Hypothesis) -> None:
     catalogue.add_file(MINI / "further.py")
     suites = [catalogue.find(name) for name, dataset in run.ORDER if dataset == hypotheses.SET]
@@ -26,7 +30,7 @@ def test_only_these_rows_are_none_of_the_protocols_suites(one: hypotheses.Hypoth
     ]
     mine = catalogue.find(one.suite)
     rows = mine.rows("mini", hypotheses.SET)
-    assert [row.name for row in rows if {**mine.settings, **row.changes} not in known] == NEW[one.number]
+    assert [row.name for row in rows if {**mine.settings, **row.changes} not in known] == NEW[one.suite]
     assert {name for factors in one.predicted.values() for name in factors} <= {row.name for row in rows}
     assert mine.why_not("facades")
     assert (one.suite, hypotheses.SET) in run.HYPOTHESES
