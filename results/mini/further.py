@@ -82,3 +82,19 @@ def further_strides(scale: str, dataset: str) -> Iterator[Row]:
     yield Row("mp-former", "MP-Former, strides 16, 8, 4", piloted)
     yield Row("mask2former-coarse", "Mask2Former, strides 32, 16, 8", {**plain, **COARSE})
     yield Row("mp-former-coarse", "MP-Former, strides 32, 16, 8", {**piloted, **COARSE})
+
+
+@suite(
+    title="Piloting without noise and without labels",
+    baseline="mp-former",
+    columns=COLUMNS,
+    settings=_steps(1400),
+    seeds=SEEDS,
+    not_applicable=_shapes_alone,
+)
+def further_bare(scale: str, dataset: str) -> Iterator[Row]:
+    """Hypothesis 7; only the last row is of no suite of the protocol."""
+    yield Row("mp-former", "MP-Former, as the paper has it", {**SHAPES, **MP_FORMER})
+    quiet: dict[str, Any] = {"point_noise": 0.0, "flip_noise": 0.0}
+    yield _piloted("without noise", **quiet)
+    yield _piloted("without noise and labels", **quiet, class_embedding="learnt")

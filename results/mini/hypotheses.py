@@ -13,13 +13,15 @@ SET = "shapes"
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """Contrasts of a suite's rows that are predicted to be positive."""
+    """Contrasts of a suite's rows that are predicted to be positive, or to be nothing that matters."""
 
     number: int
     suite: str
     metric: Metric
     predicted: Mapping[str, Mapping[str, int]]
     """What is said of a contrast, and the factor of each of its rows."""
+    nothing: bool = False
+    """The intervals are predicted to lie inside ± the smallest effect that matters."""
 
     def contrast(self, kept: Kept, factors: Mapping[str, int]) -> dict[int, float]:
         """By seed, where all its rows have it."""
@@ -34,8 +36,12 @@ class Hypothesis:
 
     def outcome(self, found: Mapping[str, PairedTest]) -> str:
         """*supported*, *refuted* or *undecided*."""
-        corrected = holm({said: test.p for said, test in found.items()})
-        verdicts = [claim_verdict(test, corrected[said], smallest(self.metric, SET)) for said, test in found.items()]
+        corrected, least = holm({said: test.p for said, test in found.items()}), smallest(self.metric, SET)
+        if self.nothing:
+            inside = [max(abs(test.low or 0), abs(test.high or 0)) < least for test in found.values() if test.n > 1]
+            told = any(p is not None and p < 0.05 for p in corrected.values())
+            return "supported" if inside == [True] * len(self.predicted) else "refuted" if told else "undecided"
+        verdicts = [claim_verdict(test, corrected[said], least) for said, test in found.items()]
         if "opposite" in verdicts:
             return "refuted"
         return "supported" if verdicts == ["seen"] * len(self.predicted) else "undecided"
@@ -94,6 +100,13 @@ ALL = (
         {"the gain with strides 32, 16, 8 less that with 16, 8, 4": _gains("-coarse", "")},
     ),
     Hypothesis(6, "further-length", CONSISTENCY, {"the gain with 700 steps less that with 1,400": _gains("-half", "")}),
+    Hypothesis(
+        7,
+        "further-bare",
+        AP,
+        {"MP-Former less piloting without noise and labels": {"mp-former": 1, "without-noise-and-labels": -1}},
+        nothing=True,
+    ),
 )
 
 

@@ -33,7 +33,7 @@ ORDER: tuple[tuple[str, str], ...] = (
 )
 """Suites and sets, those first that the verdicts of the page's table need most."""
 
-HYPOTHESES = tuple((suite, "shapes") for suite in ("further-guidance", "further-length", "further-strides"))
+HYPOTHESES = tuple((f"further-{name}", "shapes") for name in ("guidance", "length", "strides", "bare"))
 """Suites of further.py, after all that the protocol asks for: they share most runs with it."""
 
 SET: dict[str, tuple[str, ...]] = {"nuclei": ("dataset.crop=96",)}

@@ -17,6 +17,7 @@ NEW = {
     "further-guidance": ["guided-first-2"],
     "further-length": ["mask2former-half", "mask2former-double"],
     "further-strides": ["mask2former-coarse", "mp-former-coarse"],
+    "further-bare": ["without-noise-and-labels"],
 }
 
 
@@ -47,6 +48,23 @@ def test_the_outcome_goes_by_the_rule(effects: tuple[float, ...], said: str) -> 
         for name, size in zip(one.predicted, effects, strict=False)
     }
     assert one.outcome(found) == said
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "said"),
+    [
+        (-1.4, 1.4, 0.9, "supported"),
+        (0.1, 1.4, 0.01, "supported"),
+        (0.1, 1.6, 0.04, "refuted"),
+        (-1.6, -0.1, 0.04, "refuted"),
+        (-0.5, 1.6, 0.2, "undecided"),
+    ],
+)
+def test_that_nothing_matters_goes_by_the_interval(low: float, high: float, p: float, said: str) -> None:
+    one = hypotheses.ALL[-1]
+    assert one.nothing
+    (name,) = one.predicted
+    assert one.outcome({name: PairedTest((low + high) / 2, 5, low, high, p=p)}) == said
 
 
 def test_a_contrast_is_of_the_seeds_that_all_its_rows_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
