@@ -146,7 +146,7 @@ def lead(kept: Kept, folder: Path, readme: str) -> str:
     return "\n".join([before + BEGIN, "", *_state(found), *claimed, _HOW_TO_READ, "", END + after])
 
 
-BACKBONE = "study-backbone"
+BACKBONE, COMPONENTS = "study-backbone", "study-components"
 
 
 def _claims(found: Sequence[Answer], measured: Mapping[str, Any]) -> list[str]:
@@ -175,14 +175,23 @@ def _cell(claim: str, name: str, found: Sequence[Answer], measured: Mapping[str,
     mine = [a for a in found if (a.claim, a.set) == (claim, name) and a.of.suite != BACKBONE]
     if not mine:
         return NOT_RUN
-    if claim == "C7":
-        return counted(mine)
-    return "<br>".join(map(_line, mine))
+    if claim != "C7":
+        return "<br>".join(map(_line, mine))
+    steps = [answer for answer in mine if answer.of.suite == COMPONENTS]
+    others = [answer for answer in mine if answer.of.suite != COMPONENTS]
+    lines = [_line(answer, _label(answer)) for answer in steps]
+    return "<br>".join([*lines, *([f"other toggles: {counted(others)}"] if others else [])])
 
 
-def _line(answer: Answer) -> str:
-    """A comparison in a cell of the claims' table."""
-    text = f"{answer.of.metric.name}: **{answer.said}**"
+def _label(answer: Answer) -> str:
+    """What the row adds to the one that it is compared with, and by what it is judged."""
+    rows = catalogue.find(answer.of.suite).rows(SCALE, answer.set)
+    return f"{next(row.label for row in rows if row.name == answer.of.row)}, {answer.of.metric.name}"
+
+
+def _line(answer: Answer, name: str = "") -> str:
+    """A comparison in a cell of the claims' table, by its metric's name or another one."""
+    text = f"{name or answer.of.metric.name}: **{answer.said}**"
     if answer.test is None:
         return text + (f" ({answer.reason})" if answer.reason else "")
     few = f" of {answer.planned}" if answer.open else ""

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from answers import Kept
 from claims import AP, JUMPS, UTIL, Comparison, Family
-from page import BEGIN, END, lead, page, sentence
+from page import BEGIN, END, _cell, lead, page, sentence
 
+from analysis.statistics import PairedTest
 from experiments.launch import begin
 from experiments.runs import archiving
 from experiments.store import records
@@ -159,6 +160,25 @@ def test_the_readme_leads_with_the_claims_and_keeps_its_own_text(done: Kept, tmp
     assert lead(done, tmp_path, text) == text
     with pytest.raises(UserError, match="has no lines"):
         lead(done, tmp_path, "# Name\n")
+
+
+@pytest.mark.usefixtures("study_suites")
+def test_components_are_told_one_by_one_and_other_toggles_are_counted() -> None:
+    test = PairedTest(4.3, 5, 1.9, 6.6, 0.01)
+    found = [
+        answers.Answer("C7", "nuclei", Comparison(suite, row, "another", AP, 3.4), 5, verdict, test=test)
+        for suite, row, verdict in (
+            ("study-components", "mp-first", "seen"),
+            ("study-components", "mp-every", "underpowered"),
+            ("study-groups", "mp-former", "not seen"),
+            ("study-point-noise", "mp-former", "not seen"),
+        )
+    ]
+    assert _cell("C7", "nuclei", found, {}).split("<br>") == [
+        "+ MP queries, guided in the first layer, AP: **seen**, +4.3 (+1.9 … +6.6), n = 5",
+        "+ guidance in every layer, AP: **underpowered**, +4.3 (+1.9 … +6.6), n = 5",
+        "other toggles: not seen 2 of 2",
+    ]
 
 
 def test_what_a_hypothesis_gave_stands_below_it(done: Kept, tmp_path: Path) -> None:
