@@ -1,6 +1,6 @@
 """The figures of the study's page, drawn by the project's own figures; no photograph is shown."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,15 @@ DRAWN = "shapes"
 
 
 def draw(kept: "Kept", answers: "Sequence[Answer]", out: Path) -> None:
-    """Write what there is data for: ``effects``, and by set ``jumps-…`` and ``layers-…``, as PNG."""
+    """Write what there is data for: ``effects``, ``toggles``, and by set ``jumps-…`` and ``layers-…``, as PNG."""
     out.mkdir(parents=True, exist_ok=True)
-    shown = [a for a in answers if a.test is not None and a.of.suite in (kept.headline, "study-convergence")]
-    if shown:
-        save(effects(shown), out / "effects.png")
+    tested = [a for a in answers if a.test is not None]
+    claimed = [a for a in tested if a.of.suite in (kept.headline, "study-convergence")]
+    if claimed:
+        save(effects(claimed, lambda a: f"{a.claim} {a.of.metric.name}"), out / "effects.png")
+    toggles = [a for a in tested if a.claim == "C7"]
+    if toggles:
+        save(effects(toggles, lambda a: f"{a.of.row} less {a.of.against}"), out / "toggles.png")
     for name in SETS:
         report = kept.report(kept.headline, name)
         if report is not None and any(row.done for row in report.rows):
@@ -44,8 +48,8 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 @in_style
-def effects(answers: "Sequence[Answer]") -> "Figure":
-    """A forest of the claims' comparisons, in the claim's direction: one axes a set that has runs, lines by metric.
+def effects(answers: "Sequence[Answer]", said: "Callable[[Answer], str]") -> "Figure":
+    """A forest of comparisons, in the claim's direction: one axes a set that has runs, a line what ``said`` calls it.
 
     Each is shown in multiples of its smallest effect that matters, since the metrics have different units. The axes
     stand below each other, so that a phone shows them at a size that can be read.
@@ -67,7 +71,7 @@ def effects(answers: "Sequence[Answer]") -> "Figure":
         axis.axvline(0, color="#444444", linewidth=0.8)
         axis.axvspan(-1, 1, color="#777777", alpha=0.12, linewidth=0)
         axis.set(title=name, xlabel="effect / smallest that matters", ylim=(len(shown) - 0.5, -0.5))
-        axis.set_yticks(range(len(shown)), [wrapped(f"{a.claim} {a.of.metric.name}", 7, 2.0) for a, _ in shown])
+        axis.set_yticks(range(len(shown)), [wrapped(said(a), 7, 2.0) for a, _ in shown])
         axis.tick_params(axis="y", labelsize=7)
         axis.grid(axis="y", visible=False)
     return figure

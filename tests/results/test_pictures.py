@@ -6,9 +6,11 @@ from typing import Any
 
 import pictures
 import pytest
-from answers import Kept
+from answers import Answer, Kept
+from claims import AP, Comparison
 
 from analysis import failure_cases
+from analysis.statistics import PairedTest
 from tests.reports.conftest import FIXTURES
 
 
@@ -27,3 +29,23 @@ def test_no_photograph_is_drawn_unless_it_may_be(images: bool, tmp_path: Path, m
     assert pictures.jumps(report, images=images) is not None
     assert shown
     assert all((picture is not None) == images for picture in shown)
+
+
+def test_toggles_stand_in_a_figure_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def answer(claim: str, suite: str, row: str, n: int = 5) -> Answer:
+        of = Comparison(suite, row, "mp-first", AP, 1.5)
+        return Answer(claim, "shapes", of, 5, "seen", test=PairedTest(3.0, n, 1.5, 4.5, 0.01) if n else None)
+
+    found = [
+        *(answer("C3", "study-headline", "mp-former"), answer("C4", "study-convergence", "mp-former-half")),
+        *(answer("C7", "study-components", "mp-every"), answer("C7", "study-groups", "2-groups", n=0)),
+        answer("C3", "study-backbone", "mp-former"),
+    ]
+    kept, drawn = Kept(tmp_path), {}
+    monkeypatch.setattr(pictures, "save", lambda figure, path: drawn.update({path.name: figure}))
+    pictures.draw(kept, found, tmp_path / "figures")
+    names = {name: [label.get_text() for label in drawn[name].axes[0].get_yticklabels()] for name in drawn}
+    assert names == {"effects.png": ["C3 AP", "C4 AP"], "toggles.png": ["mp-every less mp-first"]}
+    middle, interval = drawn["toggles.png"].axes[0].lines[1::-1]
+    assert list(middle.get_xdata()) == [2.0], "in multiples of the smallest effect that matters"
+    assert list(interval.get_xdata()) == [1.0, 3.0]
