@@ -10,8 +10,6 @@ from experiments.suites.ablations import MASK2FORMER, MP_FORMER
 from experiments.suites.rows import Row, suite
 
 SHAPES: dict[str, Any] = {"evaluation.val_images": 250}
-SEEDS = {"mini": tuple(range(5))}
-COLUMNS = ("AP", "PQ", "mIoU", "mIoU-L", "jump-rate-late", "Util")
 
 
 def _steps(count: int) -> dict[str, Any]:
@@ -23,19 +21,20 @@ def _shapes_alone(dataset: str) -> str:
     return "" if dataset == "shapes" else "the further hypotheses are tested on shapes"
 
 
+_COMMON: dict[str, Any] = {
+    "columns": ("AP", "PQ", "mIoU", "mIoU-L", "jump-rate-late", "Util"),
+    "settings": _steps(1400),
+    "seeds": {"mini": tuple(range(5))},
+    "not_applicable": _shapes_alone,
+}
+
+
 def _piloted(label: str, **toggles: Any) -> Row:
     changed = {f"toggles.{name}": value for name, value in toggles.items()}
     return Row(label.replace(" ", "-"), label, {**SHAPES, **MP_FORMER, **changed})
 
 
-@suite(
-    title="How far guidance reaches, and how true it is",
-    baseline="mask2former",
-    columns=COLUMNS,
-    settings=_steps(1400),
-    seeds=SEEDS,
-    not_applicable=_shapes_alone,
-)
+@suite(title="How far guidance reaches, and how true it is", baseline="mask2former", **_COMMON)
 def further_guidance(scale: str, dataset: str) -> Iterator[Row]:
     """Hypothesis 2; of its runs only those with two guided layers are of no suite of the protocol."""
     yield Row("mask2former", "Mask2Former", {**SHAPES, **MASK2FORMER})
@@ -46,14 +45,7 @@ def further_guidance(scale: str, dataset: str) -> Iterator[Row]:
         yield _piloted(f"point noise {noise:g}", point_noise=noise)
 
 
-@suite(
-    title="Half the iterations of a short and of a longer training",
-    baseline="mask2former",
-    columns=COLUMNS,
-    settings=_steps(1400),
-    seeds=SEEDS,
-    not_applicable=_shapes_alone,
-)
+@suite(title="Half the iterations of a short and of a longer training", baseline="mask2former", **_COMMON)
 def further_length(scale: str, dataset: str) -> Iterator[Row]:
     """Hypotheses 3 and 6; Mask2Former with 700 and with 2,800 steps is of no suite of the protocol."""
     plain, piloted = {**SHAPES, **MASK2FORMER}, {**SHAPES, **MP_FORMER}
@@ -67,14 +59,7 @@ def further_length(scale: str, dataset: str) -> Iterator[Row]:
 COARSE: dict[str, Any] = {"model.attention_strides": (32, 16, 8), "model.size_divisibility": 32}
 
 
-@suite(
-    title="Attention at strides that hold fewer of the objects",
-    baseline="mask2former",
-    columns=COLUMNS,
-    settings=_steps(1400),
-    seeds=SEEDS,
-    not_applicable=_shapes_alone,
-)
+@suite(title="Attention at strides that hold fewer of the objects", baseline="mask2former", **_COMMON)
 def further_strides(scale: str, dataset: str) -> Iterator[Row]:
     """Hypothesis 5; its first two rows are runs of the headline."""
     plain, piloted = {**SHAPES, **MASK2FORMER}, {**SHAPES, **MP_FORMER}
@@ -84,14 +69,7 @@ def further_strides(scale: str, dataset: str) -> Iterator[Row]:
     yield Row("mp-former-coarse", "MP-Former, strides 32, 16, 8", {**piloted, **COARSE})
 
 
-@suite(
-    title="Piloting without noise and without labels",
-    baseline="mp-former",
-    columns=COLUMNS,
-    settings=_steps(1400),
-    seeds=SEEDS,
-    not_applicable=_shapes_alone,
-)
+@suite(title="Piloting without noise and without labels", baseline="mp-former", **_COMMON)
 def further_bare(scale: str, dataset: str) -> Iterator[Row]:
     """Hypothesis 7; only the last row is of no suite of the protocol."""
     yield Row("mp-former", "MP-Former, as the paper has it", {**SHAPES, **MP_FORMER})

@@ -38,7 +38,8 @@ class Hypothesis:
         """*supported*, *refuted* or *undecided*."""
         corrected, least = holm({said: test.p for said, test in found.items()}), smallest(self.metric, SET)
         if self.nothing:
-            inside = [max(abs(test.low or 0), abs(test.high or 0)) < least for test in found.values() if test.n > 1]
+            intervals = [(test.low, test.high) for test in found.values()]
+            inside = [low is not None and high is not None and -least < low and high < least for low, high in intervals]
             told = any(p is not None and p < 0.05 for p in corrected.values())
             return "supported" if inside == [True] * len(self.predicted) else "refuted" if told else "undecided"
         verdicts = [claim_verdict(test, corrected[said], least) for said, test in found.items()]

@@ -65,6 +65,8 @@ def test_that_nothing_matters_goes_by_the_interval(low: float, high: float, p: f
     assert one.nothing
     (name,) = one.predicted
     assert one.outcome({name: PairedTest((low + high) / 2, 5, low, high, p=p)}) == said
+    assert one.outcome({name: PairedTest(0.1, 2, None, None, p=None)}) == "undecided", "two pairs have no interval"
+    assert one.outcome({}) == "undecided"
 
 
 def test_a_contrast_is_of_the_seeds_that_all_its_rows_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
