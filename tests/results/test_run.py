@@ -70,7 +70,7 @@ def test_the_sets_can_be_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(run, "mpformer", lambda *words: said.append(words))
     monkeypatch.setattr(run, "check_commit", lambda _: None)
     monkeypatch.setattr(run, "missing_sets", lambda _: {"facades": "a way to get it"})
-    monkeypatch.setattr(run, "undecided", lambda _: ["shapes", "nuclei"])
+    monkeypatch.setattr(run, "undecided", lambda _: [(run.HEADLINE, "shapes"), (run.HEADLINE, "nuclei")])
 
     def launched(*sets: str) -> set[tuple[str, str]]:
         said.clear()
@@ -83,17 +83,19 @@ def test_the_sets_can_be_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_whole_headline_that_is_underpowered_gets_more_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def answer(name: str, verdict: str, claim: str = "C1", *, still: bool = False) -> SimpleNamespace:
-        of = SimpleNamespace(suite=run.HEADLINE)
-        return SimpleNamespace(of=of, set=name, claim=claim, verdict=verdict, open=still)
+    def answer(name: str, verdict: str, claim: str = "C1", *, n: int = 8, suite: str = run.HEADLINE) -> SimpleNamespace:
+        return SimpleNamespace(of=SimpleNamespace(suite=suite), set=name, claim=claim, verdict=verdict, n=n)
 
     found = [
         *(answer("shapes", "seen"), answer("shapes", "underpowered", "C3"), answer("shapes", "underpowered", "C8")),
-        *(answer("nuclei", "seen"), answer("nuclei", "underpowered", "C8")),
-        *(answer("facades", "underpowered"), answer("facades", "not run yet", "C3", still=True)),
+        *(answer("nuclei", "seen"), answer("nuclei", "underpowered", "C8"), answer("nuclei", "not applicable", n=0)),
+        *(answer("facades", "underpowered"), answer("facades", "not run yet", "C3", n=0)),
+        answer("shapes", "underpowered", suite=run.BACKBONE),
     ]
     monkeypatch.setattr("answers.answers", lambda _: found)
-    assert run.undecided(Store(tmp_path)) == ["shapes"]
+    assert run.undecided(Store(tmp_path)) == [(run.HEADLINE, "shapes"), (run.BACKBONE, "shapes")]
+    found[:] = [answer("nuclei", "seen", n=10), answer("facades", "underpowered", n=7)]
+    assert run.undecided(Store(tmp_path)) == [(run.HEADLINE, "nuclei")], "what was begun with more seeds ends with all"
 
 
 def test_a_request_to_stop_reaches_the_command_and_ends_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
