@@ -234,8 +234,8 @@ def _by_set(found: Sequence[Answer]) -> str:
 _SHOWN: Mapping[str, str] = {
     "effects.png": "The claims' comparisons on each set, in multiples of the smallest effect that matters: squares are "
     "means over seeds, lines 95 % intervals; right of 0 is what the paper claims.",
-    "toggles.png": "Claim C7: one row of a suite less another one, in multiples of the smallest effect that matters "
-    "(AP; on facades PQ); right of 0 is what the paper claims.",
+    "toggles.png": "Claim C7, toggle by toggle, in multiples of the smallest effect that matters (AP; on facades PQ): "
+    "+ is a component added to the row above, MP-Former the paper's setting; right of 0 is what the paper claims.",
     **{f"jumps-{name}.png": f"{name}: an object by rule, layer by layer; every object as a line." for name in SETS},
     **{
         f"layers-{name}.png": f"{name}: consistency of each layer beside the quality of the same layer."

@@ -31,7 +31,7 @@ def draw(kept: "Kept", answers: "Sequence[Answer]", out: Path) -> None:
         save(effects(claimed, lambda a: f"{a.claim} {a.of.metric.name}"), out / "effects.png")
     toggles = [a for a in tested if a.claim == "C7"]
     if toggles:
-        save(effects(toggles, lambda a: f"{a.of.row} less {a.of.against}"), out / "toggles.png")
+        save(effects(toggles, lambda a: toggle(kept, a)), out / "toggles.png")
     for name in SETS:
         report = kept.report(kept.headline, name)
         if report is not None and any(row.done for row in report.rows):
@@ -39,6 +39,16 @@ def draw(kept: "Kept", answers: "Sequence[Answer]", out: Path) -> None:
             picture = jumps(report, images=name == DRAWN)
             if picture is not None:
                 save(picture, out / f"jumps-{name}.png")
+
+
+def toggle(kept: "Kept", answer: "Answer") -> str:
+    """A comparison in its rows' own words: "+ point noise", or "MP-Former less guided first"."""
+    report = kept.report(answer.of.suite, answer.set)
+    labels = {row.name: row.label for row in report.rows} if report else {}
+    mine, theirs = (labels[name].split(",")[0] for name in (answer.of.row, answer.of.against))
+    if theirs.startswith(f"{mine} "):
+        theirs = f"one {theirs.removeprefix(f'{mine} ')}"
+    return mine if mine.startswith("+") else f"{mine} less {theirs}"
 
 
 def save(figure: "Figure", path: Path) -> None:
@@ -56,9 +66,10 @@ def effects(answers: "Sequence[Answer]", said: "Callable[[Answer], str]") -> "Fi
     """
     answers = sorted(answers, key=lambda answer: answer.claim)
     sets = [name for name in SETS if any(a.set == name for a in answers)]
-    most = max(sum(a.set == name for a in answers) for name in sets)
+    lines = [sum(a.set == name for a in answers) for name in sets]
     margins = Margins(left=2.15, right=0.8, top=0.35, bottom=0.5)
-    figure, axes = new_figure(len(sets), 1, width=5.6, height=0.85 + 0.2 * most, margins=margins)
+    height, shares = 0.85 + 0.2 * sum(lines) / len(lines), {"height_ratios": lines}
+    figure, axes = new_figure(len(sets), 1, width=5.6, height=height, margins=margins, gridspec_kw=shares)
     for axis, name in zip(axes, sets, strict=True):
         shown = [(answer, answer.test) for answer in answers if answer.set == name and answer.test is not None]
         colour = look(SETS.index(name))["color"]

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pictures
@@ -42,10 +43,33 @@ def test_toggles_stand_in_a_figure_of_their_own(monkeypatch: pytest.MonkeyPatch,
         answer("C3", "study-backbone", "mp-former"),
     ]
     kept, drawn = Kept(tmp_path), {}
+    rows = [
+        SimpleNamespace(name="mp-first", label="+ MP queries"),
+        SimpleNamespace(name="mp-every", label="+ guidance"),
+    ]
+    components = SimpleNamespace(rows=rows)
+    monkeypatch.setattr(kept, "report", lambda suite, _: components if suite == "study-components" else None)
     monkeypatch.setattr(pictures, "save", lambda figure, path: drawn.update({path.name: figure}))
     pictures.draw(kept, found, tmp_path / "figures")
     names = {name: [label.get_text() for label in drawn[name].axes[0].get_yticklabels()] for name in drawn}
-    assert names == {"effects.png": ["C3 AP", "C4 AP"], "toggles.png": ["mp-every less mp-first"]}
+    assert names == {"effects.png": ["C3 AP", "C4 AP"], "toggles.png": ["+ guidance"]}
     middle, interval = drawn["toggles.png"].axes[0].lines[1::-1]
     assert list(middle.get_xdata()) == [2.0], "in multiples of the smallest effect that matters"
     assert list(interval.get_xdata()) == [1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("row", "against", "said"),
+    [
+        ("paper", "plain", "MP-Former less Mask2Former"),
+        ("point", "paper", "+ point noise"),
+        ("paper", "off", "MP-Former less one without positions"),
+    ],
+)
+def test_a_toggle_is_called_by_its_rows_labels(row: str, against: str, said: str) -> None:
+    labels = {"plain": "Mask2Former", "paper": "MP-Former, as the paper has it", "point": "+ point noise"}
+    labels["off"] = "MP-Former without positions"
+    report = SimpleNamespace(rows=[SimpleNamespace(name=name, label=label) for name, label in labels.items()])
+    of = Comparison("a suite", row, against, AP, 1.0)
+    kept: Any = SimpleNamespace(report=lambda suite, _: report if suite == of.suite else None)
+    assert pictures.toggle(kept, Answer("C7", "shapes", of, 5)) == said
