@@ -45,10 +45,13 @@ def toggle(kept: "Kept", answer: "Answer") -> str:
     """A comparison in its rows' own words: "+ point noise", or "MP-Former less guided first"."""
     report = kept.report(answer.of.suite, answer.set)
     labels = {row.name: row.label for row in report.rows} if report else {}
-    mine, theirs = (labels[name].split(",")[0] for name in (answer.of.row, answer.of.against))
+    row = labels[answer.of.row]
+    if row.startswith("+"):
+        return row
+    mine, theirs = row.split(",")[0], labels[answer.of.against].split(",")[0]
     if theirs.startswith(f"{mine} "):
         theirs = f"one {theirs.removeprefix(f'{mine} ')}"
-    return mine if mine.startswith("+") else f"{mine} less {theirs}"
+    return f"{mine} less {theirs}"
 
 
 def save(figure: "Figure", path: Path) -> None:

@@ -62,13 +62,13 @@ def test_toggles_stand_in_a_figure_of_their_own(monkeypatch: pytest.MonkeyPatch,
     ("row", "against", "said"),
     [
         ("paper", "plain", "MP-Former less Mask2Former"),
-        ("point", "paper", "+ point noise"),
+        ("first", "plain", "+ MP queries, guided in the first layer"),
         ("paper", "off", "MP-Former less one without positions"),
     ],
 )
 def test_a_toggle_is_called_by_its_rows_labels(row: str, against: str, said: str) -> None:
-    labels = {"plain": "Mask2Former", "paper": "MP-Former, as the paper has it", "point": "+ point noise"}
-    labels["off"] = "MP-Former without positions"
+    labels = {"plain": "Mask2Former", "paper": "MP-Former, as the paper has it", "off": "MP-Former without positions"}
+    labels["first"] = "+ MP queries, guided in the first layer"
     report = SimpleNamespace(rows=[SimpleNamespace(name=name, label=label) for name, label in labels.items()])
     of = Comparison("a suite", row, against, AP, 1.0)
     kept: Any = SimpleNamespace(report=lambda suite, _: report if suite == of.suite else None)
